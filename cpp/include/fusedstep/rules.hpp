@@ -1,0 +1,63 @@
+// The rules and their hyperparameters, as plain values in double: what a caller sets.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+namespace fusedstep {
+
+enum class MomentumForm : std::uint8_t { torch, tf };
+
+enum class RpropVariant : std::uint8_t { rprop_minus, rprop_plus, irprop_minus, irprop_move, irprop_plus };
+
+/// v <- alpha v + (1 - alpha) g^2;  p <- p - lr g / (sqrt(v) + eps).        Hinton, lecture 6e; centred: Graves 2013
+struct RMSprop {
+  double lr = 1e-2;
+  double alpha = 0.9;
+  double eps = 1e-8;
+  bool eps_inside_sqrt = false;
+  bool centered = false;
+  double momentum = 0.0;
+  bool nesterov = false;
+  MomentumForm momentum_form = MomentumForm::torch;
+  bool bias_correction = false;
+  double weight_decay = 0.0;
+  bool decoupled_weight_decay = false;
+  bool maximize = false;
+};
+
+/// s <- s + g^2;  p <- p - lr / (1 + (t - 1) lr_decay) g / (sqrt(s) + eps).                Duchi, Hazan & Singer 2011
+struct Adagrad {
+  double lr = 1e-2;
+  double eps = 1e-10;
+  bool eps_inside_sqrt = false;
+  double lr_decay = 0.0;
+  double weight_decay = 0.0;
+  bool decoupled_weight_decay = false;
+  bool maximize = false;
+};
+
+/// D <- clip(D eta+ or D eta-, lo, hi);  p <- p - sign(g) D.        Riedmiller & Braun 1993; Igel & Husken 2000, 2003
+struct Rprop {
+  double lr = 1e-2;
+  double etas[2] = {0.5, 1.2};
+  double step_sizes[2] = {1e-6, 50.0};
+  RpropVariant variant = RpropVariant::rprop_minus;
+  bool loss_increased = false;
+  double weight_decay = 0.0;
+  bool decoupled_weight_decay = false;
+  bool maximize = false;
+};
+
+// What is done to a gradient, and by decoupled decay to its parameter, before any rule: the same for every rule.
+struct Prologue {
+  double unscale = 1.0;
+  double clip_value = std::numeric_limits<double>::infinity();
+  double clip_coef = 1.0;
+  double lr = 0.0;
+  double weight_decay = 0.0;
+  bool decoupled_weight_decay = false;
+  bool maximize = false;
+};
+
+}  // namespace fusedstep

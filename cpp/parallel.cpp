@@ -1,0 +1,241 @@
+#include "parallel.hpp"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <charconv>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <system_error>
+#include <thread>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace fusedstep {
+namespace {
+
+#if defined(__x86_64__)
+constexpr std::uint64_t default_state = 0x1f80;  // all exceptions masked, round to nearest, denormals kept
+std::uint64_t floating_point_state() { return _mm_getcsr(); }
+void set_floating_point_state(std::uint64_t state) { _mm_setcsr(static_cast<unsigned>(state)); }
+void relax() { _mm_pause(); }
+#elif defined(__aarch64__)
+constexpr std::uint64_t default_state = 0;
+std::uint64_t floating_point_state() {
+  std::uint64_t state;
+  asm volatile("mrs %0, fpcr" : "=r"(state));
+  return state;
+}
+void set_floating_point_state(std::uint64_t state) { asm volatile("msr fpcr, %0" ::"r"(state)); }
+void relax() { asm volatile("yield"); }
+#else
+#error "fusedstep sets the floating-point state by hand: add this processor's register here"
+#endif
+
+constexpr int max_threads = 256;
+
+// After a job a worker watches for the next one for about this many pauses (some tens of microseconds), then sleeps.
+constexpr int watchful_pauses = 2000;
+
+int processors() {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
+  return std::clamp(CPU_COUNT(&set), 1, max_threads);
+}
+
+class Pool {
+ public:
+  bool asleep() const { return sleepers_.load(std::memory_order_relaxed) > 0 || workers_ == 0; }
+
+  // False, and nothing is done, if another thread is using the pool.
+  bool run(std::int64_t units, std::int64_t grain, int threads, Body body) {
+    std::unique_lock in_use(in_use_, std::try_to_lock);
+    if (!in_use.owns_lock()) return false;
+    grow(threads - 1);
+
+    body_ = body;
+    grain_ = grain;
+    threads_ = threads;
+    const std::int64_t pieces = (units + grain - 1) / grain;
+    for (int k = 0; k < threads; ++k) {
+      slices_[k].next.store(pieces * k / threads * grain, std::memory_order_relaxed);
+      slices_[k].end = std::min(units, pieces * (k + 1) / threads * grain);
+    }
+
+    state_.store(open, std::memory_order_release);
+    epoch_.fetch_add(1, std::memory_order_seq_cst);
+    if (sleepers_.load(std::memory_order_seq_cst) > 0) epoch_.notify_all();
+    work(0);
+    // No worker that comes late may enter; those that are inside finish their piece.
+    state_.fetch_and(~open, std::memory_order_acq_rel);
+    while (state_.load(std::memory_order_acquire) != 0) relax();
+    return true;
+  }
+
+ private:
+  static constexpr std::uint32_t open = 1u << 31;  // the low bits count the workers inside
+
+  // Each thread works through a slice of its own, then helps with the others: a thread that sleeps or is held up costs
+  // no more than its own absence.
+  struct alignas(64) Slice {
+    std::atomic<std::int64_t> next{0};
+    std::int64_t end = 0;
+  };
+
+  void work(int first) {
+    for (int k = 0; k < threads_; ++k) {
+      Slice& slice = slices_[(first + k) % threads_];
+      for (;;) {
+        if (slice.next.load(std::memory_order_relaxed) >= slice.end) break;
+        const std::int64_t begin = slice.next.fetch_add(grain_, std::memory_order_relaxed);
+        if (begin >= slice.end) break;
+        body_.run(body_.context, begin, std::min(begin + grain_, slice.end));
+      }
+    }
+  }
+
+  void grow(int workers) {
+    workers = std::min(workers, max_threads - 1);
+    while (workers_ < workers) {
+      try {
+        std::thread([this, id = workers_ + 1] { live(id); }).detach();
+      } catch (const std::system_error&) {
+        return;  // the system gives no more threads: those that there are do the work
+      }
+      ++workers_;
+    }
+  }
+
+  [[noreturn]] void live(int id) {
+    set_floating_point_state(default_state);
+    for (std::uint32_t seen = 0;;) {
+      seen = await_job(id, seen);
+      if (enter(id)) {
+        work(id);
+        state_.fetch_sub(1, std::memory_order_acq_rel);
+      }
+    }
+  }
+
+  std::uint32_t await_job(int id, std::uint32_t seen) {
+    for (int i = 0; id < processors_ && i < watchful_pauses; ++i) {
+      const std::uint32_t epoch = epoch_.load(std::memory_order_acquire);
+      if (epoch != seen) return epoch;
+      relax();
+    }
+    // Counted as asleep before the last look at the epoch: a job opened in between is either seen or sends a wake-up.
+    sleepers_.fetch_add(1, std::memory_order_seq_cst);
+    epoch_.wait(seen, std::memory_order_seq_cst);
+    sleepers_.fetch_sub(1, std::memory_order_seq_cst);
+    return epoch_.load(std::memory_order_acquire);
+  }
+
+  // Only while the job is open: its description does not change before all that entered have left.
+  bool enter(int id) {
+    std::uint32_t state = state_.load(std::memory_order_acquire);
+    while ((state & open) != 0) {
+      if (!state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel)) continue;
+      if (id < threads_) return true;
+      state_.fetch_sub(1, std::memory_order_acq_rel);
+      return false;
+    }
+    return false;
+  }
+
+  std::mutex in_use_;
+  int workers_ = 0;
+  const int processors_ = processors();
+  Body body_{};
+  std::int64_t grain_ = 1;
+  int threads_ = 1;
+  alignas(64) std::atomic<std::uint32_t> state_{0};
+  alignas(64) std::atomic<std::uint32_t> epoch_{0};
+  std::atomic<std::uint32_t> sleepers_{0};
+  Slice slices_[max_threads];
+};
+
+std::atomic<Pool*> current_pool{nullptr};
+std::atomic<int> chosen_threads{0};
+std::mutex creation;
+
+Pool& pool() {
+  Pool* pool = current_pool.load(std::memory_order_acquire);
+  if (pool != nullptr) return *pool;
+  const std::lock_guard lock(creation);
+  pool = current_pool.load(std::memory_order_acquire);
+  if (pool == nullptr) {
+    static const int registered = pthread_atfork(nullptr, nullptr, [] {
+      // The child has none of the threads, and the locks may be held by threads it does not have: begin anew.
+      current_pool.store(nullptr, std::memory_order_relaxed);
+      new (&creation) std::mutex;
+    });
+    static_cast<void>(registered);
+    pool = new Pool;  // never destroyed: its threads may outlive static destructors
+    current_pool.store(pool, std::memory_order_release);
+  }
+  return *pool;
+}
+
+}  // namespace
+
+DefaultFloatingPoint::DefaultFloatingPoint() : callers_(floating_point_state()) {
+  if (callers_ != default_state) set_floating_point_state(default_state);
+}
+
+DefaultFloatingPoint::~DefaultFloatingPoint() { set_floating_point_state(callers_); }
+
+int default_num_threads() {
+  const char* wanted = std::getenv("FUSEDSTEP_NUM_THREADS");
+  if (wanted == nullptr || *wanted == '\0') return processors();
+  int n = 0;
+  const char* end = wanted + std::strlen(wanted);
+  const auto parsed = std::from_chars(wanted, end, n);
+  if (parsed.ec != std::errc() || parsed.ptr != end || n < 1 || n > max_threads) {
+    throw std::invalid_argument("FUSEDSTEP_NUM_THREADS: expected a whole number from 1 to " +
+                                std::to_string(max_threads) + ", got '" + wanted + "'");
+  }
+  return n;
+}
+
+int num_threads() {
+  int n = chosen_threads.load(std::memory_order_relaxed);
+  if (n == 0) {
+    n = default_num_threads();
+    chosen_threads.store(n, std::memory_order_relaxed);
+  }
+  return n;
+}
+
+void set_num_threads(int n) {
+  if (n < 1 || n > max_threads) {
+    throw std::invalid_argument("num_threads: expected a whole number from 1 to " + std::to_string(max_threads) +
+                                ", got " + std::to_string(n));
+  }
+  chosen_threads.store(n, std::memory_order_relaxed);
+}
+
+int threads_for(std::int64_t elements) {
+  constexpr std::int64_t pays_warm = 8192;
+  constexpr std::int64_t pays_asleep = 32768;
+  if (elements < pays_warm) return 1;
+  const int n = num_threads();
+  if (n == 1) return 1;
+  if (elements < pays_asleep && pool().asleep()) return 1;
+  return static_cast<int>(std::min<std::int64_t>(n, elements / (pays_warm / 2)));
+}
+
+void parallel_for(std::int64_t units, std::int64_t grain, int threads, Body body) {
+  if (threads > 1 && units > grain && pool().run(units, grain, threads, body)) return;
+  body.run(body.context, 0, units);
+}
+
+}  // namespace fusedstep

@@ -1,0 +1,42 @@
+// A small pool of threads. Created when first needed, reset in a forked child, asleep when idle.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+namespace fusedstep {
+
+// The threads that a large step may use, the calling one included.
+int num_threads();
+void set_num_threads(int n);
+
+// What FUSEDSTEP_NUM_THREADS says, or the processors that this process may run on. std::invalid_argument if it is set
+// to anything but a positive whole number.
+int default_num_threads();
+
+// A piece of work over units [begin, end), cut anywhere.
+struct Body {
+  void (*run)(const void* context, std::int64_t begin, std::int64_t end);
+  const void* context;
+};
+
+// Runs the body over [0, units) in pieces of `grain`, on up to `threads` threads (the calling one included), and
+// returns when all is done. Another call at the same time, from another thread, runs on its own thread alone.
+void parallel_for(std::int64_t units, std::int64_t grain, int threads, Body body);
+
+// How many threads pay for work on this many elements now: waking a sleeping thread costs more than a waiting one.
+int threads_for(std::int64_t elements);
+
+// IEEE 754 defaults (round to nearest, no flush to zero) while this object lives; the caller's settings afterwards.
+class DefaultFloatingPoint {
+ public:
+  DefaultFloatingPoint();
+  ~DefaultFloatingPoint();
+  DefaultFloatingPoint(const DefaultFloatingPoint&) = delete;
+  DefaultFloatingPoint& operator=(const DefaultFloatingPoint&) = delete;
+
+ private:
+  std::uint64_t callers_;
+};
+
+}  // namespace fusedstep

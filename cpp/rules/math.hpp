@@ -1,0 +1,53 @@
+// The vocabulary of the rules: what plain operators do not say.
+//
+// All of rules/ and the per-instruction-set part of sweep/ stand in an unnamed namespace on purpose: kernels.cpp is
+// compiled once per instruction set, and a symbol that the linker could merge across those objects would bring, say,
+// AVX-512 code into the baseline.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+namespace fusedstep {
+namespace {
+
+inline float sqrt(float x) { return __builtin_sqrtf(x); }
+inline double sqrt(double x) { return __builtin_sqrt(x); }
+
+// Compare and select, in this order: NaN passes through. min and max instructions have NaN rules of their own.
+template <class T>
+inline T clamp(T x, T lo, T hi) {
+  x = x < lo ? lo : x;
+  return x > hi ? hi : x;
+}
+
+template <class T>
+inline T positive_part(T x) {
+  return x < T(0) ? T(0) : x;
+}
+
+// A hyperparameter, rounded once to the compute type. A limit beyond the type's range is its largest finite value.
+template <class T>
+inline T rounded(double x) {
+  return static_cast<T>(x);
+}
+
+template <class T>
+inline T rounded_limit(double x) {
+  const double largest = static_cast<double>(std::numeric_limits<T>::max());
+  return static_cast<T>(x > largest ? largest : x);
+}
+
+// f(true_type) or f(false_type): an option that a rule is composed from at compile time.
+template <class F>
+inline auto choose(bool option, F f) {
+  return option ? f(std::true_type{}) : f(std::false_type{});
+}
+
+// The types of a rule's state streams, in the order of its step().
+template <class... S>
+struct types {};
+
+}  // namespace
+}  // namespace fusedstep

@@ -1,0 +1,99 @@
+// The loops over dense streams: written once for every rule, type and instruction set, vectorised by the compiler.
+#pragma once
+
+#include <cstddef>
+#include <utility>
+
+#include "../rules/math.hpp"
+#include "../rules/prologue.hpp"
+#include "kernel.hpp"
+
+namespace fusedstep {
+namespace {
+
+template <class Coef>
+const Coef& as(const Coefficients& coef) {
+  static_assert(sizeof(Coef) <= sizeof(Coefficients));
+  return *reinterpret_cast<const Coef*>(coef.bytes);
+}
+
+template <class S>
+struct Unused {
+  S value{};
+  operator S&() { return value; }
+};
+
+template <bool used, class S>
+inline decltype(auto) element(S* stream, std::int64_t i) {
+  if constexpr (used) {
+    return (stream[i]);
+  } else {
+    return Unused<S>{};
+  }
+}
+
+// Free functions, not inlined, with restrict on their parameters: as a lambda over local restrict pointers the same loop
+// silently becomes scalar (4.6 times slower).
+template <class Rule, class T, class... S, std::size_t... k>
+[[gnu::noinline]] void update_loop(std::index_sequence<k...>, const typename Rule::template Coef<T> c, std::int64_t n,
+                                   T* __restrict p, const T* __restrict g, S* __restrict... s) noexcept {
+  for (std::int64_t i = 0; i < n; ++i) {
+    Rule::template step<T>(p[i], g[i], element<Rule::uses[k]>(s, i)..., c);
+  }
+}
+
+template <Decay decay, class T>
+[[gnu::noinline]] void prologue_loop(const PrologueCoef<T> c, std::int64_t n, T* __restrict p, const T* __restrict g,
+                                     T* __restrict out) noexcept {
+  for (std::int64_t i = 0; i < n; ++i) {
+    if constexpr (decay == Decay::none) {
+      T unused{};
+      out[i] = prologue<decay>(g[i], unused, c);
+    } else {
+      out[i] = prologue<decay>(g[i], p[i], c);
+    }
+  }
+}
+
+// From here on: the same functions with their types erased, as the table holds them.
+
+template <class Rule, class T>
+struct Erased {
+  using Coef = typename Rule::template Coef<T>;
+
+  template <class Options>
+  static void prepare(const void* options, std::int64_t time, Coefficients& out) noexcept {
+    new (out.bytes) Coef(*static_cast<const Options*>(options), time);
+  }
+
+  static void update(const Coefficients& coef, std::int64_t n, void* const* streams) noexcept {
+    call(typename Rule::template States<T>{}, coef, n, streams);
+  }
+
+  template <class... S>
+  static void call(types<S...>, const Coefficients& coef, std::int64_t n, void* const* streams) noexcept {
+    call(types<S...>{}, std::index_sequence_for<S...>{}, coef, n, streams);
+  }
+
+  template <class... S, std::size_t... k>
+  static void call(types<S...>, std::index_sequence<k...> sequence, const Coefficients& coef, std::int64_t n,
+                   void* const* streams) noexcept {
+    update_loop<Rule, T>(sequence, as<Coef>(coef), n, static_cast<T*>(streams[0]), static_cast<const T*>(streams[1]),
+                         static_cast<S*>(streams[2 + k])...);
+  }
+};
+
+template <Decay decay, class T>
+struct ErasedPrologue {
+  static void prepare(const Prologue& prologue, Coefficients& out) noexcept {
+    new (out.bytes) PrologueCoef<T>(prologue);
+  }
+
+  static void gradient(const Coefficients& coef, std::int64_t n, void* p, const void* g, void* out) noexcept {
+    prologue_loop<decay, T>(as<PrologueCoef<T>>(coef), n, static_cast<T*>(p), static_cast<const T*>(g),
+                            static_cast<T*>(out));
+  }
+};
+
+}  // namespace
+}  // namespace fusedstep

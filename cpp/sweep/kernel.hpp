@@ -1,0 +1,51 @@
+// The kernels as the rest of the library calls them: plain functions over dense streams, one table an instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "../include/fusedstep/rules.hpp"
+
+namespace fusedstep {
+
+enum class DType : std::uint8_t { float32, float64 };
+inline constexpr int dtype_count = 2;
+inline constexpr std::int64_t item_size(DType dtype) { return dtype == DType::float32 ? 4 : 8; }
+
+enum class RuleId : std::uint8_t { rmsprop, adagrad, rprop };
+inline constexpr int rule_count = 3;
+
+// The streams of an update, in this order: parameter, gradient, and the states of the rule (null where not used).
+inline constexpr int max_states = 3;
+inline constexpr int max_streams = 2 + max_states;
+
+// The unit in which arrays are cut: what fits in the first-level cache with all its streams.
+inline constexpr std::int64_t block = 1024;
+
+// Hyperparameters and what is derived from them, rounded to the compute type.
+struct alignas(64) Coefficients {
+  unsigned char bytes[128];
+};
+
+struct Kernel {
+  void (*prepare)(const void* options, std::int64_t time, Coefficients& out) noexcept;
+  void (*update)(const Coefficients& coef, std::int64_t n, void* const* streams) noexcept;
+};
+
+struct PrologueKernel {
+  void (*prepare)(const Prologue& prologue, Coefficients& out) noexcept;
+  void (*gradient)(const Coefficients& coef, std::int64_t n, void* p, const void* g, void* out) noexcept;
+};
+
+// The squares of a block of at most `block` gradients, summed in double in a fixed order, after unscale and clip_value;
+// with `poison`, 0 where all of them are finite before clip_value, NaN where one is not.
+struct NormKernel {
+  double (*sum_of_squares)(const Coefficients& coef, std::int64_t n, const void* g, double& poison) noexcept;
+};
+
+struct Kernels {
+  Kernel (*update[rule_count][dtype_count])(const void* options);
+  PrologueKernel (*prologue[dtype_count])(const Prologue& prologue);
+  NormKernel norm[dtype_count];
+};
+
+}  // namespace fusedstep

@@ -1,0 +1,76 @@
+#include "layout.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+
+namespace fusedstep {
+namespace {
+
+// A run of this many elements repays a kernel call of its own; shorter ones are gathered into a tile.
+constexpr std::int64_t long_run = 128;
+
+std::int64_t tiles(std::int64_t extent, std::int64_t tile) { return (extent + tile - 1) / tile; }
+
+}  // namespace
+
+bool arrange(std::span<const std::int64_t> shape, std::span<const StridedView> views,
+             std::span<const std::int64_t> item_sizes, void** data, Layout& layout) {
+  const std::size_t streams = views.size();
+  for (std::size_t s = 0; s < streams; ++s) data[s] = views[s].data;
+
+  auto& dimensions = layout.dimensions;
+  dimensions.clear();
+  for (std::size_t axis = shape.size(); axis-- > 0;) {
+    if (shape[axis] == 1) continue;
+    Dimension dimension{shape[axis], {}};
+    for (std::size_t s = 0; s < streams; ++s) dimension.stride[s] = views[s].strides == nullptr ? 0 : views[s].strides[axis];
+    if (dimension.stride[0] < 0) {
+      for (std::size_t s = 0; s < streams; ++s) {
+        data[s] = static_cast<char*>(data[s]) + (dimension.extent - 1) * dimension.stride[s];
+        dimension.stride[s] = -dimension.stride[s];
+      }
+    }
+    dimensions.push_back(dimension);
+  }
+  std::stable_sort(dimensions.begin(), dimensions.end(),
+                   [](const Dimension& a, const Dimension& b) { return a.stride[0] < b.stride[0]; });
+
+  std::size_t kept = 0;
+  for (std::size_t i = 1; i < dimensions.size(); ++i) {
+    Dimension& inner = dimensions[kept];
+    const Dimension& outer = dimensions[i];
+    bool together = true;
+    for (std::size_t s = 0; s < streams; ++s) together &= outer.stride[s] == inner.extent * inner.stride[s];
+    if (together) {
+      inner.extent *= outer.extent;
+    } else {
+      dimensions[++kept] = outer;
+    }
+  }
+  if (!dimensions.empty()) dimensions.resize(kept + 1);
+
+  bool dense = true;
+  if (!dimensions.empty()) {
+    for (std::size_t s = 0; s < streams; ++s) dense &= dimensions[0].stride[s] == item_sizes[s];
+  }
+  if (dense && dimensions.size() <= 1) return true;
+
+  while (dimensions.size() < 2) dimensions.push_back({1, {}});
+  const std::int64_t n0 = dimensions[0].extent;
+  const std::int64_t n1 = dimensions[1].extent;
+  layout.in_place = dense && n0 >= long_run;
+  if (layout.in_place) {
+    layout.columns = std::min(n0, block);
+    layout.rows = 1;
+  } else {
+    // About square, so that a stream that runs along the other dimension still meets whole cache lines.
+    layout.columns = std::min<std::int64_t>(n0, 32);
+    layout.rows = std::min(n1, block / layout.columns);
+    layout.columns = std::min(n0, block / layout.rows);
+  }
+  layout.blocks = tiles(n0, layout.columns) * tiles(n1, layout.rows);
+  for (std::size_t i = 2; i < dimensions.size(); ++i) layout.blocks *= dimensions[i].extent;
+  return false;
+}
+
+}  // namespace fusedstep

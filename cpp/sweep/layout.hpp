@@ -1,0 +1,40 @@
+// The order in which the elements of a tensor are walked, when its streams are not all dense in one order.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernel.hpp"
+
+namespace fusedstep {
+
+struct Dimension {
+  std::int64_t extent;
+  std::int64_t stride[max_streams];  // in bytes
+};
+
+// One stream of a tensor as its owner describes it: any strides, in bytes. A stream that is not used has no strides,
+// no data and item size 0.
+struct StridedView {
+  char* data;
+  const std::int64_t* strides;
+};
+
+// Tiles of at most `block` elements over the two innermost dimensions; a dimension that is long and dense in every
+// stream is walked in place, others by way of a dense copy of the tile.
+struct Layout {
+  std::vector<Dimension> dimensions;  // innermost first, at least two
+  std::int64_t columns;               // of a tile
+  std::int64_t rows;
+  bool in_place;
+  std::int64_t blocks;
+};
+
+// Drops dimensions of extent 1, turns those that run backwards in the first stream, sorts by the first stream's strides
+// and merges what is dense together. `data` are the first elements in the new order. True if the walk is flat: one
+// dense run in every stream.
+bool arrange(std::span<const std::int64_t> shape, std::span<const StridedView> views,
+             std::span<const std::int64_t> item_sizes, void** data, Layout& layout);
+
+}  // namespace fusedstep
