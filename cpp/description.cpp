@@ -40,6 +40,7 @@ constexpr State rmsprop_states[] = {
 };
 bool uses(const RMSprop& o, int state) { return state == 0 || (state == 1 ? o.centered : o.momentum != 0); }
 bool uses_time(const RMSprop& o) { return o.bias_correction; }
+bool needs_loss(const RMSprop&) { return false; }
 std::string conflict(const RMSprop& o) {
   if (o.nesterov && o.momentum == 0) return "nesterov=True needs momentum > 0, got momentum=0.0";
   if (o.bias_correction && o.alpha == 1) return "bias correction needs alpha < 1, got alpha=1.0";
@@ -53,6 +54,7 @@ constexpr Field adagrad_fields[] = {
 constexpr State adagrad_states[] = {{"square_sum", Storage::as_parameter}};
 bool uses(const Adagrad&, int) { return true; }
 bool uses_time(const Adagrad& o) { return o.lr_decay != 0; }
+bool needs_loss(const Adagrad&) { return false; }
 std::string conflict(const Adagrad&) { return {}; }
 
 constexpr Field rprop_fields[] = {
@@ -66,6 +68,7 @@ constexpr Field rprop_fields[] = {
 constexpr State rprop_states[] = {{"step_size", Storage::as_parameter}, {"prev_sign", Storage::int8}};
 bool uses(const Rprop&, int) { return true; }
 bool uses_time(const Rprop&) { return false; }
+bool needs_loss(const Rprop& o) { return o.variant == RpropVariant::irprop_plus; }
 
 std::string text(double x) {
   char digits[32];
@@ -89,6 +92,7 @@ constexpr Description describe(const char* name, std::span<const Field> fields, 
       .states = states,
       .uses = [](const void* o, int state) { return uses(*static_cast<const Rule*>(o), state); },
       .uses_time = [](const void* o) { return uses_time(*static_cast<const Rule*>(o)); },
+      .needs_loss = [](const void* o) { return needs_loss(*static_cast<const Rule*>(o)); },
       .prologue =
           [](const void* options) {
             const auto& o = *static_cast<const Rule*>(options);

@@ -34,6 +34,9 @@ struct Field {
 };
 
 enum class Storage : std::uint8_t { as_parameter, int8 };
+inline constexpr std::int64_t stored_size(Storage storage, DType parameter) {
+  return storage == Storage::int8 ? 1 : item_size(parameter);
+}
 
 struct State {
   const char* name;
@@ -49,6 +52,7 @@ struct Description {
   std::span<const State> states;
   bool (*uses)(const void* options, int state);
   bool (*uses_time)(const void* options);  // whether the step count enters the formula
+  bool (*needs_loss)(const void* options);  // whether the formula asks if the loss rose
   Prologue (*prologue)(const void* options);
   std::string (*conflict)(const void* options);  // what is wrong between two fields; empty: nothing
 

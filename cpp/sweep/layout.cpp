@@ -11,12 +11,27 @@ constexpr std::int64_t long_run = 128;
 
 std::int64_t tiles(std::int64_t extent, std::int64_t tile) { return (extent + tile - 1) / tile; }
 
+// The common case, found without allocating.
+bool all_c_contiguous(std::span<const std::int64_t> shape, std::span<const StridedView> views,
+                      std::span<const std::int64_t> item_sizes) {
+  for (std::size_t s = 0; s < views.size(); ++s) {
+    if (views[s].strides == nullptr) continue;
+    std::int64_t dense = item_sizes[s];
+    for (std::size_t axis = shape.size(); axis-- > 0; dense *= shape[axis]) {
+      if (shape[axis] != 1 && views[s].strides[axis] != dense) return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 bool arrange(std::span<const std::int64_t> shape, std::span<const StridedView> views,
              std::span<const std::int64_t> item_sizes, void** data, Layout& layout) {
   const std::size_t streams = views.size();
   for (std::size_t s = 0; s < streams; ++s) data[s] = views[s].data;
+
+  if (all_c_contiguous(shape, views, item_sizes)) return true;
 
   auto& dimensions = layout.dimensions;
   dimensions.clear();

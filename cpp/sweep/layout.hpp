@@ -9,6 +9,8 @@
 
 namespace fusedstep {
 
+inline constexpr std::size_t max_dimensions = 64;  // NumPy's
+
 struct Dimension {
   std::int64_t extent;
   std::int64_t stride[max_streams];  // in bytes

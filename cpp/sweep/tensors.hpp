@@ -11,7 +11,6 @@ namespace fusedstep {
 
 // What is to be done to the tensors of one group and type.
 struct Work {
-  DType dtype;
   std::int64_t item_size[max_streams];  // 0: stream not used
   Kernel kernel;
   Coefficients coefficients;

@@ -1,0 +1,35 @@
+// NumPy arrays, borrowed: never converted, never copied.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include "../border.hpp"
+#include "../description.hpp"
+
+namespace fusedstep::bind {
+
+namespace py = pybind11;
+
+enum class Element : std::uint8_t { float32, float64, int8 };
+
+inline DType dtype_of(Element element) { return element == Element::float32 ? DType::float32 : DType::float64; }
+inline Element element_of(DType dtype) { return dtype == DType::float32 ? Element::float32 : Element::float64; }
+
+struct Borrowed {
+  Array array;
+  Element element;
+};
+
+// A parameter: float32 or float64. Raises TypeError (not an array, dtype, byte order) or ValueError (read-only,
+// misaligned), with the label, what was found and what to do. The array must outlive what is returned.
+Borrowed borrow_parameter(py::handle object, const Label& label);
+
+// An array of one element type, written or only read.
+Array borrow(py::handle object, const Label& label, Element element, bool written);
+
+// The quick look at an array that was accepted before: same place, shape, strides and type, and as writable as before.
+bool unchanged(PyObject* object, Element element, const char* data, std::span<const std::int64_t> shape,
+               const std::int64_t* strides, bool written);
+
+}  // namespace fusedstep::bind

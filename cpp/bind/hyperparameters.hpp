@@ -1,0 +1,41 @@
+// Python values -> hyperparameters, by the description of a rule.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "../description.hpp"
+
+namespace fusedstep::bind {
+
+namespace py = pybind11;
+
+// TypeError unless the value is a real number (an int, a float, a NumPy scalar; no bool, str or array).
+double real(py::handle value, const char* name);
+bool flag(py::handle value, const char* name);
+
+// Writes a value into the options. TypeError for its type, ValueError for its range.
+void set_field(const Field& field, py::handle value, void* options);
+py::object get_field(const Field& field, const void* options);
+
+void set_flag(const Description& rule, const char* name, bool value, void* options);
+
+// Runs f as the body of a function of the C API: a C++ exception becomes a Python exception.
+template <class F>
+PyObject* raising(F f) {
+  try {
+    return f();
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const py::builtin_exception& error) {
+    error.set_error();
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  } catch (const std::invalid_argument& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
+}
+
+}  // namespace fusedstep::bind

@@ -1,0 +1,94 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "../dispatch.hpp"
+#include "../parallel.hpp"
+#include "arrays.hpp"
+#include "functional.hpp"
+#include "hyperparameters.hpp"
+#include "plan.hpp"
+#include "rules_by_name.hpp"
+
+namespace py = pybind11;
+
+namespace fusedstep::bind {
+namespace {
+
+// Types, ranges and what does not go together, before anything is made of it.
+void check_hyperparameters(const std::string& rule_name, const py::dict& values) {
+  const Description& rule = description(rule_by_name(rule_name));
+  Options options;
+  rule.construct(options.bytes);
+  for (const auto& [key, value] : values) {
+    const auto name = key.cast<std::string>();
+    const Field* field = rule.field(name.c_str());
+    if (field == nullptr) throw py::type_error("'" + name + "' is no hyperparameter of " + rule_name);
+    set_field(*field, value, options.bytes);
+  }
+  check(rule, options.bytes);
+}
+
+// The names of the states that these hyperparameters use.
+std::vector<std::string> used_states(const std::string& rule_name, const py::dict& values) {
+  const Description& rule = description(rule_by_name(rule_name));
+  Options options;
+  rule.construct(options.bytes);
+  for (const auto& [key, value] : values) {
+    if (const Field* field = rule.field(key.cast<std::string>().c_str())) set_field(*field, value, options.bytes);
+  }
+  std::vector<std::string> names;
+  for (std::size_t s = 0; s < rule.states.size(); ++s) {
+    if (rule.uses(options.bytes, static_cast<int>(s))) names.emplace_back(rule.states[s].name);
+  }
+  return names;
+}
+
+// {rule: {"fields": {name: default}, "states": {name: "parameter" | "int8"}}}
+py::dict rules() {
+  py::dict all;
+  for (int r = 0; r < rule_count; ++r) {
+    const Description& rule = description(static_cast<RuleId>(r));
+    Options options;
+    rule.construct(options.bytes);
+    py::dict fields;
+    for (const Field& field : rule.fields) fields[field.name] = get_field(field, options.bytes);
+    py::dict states;
+    for (const State& state : rule.states) {
+      states[state.name] = state.storage == Storage::int8 ? "int8" : "parameter";
+    }
+    py::dict entry;
+    entry["fields"] = fields;
+    entry["states"] = states;
+    all[rule.name] = entry;
+  }
+  return all;
+}
+
+}  // namespace
+}  // namespace fusedstep::bind
+
+PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
+  using namespace fusedstep;
+  module.attr("version") = FUSEDSTEP_VERSION;
+  module.attr("compiler") = FUSEDSTEP_COMPILER;
+  module.attr("flags") = FUSEDSTEP_FLAGS;
+  module.def("isa", &isa);
+  module.def("compiled_isas", &compiled_isas);
+  module.def("available_isas", &available_isas);
+  module.def("force_isa", [](const std::string& name) { force_isa(name); }, py::arg("name"));
+  module.def("num_threads", &num_threads);
+  module.def("set_num_threads", &set_num_threads, py::arg("n"));
+  module.def("default_num_threads", &default_num_threads);
+  module.def("rules", &bind::rules);
+  module.def("check_hyperparameters", &bind::check_hyperparameters, py::arg("rule"), py::arg("values"));
+  module.def(
+      "check_parameter",
+      [](py::handle array, const std::string& name, int group) {
+        bind::borrow_parameter(array, Label{"", &name, group});
+      },
+      py::arg("array"), py::arg("name"), py::arg("group"));
+  module.def("used_states", &bind::used_states, py::arg("rule"), py::arg("values"));
+  module.def("make_function", &bind::make_function, py::arg("rule"), py::arg("name"), py::arg("documentation"),
+             py::arg("parameters"), py::arg("positional"));
+  bind::register_plan(module);
+}

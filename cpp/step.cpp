@@ -1,0 +1,348 @@
+#include "step.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+
+#include "dispatch.hpp"
+#include "parallel.hpp"
+
+namespace fusedstep {
+namespace {
+
+// Blocks that a thread takes at a time.
+constexpr std::int64_t grain = 32;
+
+// What a tensor costs beside its elements, in elements.
+constexpr std::int64_t tensor_overhead = 32;
+
+template <class F>
+Body body(const F& f) {
+  return {[](const void* context, std::int64_t begin, std::int64_t end) { (*static_cast<const F*>(context))(begin, end); },
+          &f};
+}
+
+std::int64_t norm_blocks(std::int64_t size) { return (size + block - 1) / block; }
+
+// Neighbours added in pairs, again and again: a tree whose shape depends on the number of summands alone.
+double tree_sum(std::vector<double>& x) {
+  std::size_t n = x.size();
+  if (n == 0) return 0.0;
+  for (; n > 1; n = (n + 1) / 2) {
+    for (std::size_t i = 0; i < n / 2; ++i) x[i] = x[2 * i] + x[2 * i + 1];
+    if (n % 2 != 0) x[n / 2] = x[n - 1];
+  }
+  return x[0];
+}
+
+Work make_work(RuleId rule, const void* options, std::int64_t time, DType dtype, const StepOptions& step,
+               double clip_coef) {
+  const Description& about = description(rule);
+  const Kernels& table = kernels();
+  const auto d = static_cast<std::size_t>(dtype);
+  Work work;
+  work.item_size[0] = work.item_size[1] = item_size(dtype);
+  for (std::size_t s = 0; s < max_states; ++s) {
+    const bool used = s < about.states.size() && about.uses(options, static_cast<int>(s));
+    work.item_size[2 + s] = used ? stored_size(about.states[s].storage, dtype) : 0;
+  }
+  work.kernel = table.update[static_cast<std::size_t>(rule)][d](options);
+  work.kernel.prepare(options, time, work.coefficients);
+
+  Prologue prologue = about.prologue(options);
+  prologue.unscale = 1.0 / step.grad_scale;
+  if (step.clip_value != 0) prologue.clip_value = step.clip_value;
+  prologue.clip_coef = clip_coef;
+  const bool idle = prologue.unscale == 1.0 && step.clip_value == 0 && clip_coef == 1.0 && prologue.weight_decay == 0 &&
+                    !prologue.maximize;
+  work.prologue = idle ? PrologueKernel{} : table.prologue[d](prologue);
+  if (!idle) work.prologue.prepare(prologue, work.prologue_coefficients);
+  work.zero_gradient = step.zero_grads;
+  return work;
+}
+
+}  // namespace
+
+Plan::Plan(RuleId rule, bool named_groups)
+    : rule_(rule), description_(description(rule)), named_groups_(named_groups) {}
+
+void Plan::add(std::string name, int group, DType dtype, const Array& parameter, std::span<const Array> states,
+               std::int64_t time) {
+  Member& member = members_.emplace_back();
+  member.name = std::move(name);
+  member.group = group;
+  member.dtype = dtype;
+  member.time = time;
+  const auto own = [&](const Array& array, const char* role) {
+    Array mine = array;
+    const auto& shape = strides_.emplace_back(array.shape.begin(), array.shape.end());
+    const auto& strides = strides_.emplace_back(array.strides, array.strides + array.shape.size());
+    mine.shape = shape;
+    mine.strides = strides.data();
+    mine.label = {role, &member.name, named_groups_ ? group : -1};
+    return mine;
+  };
+  member.parameter = own(parameter, "");
+  check_distinct_elements(member.parameter);
+  for (std::size_t s = 0; s < states.size(); ++s) {
+    if (states[s].data == nullptr) continue;
+    member.states[s] = own(states[s], description_.states[s].name);
+    check_shape(member.states[s], member.parameter);
+    check_distinct_elements(member.states[s]);
+  }
+  elements_ += parameter.size();
+  member.gradient.strides = strides_.emplace_back(parameter.shape.size());
+}
+
+void Plan::bind() {
+  std::vector<Array> written;
+  for (const Member& member : members_) {
+    written.push_back(member.parameter);
+    for (const Array& state : member.states) {
+      if (state.data != nullptr) written.push_back(state);
+    }
+  }
+  written_ = std::make_unique<WrittenMemory>(std::move(written));
+  const std::size_t n = members_.size();
+  tensors_.resize(n);
+  present_.assign(n, false);
+  work_index_.assign(n, 0);
+  layouts_.resize(n);
+  norm_walks_.resize(n);
+  first_block_.assign(n + 1, 0);
+  first_norm_block_.assign(n + 1, 0);
+}
+
+void Plan::accept(std::size_t i, const Array& gradient, bool written) {
+  Member& member = members_[i];
+  check_shape(gradient, member.parameter);
+  if (written) check_distinct_elements(gradient);
+  written_->check_disjoint_from(gradient);
+
+  const std::span<const std::int64_t> shape = member.parameter.shape;
+  StridedView views[max_streams] = {{member.parameter.data, member.parameter.strides}, {gradient.data, gradient.strides}};
+  std::int64_t item_sizes[max_streams] = {member.parameter.item_size, gradient.item_size};
+  for (int s = 0; s < max_states; ++s) {
+    views[2 + s] = {member.states[s].data, member.states[s].strides};
+    item_sizes[2 + s] = member.states[s].item_size;
+  }
+  Tensor tensor;
+  tensor.size = member.parameter.size();
+  auto layout = std::make_unique<Layout>();
+  const bool flat = tensor.size == 0 || arrange(shape, views, item_sizes, tensor.stream, *layout);
+
+  // Outermost first by the size of the stride, ties in the order of the axes: NumPy's order="K".
+  auto walk = std::make_unique<NormWalk>();
+  for (std::size_t axis = 0; axis < shape.size(); ++axis) {
+    if (shape[axis] != 1) walk->dimensions.push_back({shape[axis], {gradient.strides[axis]}});
+  }
+  std::stable_sort(walk->dimensions.begin(), walk->dimensions.end(), [](const Dimension& a, const Dimension& b) {
+    return std::abs(a.stride[0]) > std::abs(b.stride[0]);
+  });
+  std::int64_t dense = gradient.item_size;
+  bool is_dense = true;
+  for (std::size_t k = walk->dimensions.size(); k-- > 0; dense *= walk->dimensions[k].extent) {
+    is_dense &= walk->dimensions[k].stride[0] == dense;
+  }
+
+  // From here on nothing throws: the member is as before or wholly new.
+  if (!flat) tensor.layout = layout.get();
+  tensors_[i] = tensor;
+  layouts_[i] = flat ? nullptr : std::move(layout);
+  norm_walks_[i] = is_dense || tensor.size == 0 ? nullptr : std::move(walk);
+  member.gradient.data = gradient.data;
+  std::copy_n(gradient.strides, shape.size(), member.gradient.strides.begin());
+  member.gradient.accepted = true;
+  member.gradient.may_be_written = written;
+  present_[i] = true;
+  blocks_known_ = false;
+}
+
+void Plan::check_gradients_disjoint() const {
+  std::vector<Array> gradients;
+  for (std::size_t i = 0; i < members_.size(); ++i) {
+    if (!present_[i]) continue;
+    const Member& member = members_[i];
+    Array gradient = member.parameter;
+    gradient.label.role = "gradient";
+    gradient.data = member.gradient.data;
+    gradient.strides = member.gradient.strides.data();
+    gradients.push_back(gradient);
+  }
+  WrittenMemory{std::move(gradients)};
+}
+
+std::size_t Plan::member_at(const std::vector<std::int64_t>& first, std::int64_t unit) const {
+  return static_cast<std::size_t>(std::upper_bound(first.begin(), first.end(), unit) - first.begin()) - 1;
+}
+
+double Plan::sum_block(std::size_t i, std::int64_t index, const NormKernel& kernel, const Coefficients& coefficients,
+                       double& poison) const {
+  const Member& member = members_[i];
+  const std::int64_t begin = index * block;
+  const std::int64_t n = std::min(block, tensors_[i].size - begin);
+  const std::int64_t item = member.parameter.item_size;
+  const char* data = member.gradient.data;
+  if (norm_walks_[i] == nullptr) return kernel.sum_of_squares(coefficients, n, data + begin * item, poison);
+
+  const auto& dimensions = norm_walks_[i]->dimensions;
+  std::int64_t at[max_dimensions];
+  std::int64_t rest = begin;
+  for (std::size_t k = dimensions.size(); k-- > 0; rest /= dimensions[k].extent) {
+    at[k] = rest % dimensions[k].extent;
+    data += at[k] * dimensions[k].stride[0];
+  }
+  alignas(64) char dense[block * sizeof(double)] = {};
+  for (std::int64_t j = 0; j < n; ++j) {
+    std::memcpy(dense + j * item, data, static_cast<std::size_t>(item));
+    for (std::size_t k = dimensions.size(); k-- > 0;) {
+      data += dimensions[k].stride[0];
+      if (++at[k] < dimensions[k].extent) break;
+      data -= dimensions[k].extent * dimensions[k].stride[0];
+      at[k] = 0;
+    }
+  }
+  return kernel.sum_of_squares(coefficients, n, dense, poison);
+}
+
+void Plan::measure(const StepOptions& options, StepReport& report) {
+  std::int64_t units = 0;
+  std::int64_t elements = 0;
+  for (std::size_t i = 0; i < members_.size(); ++i) {
+    first_norm_block_[i] = units;
+    if (!present_[i]) continue;
+    units += norm_blocks(tensors_[i].size);
+    elements += tensors_[i].size + tensor_overhead;
+  }
+  first_norm_block_[members_.size()] = units;
+  sums_.assign(static_cast<std::size_t>(units), 0.0);
+  poisoned_.assign(static_cast<std::size_t>(units), false);
+
+  Prologue clipping;
+  clipping.unscale = 1.0 / options.grad_scale;
+  if (options.clip_value != 0) clipping.clip_value = options.clip_value;
+  const Kernels& table = kernels();
+  Coefficients coefficients[dtype_count];
+  for (int d = 0; d < dtype_count; ++d) table.prologue[d](clipping).prepare(clipping, coefficients[d]);
+
+  const auto run = [&](std::int64_t begin, std::int64_t end) {
+    const DefaultFloatingPoint guard;
+    std::size_t i = member_at(first_norm_block_, begin);
+    for (std::int64_t unit = begin; unit < end; ++unit) {
+      while (unit >= first_norm_block_[i + 1]) ++i;
+      const auto d = static_cast<std::size_t>(members_[i].dtype);
+      double poison = 0.0;
+      sums_[static_cast<std::size_t>(unit)] =
+          sum_block(i, unit - first_norm_block_[i], table.norm[d], coefficients[d], poison);
+      poisoned_[static_cast<std::size_t>(unit)] = std::isnan(poison);
+    }
+  };
+  parallel_for(units, grain, threads_for(elements), body(run));
+
+  for (std::size_t i = 0; i < members_.size(); ++i) {
+    const auto from = poisoned_.begin() + first_norm_block_[i];
+    const auto to = poisoned_.begin() + first_norm_block_[i + 1];
+    if (std::find(from, to, true) != to) report.nonfinite.push_back(i);
+  }
+  report.grad_norm = std::sqrt(tree_sum(sums_));
+}
+
+std::int32_t Plan::work_for(const Member& member, std::span<const Options> groups, const StepOptions& options,
+                            double clip_coef) {
+  const void* rule_options = groups[static_cast<std::size_t>(member.group)].bytes;
+  const std::int64_t time = description_.uses_time(rule_options) ? member.time + 1 : 0;
+  for (std::size_t k = works_.size(); k-- > 0;) {
+    const WorkOf& known = works_[k];
+    if (known.group == member.group && known.dtype == member.dtype && known.time == time) {
+      return static_cast<std::int32_t>(k);
+    }
+  }
+  works_.push_back({member.group, member.dtype, time,
+                    make_work(rule_, rule_options, time, member.dtype, options, clip_coef)});
+  return static_cast<std::int32_t>(works_.size() - 1);
+}
+
+void Plan::prepare(std::span<const Options> groups, const StepOptions& options, double clip_coef) {
+  works_.clear();
+  for (std::size_t i = 0; i < members_.size(); ++i) {
+    if (present_[i]) work_index_[i] = work_for(members_[i], groups, options, clip_coef);
+  }
+  if (blocks_known_) return;
+  for (std::size_t i = 0; i < members_.size(); ++i) {
+    first_block_[i + 1] = first_block_[i] + tensors_[i].blocks();
+  }
+  blocks_known_ = true;
+}
+
+void Plan::update_all() {
+  const auto run = [this](std::int64_t begin, std::int64_t end) {
+    const DefaultFloatingPoint guard;
+    for (std::size_t i = member_at(first_block_, begin); i < members_.size() && first_block_[i] < end; ++i) {
+      if (!present_[i]) continue;
+      const std::int64_t first = std::max(begin - first_block_[i], std::int64_t{0});
+      const std::int64_t last = std::min(end, first_block_[i + 1]) - first_block_[i];
+      if (first < last) update(tensors_[i], works_[static_cast<std::size_t>(work_index_[i])].work, first, last);
+    }
+  };
+  std::int64_t elements = 0;
+  for (std::size_t i = 0; i < members_.size(); ++i) {
+    if (present_[i]) elements += tensors_[i].size + tensor_overhead;
+  }
+  parallel_for(first_block_.back(), grain, threads_for(elements), body(run));
+}
+
+SingleUpdate::SingleUpdate(RuleId rule, const Options& options, std::int64_t time, DType dtype, const Array& parameter,
+                           const Array& gradient, std::span<const Array> states) {
+  StridedView views[max_streams] = {{parameter.data, parameter.strides}, {gradient.data, gradient.strides}};
+  std::int64_t item_sizes[max_streams] = {parameter.item_size, gradient.item_size};
+  check_distinct_elements(parameter);
+  check_shape(gradient, parameter);
+  check_disjoint(gradient, parameter);
+  for (std::size_t s = 0; s < states.size(); ++s) {
+    if (states[s].data == nullptr) continue;
+    check_shape(states[s], parameter);
+    check_distinct_elements(states[s]);
+    check_disjoint(states[s], parameter);
+    check_disjoint(gradient, states[s]);
+    for (std::size_t other = 0; other < s; ++other) {
+      if (states[other].data != nullptr) check_disjoint(states[s], states[other]);
+    }
+    views[2 + s] = {states[s].data, states[s].strides};
+    item_sizes[2 + s] = states[s].item_size;
+  }
+  tensor_.size = parameter.size();
+  if (tensor_.size == 0) return;
+  if (!arrange(parameter.shape, views, item_sizes, tensor_.stream, layout_)) tensor_.layout = &layout_;
+  const DefaultFloatingPoint guard;
+  work_ = make_work(rule, options.bytes, time, dtype, {}, 1.0);
+}
+
+void SingleUpdate::run() const {
+  if (tensor_.size == 0) return;
+  const DefaultFloatingPoint guard;
+  const auto part = [this](std::int64_t begin, std::int64_t end) { update(tensor_, work_, begin, end); };
+  parallel_for(tensor_.blocks(), grain, threads_for(tensor_.size), body(part));
+}
+
+StepReport Plan::step(std::span<const Options> groups, const StepOptions& options) {
+  const DefaultFloatingPoint guard;
+  StepReport report;
+  double clip_coef = 1.0;
+  if (options.clip_norm != 0 || options.nonfinite != Nonfinite::propagate) {
+    measure(options, report);
+    if (!report.nonfinite.empty() && options.nonfinite != Nonfinite::propagate) {
+      report.skipped = true;
+      return report;
+    }
+    const double norm = *report.grad_norm;
+    if (options.clip_norm != 0) clip_coef = options.clip_norm / (norm < options.clip_norm ? options.clip_norm : norm);
+  }
+  prepare(groups, options, clip_coef);
+  update_all();
+  for (std::size_t i = 0; i < members_.size(); ++i) members_[i].time += present_[i];
+  return report;
+}
+
+}  // namespace fusedstep

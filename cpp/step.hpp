@@ -1,0 +1,144 @@
+// A whole training step over a list of parameters: unscale, check, norm, clip, decay, update, zero; one reading pass
+// over the gradients if a norm or a check is asked for, one update pass.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "border.hpp"
+#include "description.hpp"
+#include "sweep/tensors.hpp"
+
+namespace fusedstep {
+
+enum class Nonfinite : std::uint8_t { propagate, skip, raise };
+
+struct StepOptions {
+  double grad_scale = 1.0;
+  double clip_norm = 0.0;   // 0: not asked for
+  double clip_value = 0.0;  // 0: not asked for
+  bool zero_grads = false;
+  Nonfinite nonfinite = Nonfinite::propagate;
+};
+
+struct StepReport {
+  std::optional<double> grad_norm;      // where a norm or a check was asked for
+  std::vector<std::size_t> nonfinite;   // the parameters whose gradient has an inf or a NaN, where that was asked for
+  bool skipped = false;                 // nothing was changed
+};
+
+// The parameters of one optimizer with their states, checked and bound once. Memory is borrowed: what the arrays point
+// at must stay where it is.
+class Plan {
+ public:
+  // Where a gradient was, and how it ran, when it was last accepted.
+  struct Gradient {
+    char* data = nullptr;
+    std::span<std::int64_t> strides;
+    bool accepted = false;
+    bool may_be_written = false;  // accepted as an array to be zeroed
+  };
+
+  struct Member {
+    std::string name;
+    int group;
+    DType dtype;
+    std::int64_t time = 0;  // updates so far
+    Array parameter;
+    Array states[max_states];  // data null: the rule does without
+    Gradient gradient;
+  };
+
+  Plan(RuleId rule, bool named_groups);
+
+  void add(std::string name, int group, DType dtype, const Array& parameter, std::span<const Array> states,
+           std::int64_t time);
+
+  // After the last add(): checks that nothing written shares memory with anything else written.
+  void bind();
+
+  // The gradient of member i for the next step: accept() where it is not the array of last time, in the same place and
+  // shape. None: the member is left out.
+  void accept(std::size_t i, const Array& gradient, bool written);
+  void keep(std::size_t i) { present_[i] = true; }
+  void leave_out(std::size_t i) { present_[i] = false; }
+
+  // Checks that gradients which are to be written share no memory with each other.
+  void check_gradients_disjoint() const;
+
+  // One set of options a group. Throws before anything is written; with Nonfinite::raise the report alone says so.
+  StepReport step(std::span<const Options> groups, const StepOptions& options);
+
+  RuleId rule() const { return rule_; }
+  std::size_t size() const { return members_.size(); }
+  std::int64_t elements() const { return elements_; }  // of all parameters
+  Member& member(std::size_t i) { return members_[i]; }
+  const Member& member(std::size_t i) const { return members_[i]; }
+
+ private:
+  // The gradient in the order of its own memory, for the norm.
+  struct NormWalk {
+    std::vector<Dimension> dimensions;  // outermost first; empty: one dense run from the first element
+  };
+
+  void measure(const StepOptions& options, StepReport& report);
+  void prepare(std::span<const Options> groups, const StepOptions& options, double clip_coef);
+  std::int32_t work_for(const Member& member, std::span<const Options> groups, const StepOptions& options,
+                        double clip_coef);
+  void update_all();
+  std::size_t member_at(const std::vector<std::int64_t>& first, std::int64_t unit) const;
+  double sum_block(std::size_t i, std::int64_t index, const NormKernel& kernel, const Coefficients& coefficients,
+                   double& poison) const;
+
+  std::int64_t elements_ = 0;
+  RuleId rule_;
+  const Description& description_;
+  bool named_groups_;
+  std::deque<Member> members_;  // stable addresses: labels point at the names
+  std::unique_ptr<WrittenMemory> written_;
+
+  // By member, apart from the rest: what a step walks through.
+  std::vector<Tensor> tensors_;
+  std::vector<char> present_;
+  std::vector<std::int32_t> work_index_;
+  std::vector<std::unique_ptr<Layout>> layouts_;
+  std::vector<std::unique_ptr<NormWalk>> norm_walks_;  // null: dense
+  std::vector<std::int64_t> first_block_;  // and one more: the number of blocks
+  std::vector<std::int64_t> first_norm_block_;
+  bool blocks_known_ = false;
+  std::deque<std::vector<std::int64_t>> strides_;
+
+  struct WorkOf {
+    int group;
+    DType dtype;
+    std::int64_t time;
+    Work work;
+  };
+  std::vector<WorkOf> works_;
+  std::vector<double> sums_;
+  std::vector<char> poisoned_;
+};
+
+// One update of one parameter, checked like those of a plan when it is made; `time` counts updates from 1. Shapes and
+// strides are not needed any more to run it.
+class SingleUpdate {
+ public:
+  SingleUpdate(RuleId rule, const Options& options, std::int64_t time, DType dtype, const Array& parameter,
+               const Array& gradient, std::span<const Array> states);
+  SingleUpdate(const SingleUpdate&) = delete;
+  SingleUpdate& operator=(const SingleUpdate&) = delete;
+  void run() const;
+
+ private:
+  Tensor tensor_;
+  Layout layout_;
+  Work work_;
+};
+
+}  // namespace fusedstep

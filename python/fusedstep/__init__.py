@@ -1,0 +1,29 @@
+"""Fused in-place Rprop, Adagrad and RMSprop updates for NumPy arrays, equal to a NumPy reference bit for bit."""
+
+from . import _core, reference
+from ._config import available_isas, get_num_threads, isa, read_environment, set_num_threads, show_config, use_isa
+from ._core import StepReport
+from .functional import adagrad_, rmsprop_, rprop_
+from .optimizers import Adagrad, RMSprop, Rprop
+from .verify import VerificationError
+
+__version__: str = _core.version
+__all__ = [
+    "Adagrad",
+    "RMSprop",
+    "Rprop",
+    "StepReport",
+    "VerificationError",
+    "adagrad_",
+    "available_isas",
+    "get_num_threads",
+    "isa",
+    "reference",
+    "rmsprop_",
+    "rprop_",
+    "set_num_threads",
+    "show_config",
+    "use_isa",
+]
+
+read_environment()

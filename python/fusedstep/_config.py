@@ -1,0 +1,112 @@
+"""What the extension was built with, what this machine has, and what is in use."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from . import _core
+
+__all__ = ["Config", "available_isas", "get_num_threads", "isa", "set_num_threads", "show_config", "use_isa"]
+
+
+class Config(dict[str, Any]):
+    """Facts by name; shown as a table."""
+
+    def __str__(self) -> str:
+        width = max(map(len, self))
+        return "\n".join(
+            f"{name:<{width}}  {', '.join(value) if isinstance(value, list) else value}" for name, value in self.items()
+        )
+
+    __repr__ = __str__
+
+
+def isa() -> str:
+    """Return the name of the instruction set whose kernels are in use."""
+    return _core.isa()
+
+
+def available_isas() -> list[str]:
+    """Return the instruction sets that were compiled and that this machine has, the plainest first."""
+    return _core.available_isas()
+
+
+@contextlib.contextmanager
+def use_isa(name: str) -> Iterator[None]:
+    """Use the kernels of one instruction set within a ``with`` block, in all threads.
+
+    Parameters
+    ----------
+    name : str
+        One of ``available_isas()``.
+
+    Raises
+    ------
+    ValueError
+        This machine has no such instruction set; the message lists those that it has.
+    """
+    before = _core.isa()
+    _force(name)
+    try:
+        yield
+    finally:
+        _core.force_isa(before)
+
+
+def _force(name: str) -> None:
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"instruction set: expected one of {', '.join(available_isas())}, got {name!r}")
+    _core.force_isa(name)
+
+
+def get_num_threads() -> int:
+    """Return how many threads a large step may use, the calling one included."""
+    return _core.num_threads()
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads a large step may use, the calling one included.
+
+    Parameters
+    ----------
+    n : int
+        From 1 to 256. Results have the same bits for any number.
+
+    Raises
+    ------
+    TypeError
+        Not a whole number.
+    ValueError
+        Out of range.
+    """
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
+        raise TypeError(f"num_threads: expected a whole number, got {n!r} ({type(n).__name__})")
+    _core.set_num_threads(n)
+
+
+def show_config() -> Config:
+    """Return version, compiler and flags, the instruction sets compiled, found and chosen, and the threads."""
+    return Config(
+        {
+            "version": _core.version,
+            "compiler": _core.compiler,
+            "kernel flags": _core.flags,
+            "instruction sets compiled": _core.compiled_isas(),
+            "instruction sets found": _core.available_isas(),
+            "instruction set in use": _core.isa(),
+            "threads": _core.num_threads(),
+        }
+    )
+
+
+def read_environment() -> None:
+    """Follow ``FUSEDSTEP_ISA`` and ``FUSEDSTEP_NUM_THREADS``; ValueError if they say what can't be done."""
+    if wanted := os.environ.get("FUSEDSTEP_ISA"):
+        try:
+            _force(wanted)
+        except ValueError as error:
+            raise ValueError(f"FUSEDSTEP_ISA: {error}") from None
+    _core.default_num_threads()

@@ -1,0 +1,63 @@
+from typing import Any, Final
+
+from numpy.typing import NDArray
+
+version: str
+compiler: str
+flags: str
+
+def isa() -> str: ...
+def compiled_isas() -> list[str]: ...
+def available_isas() -> list[str]: ...
+def force_isa(name: str) -> None: ...
+def num_threads() -> int: ...
+def set_num_threads(n: int) -> None: ...
+def default_num_threads() -> int: ...
+def rules() -> dict[str, dict[str, dict[str, Any]]]: ...
+def check_hyperparameters(rule: str, values: dict[str, Any]) -> None: ...
+def check_parameter(array: Any, name: str, group: int) -> None: ...
+def used_states(rule: str, values: dict[str, Any]) -> list[str]: ...
+def make_function(
+    rule: str, name: str, documentation: str, parameters: list[tuple[str, Any, bool]], positional: int
+) -> Any: ...
+
+class StepReport(tuple[int, float | None, bool, tuple[str, ...] | None]):
+    n_fields: Final = 4
+    n_sequence_fields: Final = 4
+    n_unnamed_fields: Final = 0
+    @property
+    def step(self) -> int: ...
+    @property
+    def grad_norm(self) -> float | None: ...
+    @property
+    def skipped(self) -> bool: ...
+    @property
+    def nonfinite(self) -> tuple[str, ...] | None: ...
+
+class Plan:
+    steps: int
+    last_loss: float | None
+    times: list[int]
+    def __init__(
+        self,
+        rule: str,
+        names: list[str],
+        groups: list[int],
+        group_count: int,
+        parameters: list[NDArray[Any]],
+        states: list[list[NDArray[Any] | None]],
+        tree: Any,
+    ) -> None: ...
+    def gradients(self, grads: Any) -> list[NDArray[Any] | None]: ...
+    def step(
+        self,
+        grads: Any,
+        groups: list[dict[str, Any]],
+        loss: float | None,
+        grad_scale: float | None,
+        clip_norm: float | None,
+        clip_value: float | None,
+        zero_grads: bool,
+        nonfinite: str,
+        /,
+    ) -> StepReport: ...

@@ -1,0 +1,442 @@
+"""The optimizers: which parameters there are, in which groups, with which hyperparameters and whose state."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core, _tree, verify
+from ._core import StepReport
+
+__all__ = ["Adagrad", "Optimizer", "RMSprop", "Rprop"]
+
+_VERIFY = ("never", "first", "every")
+
+
+def _like(param: NDArray[Any], dtype: Any, value: float) -> NDArray[Any]:
+    """Return a dense array in the layout of ``param``: its order of axes, and their directions."""
+    axes = sorted(range(param.ndim), key=lambda axis: -abs(param.strides[axis]))
+    dense = np.full([param.shape[axis] for axis in axes], value, dtype)
+    backwards = tuple(slice(None, None, -1 if stride < 0 else 1) for stride in param.strides)
+    return dense.transpose(np.argsort(axes))[backwards] if param.ndim else dense
+
+
+class Optimizer:
+    """Update parameters in place, all in one call.
+
+    Parameters
+    ----------
+    params : ndarray or containers of ndarrays
+        An array; a sequence; a mapping of names to arrays; nested dicts, lists and tuples of these; or a list of groups
+        ``{"params": ..., "lr": ...}`` with hyperparameters of their own. float32 or float64, any layout; borrowed, never
+        copied.
+    verify : {"never", "first", "every"}
+        The steps beside which the NumPy reference runs: a differing bit raises ``VerificationError``.
+
+    Attributes
+    ----------
+    param_groups : list of dict
+        ``params`` and hyperparameters of each group; these may be changed between steps.
+    state : mapping
+        ``{parameter name: {state name: ndarray}}``, the live arrays.
+    """
+
+    _rule: ClassVar[str]
+    _start: ClassVar[dict[str, str | float]]
+    """Where the elements of each state start: a number, or the name of a hyperparameter."""
+    _start_only: ClassVar[frozenset[str]] = frozenset()
+    """Hyperparameters that say where a state starts and nothing else."""
+
+    param_groups: list[dict[str, Any]]
+    state: Mapping[str, Mapping[str, NDArray[Any]]]
+
+    def __init__(self, params: Any, defaults: dict[str, Any], verify: str) -> None:
+        if verify not in _VERIFY:
+            raise ValueError(f"verify: expected one of {', '.join(map(repr, _VERIFY))}, got {verify!r}")
+        self._verify = verify
+        self._params = _tree.parse(params)
+        self.param_groups = []
+        names: list[str] = []
+        arrays: list[NDArray[Any]] = []
+        group_of: list[int] = []
+        states: list[list[NDArray[Any] | None]] = []
+        all_states = list(_core.rules()[self._rule]["states"])
+        for index, group in enumerate(self._params.groups):
+            options = self._checked({**defaults, **group.options})
+            used = _core.used_states(self._rule, options)
+            for name, array in zip(group.names, group.arrays, strict=True):
+                _core.check_parameter(array, name, index if len(self._params.groups) > 1 else -1)
+                names.append(name)
+                arrays.append(array)
+                group_of.append(index)
+                states.append([self._new_state(array, s, options) if s in used else None for s in all_states])
+            kept = {key: value for key, value in options.items() if key not in self._start_only}
+            self.param_groups.append({"params": tuple(group.arrays), **kept})
+        self.state = MappingProxyType(
+            {
+                name: MappingProxyType({s: array for s, array in zip(all_states, own, strict=True) if array is not None})
+                for name, own in zip(names, states, strict=True)
+            }
+        )
+        self._names = names
+        self._arrays = arrays
+        self._group_of = group_of
+        self._plan = _core.Plan(
+            self._rule, names, group_of, len(self._params.groups), arrays, states, self._params.tree
+        )
+
+    def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
+        known = _core.rules()[self._rule]["fields"]
+        for key in options:
+            if key not in known and key not in self._start_only:
+                names = ", ".join(sorted({*known, *self._start_only} - {"loss_increased"}))
+                raise TypeError(f"{type(self).__name__} has no hyperparameter {key!r}; it has {names}")
+        for key in self._start_only:
+            _check_start(key, options[key])
+        _core.check_hyperparameters(self._rule, {key: options[key] for key in options if key in known})
+        return options
+
+    def _new_state(self, param: NDArray[Any], name: str, options: dict[str, Any]) -> NDArray[Any]:
+        start = self._start[name]
+        value = options[start] if isinstance(start, str) else start
+        stored = _core.rules()[self._rule]["states"][name]
+        return _like(param, np.int8 if stored == "int8" else param.dtype, value)
+
+    def step(
+        self,
+        grads: Any,
+        *,
+        loss: float | None = None,
+        grad_scale: float | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        zero_grads: bool = False,
+        nonfinite: str = "propagate",
+    ) -> StepReport:
+        """Update every parameter in place from its gradient, in one call.
+
+        ::
+
+            g <- g / grad_scale;  g <- clip(g, -clip_value, clip_value);  g <- g clip_norm / max(norm, clip_norm)
+
+        then weight decay and the rule; what is not asked for is not computed.
+
+        Parameters
+        ----------
+        grads : ndarray or containers of ndarrays
+            The containers of ``params``, with a gradient of the same shape and dtype for each parameter, or None to
+            leave it out. For groups: a list with an entry a group, or one flat list of all gradients.
+        loss : float, optional
+            The loss at these gradients; needed by Rprop's ``irprop+``, recorded otherwise.
+        grad_scale : float, optional
+            What the loss was multiplied by, ``grad_scale > 0``.
+        clip_norm : float, optional
+            Largest norm of all gradients together, ``clip_norm > 0``.
+        clip_value : float, optional
+            Largest magnitude of an element, ``clip_value > 0``.
+        zero_grads : bool
+            Whether to set the gradients to 0 in the same pass.
+        nonfinite : {"propagate", "skip", "raise"}
+            What to do about an inf or a NaN in a gradient: nothing; change no byte and say so in the report; or raise.
+
+        Returns
+        -------
+        StepReport
+            ``step``, ``grad_norm``, ``skipped``, ``nonfinite`` (names of parameters); the norm and the names are None
+            where neither ``clip_norm`` nor ``nonfinite`` asked for them.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Bad gradients or options; nothing was written.
+        FloatingPointError
+            An inf or a NaN, with ``nonfinite="raise"``; nothing was written.
+        RuntimeError
+            This optimizer is in a step in another thread.
+        """
+        if self._params.grouped:
+            grads = _tree.ungrouped(grads, self._params.tree, len(self._names))
+        if self._verify != "never":
+            return self._verified_step(grads, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)
+        return self._plan.step(
+            grads, self.param_groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite
+        )
+
+    def _verified_step(
+        self,
+        grads: Any,
+        loss: float | None,
+        grad_scale: float | None,
+        clip_norm: float | None,
+        clip_value: float | None,
+        zero_grads: bool,
+        nonfinite: str,
+    ) -> StepReport:
+        last_loss = self._plan.last_loss
+        before = [
+            verify.Snapshot(name, array, self.state[name], grad, self.param_groups[group], time + 1)
+            for name, array, group, time, grad in zip(
+                self._names,
+                self._arrays,
+                self._group_of,
+                self._plan.times,
+                self._plan.gradients(grads),
+                strict=True,
+            )
+        ]
+        report = self._plan.step(
+            grads, self.param_groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite
+        )
+        verify.check_step(
+            self._rule,
+            before,
+            report,
+            grad_scale=grad_scale,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
+            zero_grads=zero_grads,
+            loss_increased=loss is not None and last_loss is not None and loss > last_loss,
+        )
+        if self._verify == "first":
+            self._verify = "never"
+        return report
+
+    def __repr__(self) -> str:
+        elements = sum(array.size for array in self._arrays)
+        groups = "; ".join(
+            ", ".join(f"{key}={value!r}" for key, value in group.items() if key != "params")
+            for group in self.param_groups
+        )
+        return f"{type(self).__name__}({len(self._arrays)} parameters of {elements} elements; {groups})"
+
+
+def _check_start(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected a real number, got {value!r} ({type(value).__name__})")
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name}: expected a finite number with {name} >= 0, got {value!r}")
+
+
+class RMSprop(Optimizer):
+    """Divide each step by a moving average of the gradient's magnitude.
+
+    ::
+
+        v <- alpha v + (1 - alpha) g^2
+        p <- p - lr g / (sqrt(v) + eps)
+
+    Parameters
+    ----------
+    params
+        What to update, see ``Optimizer``.
+    lr : float
+        Step size, ``lr >= 0``.
+    alpha : float
+        Decay of the average, ``0 <= alpha <= 1``. PyTorch's default is 0.99.
+    eps : float
+        Added to the root, or under it, ``eps >= 0``.
+    eps_inside_sqrt : bool
+        Whether ``eps`` stands under the root (Keras, TensorFlow) or outside (PyTorch).
+    centered : bool
+        Whether to subtract the square of the average gradient from ``v`` (Graves 2013). Clamped at 0, which PyTorch
+        does not do: there a constant gradient ends in NaN.
+    momentum : float
+        ``mu``, ``0 <= momentum <= 1``.
+    nesterov : bool
+        Whether the step looks ahead by Nesterov's rule; needs ``momentum > 0``.
+    momentum_form : {"torch", "tf"}
+        ``b <- mu b + g / d, p <- p - lr b`` or ``b <- mu b + lr g / d, p <- p - b``.
+    bias_correction : bool
+        Whether the averages are divided by ``1 - alpha^t``, for their start at 0.
+    initial_square_avg : float
+        Where ``v`` starts, ``>= 0``. TensorFlow 1 starts at 1.
+    weight_decay : float
+        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
+    decoupled_weight_decay : bool
+        Whether decay shrinks the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
+    maximize : bool
+        Whether to ascend.
+    verify : {"never", "first", "every"}
+        The steps beside which the NumPy reference runs.
+
+    References
+    ----------
+    Hinton, Neural Networks for Machine Learning, lecture 6e. Graves 2013, arXiv:1308.0850.
+    """
+
+    _rule = "rmsprop"
+    _start: ClassVar = {"square_avg": "initial_square_avg", "grad_avg": 0.0, "momentum_buffer": 0.0}
+    _start_only = frozenset({"initial_square_avg"})
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        *,
+        alpha: float = 0.9,
+        eps: float = 1e-8,
+        eps_inside_sqrt: bool = False,
+        centered: bool = False,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        momentum_form: str = "torch",
+        bias_correction: bool = False,
+        initial_square_avg: float = 0.0,
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        verify: str = "never",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "alpha": alpha,
+            "eps": eps,
+            "eps_inside_sqrt": eps_inside_sqrt,
+            "centered": centered,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "momentum_form": momentum_form,
+            "bias_correction": bias_correction,
+            "initial_square_avg": initial_square_avg,
+            "weight_decay": weight_decay,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults, verify)
+
+
+class Adagrad(Optimizer):
+    """Divide each step by the root of the sum of all squared gradients so far.
+
+    ::
+
+        s <- s + g^2
+        p <- p - lr / (1 + (t - 1) lr_decay) g / (sqrt(s) + eps)
+
+    Parameters
+    ----------
+    params
+        What to update, see ``Optimizer``.
+    lr : float
+        Step size, ``lr >= 0``.
+    eps : float
+        Added to the root, or under it, ``eps >= 0``.
+    eps_inside_sqrt : bool
+        Whether ``eps`` stands under the root (Keras, optax) or outside (PyTorch).
+    lr_decay : float
+        Decay of the step size with the updates of a parameter, ``lr_decay >= 0``.
+    initial_accumulator_value : float
+        Where ``s`` starts, ``>= 0``. Keras and TensorFlow start at 0.1.
+    weight_decay : float
+        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
+    decoupled_weight_decay : bool
+        Whether decay shrinks the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
+    maximize : bool
+        Whether to ascend.
+    verify : {"never", "first", "every"}
+        The steps beside which the NumPy reference runs.
+
+    References
+    ----------
+    Duchi, Hazan & Singer 2011, JMLR 12:2121.
+    """
+
+    _rule = "adagrad"
+    _start: ClassVar = {"square_sum": "initial_accumulator_value"}
+    _start_only = frozenset({"initial_accumulator_value"})
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        *,
+        eps: float = 1e-10,
+        eps_inside_sqrt: bool = False,
+        lr_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        verify: str = "never",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "eps": eps,
+            "eps_inside_sqrt": eps_inside_sqrt,
+            "lr_decay": lr_decay,
+            "initial_accumulator_value": initial_accumulator_value,
+            "weight_decay": weight_decay,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults, verify)
+
+
+class Rprop(Optimizer):
+    """Move each element by a step size of its own, by the sign of its gradient alone: for full batches.
+
+    ::
+
+        D <- clip(D eta+, lo, hi)  where the sign of g is that of the step before
+        D <- clip(D eta-, lo, hi)  where it flipped
+        p <- p - sign(g) D
+
+    Parameters
+    ----------
+    params
+        What to update, see ``Optimizer``.
+    lr : float
+        First step size, ``lr >= 0``.
+    etas : pair of float
+        ``(eta-, eta+)``, ``0 < eta- < 1 < eta+``.
+    step_sizes : pair of float
+        ``(lo, hi)``, ``0 <= lo <= hi``.
+    variant : {"rprop-", "rprop+", "irprop-", "irprop-move", "irprop+"}
+        What happens where the sign flipped, see ``rprop_``. PyTorch's is ``irprop-``; ``irprop+`` needs
+        ``step(grads, loss=...)``.
+    weight_decay : float
+        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
+    decoupled_weight_decay : bool
+        Whether decay shrinks the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
+    maximize : bool
+        Whether to ascend.
+    verify : {"never", "first", "every"}
+        The steps beside which the NumPy reference runs.
+
+    References
+    ----------
+    Riedmiller & Braun 1993. Igel & Hüsken 2000, 2003.
+    """
+
+    _rule = "rprop"
+    _start: ClassVar = {"step_size": "lr", "prev_sign": 0.0}
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        *,
+        etas: tuple[float, float] = (0.5, 1.2),
+        step_sizes: tuple[float, float] = (1e-6, 50.0),
+        variant: str = "rprop-",
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        verify: str = "never",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "etas": etas,
+            "step_sizes": step_sizes,
+            "variant": variant,
+            "weight_decay": weight_decay,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults, verify)

@@ -1,0 +1,119 @@
+"""The fused kernels against the NumPy reference, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import reference
+from ._core import StepReport
+
+__all__ = ["Snapshot", "VerificationError", "check_step", "differing"]
+
+
+class VerificationError(AssertionError):
+    """A kernel and the reference differ in a bit."""
+
+
+def differing(found: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return where two arrays differ in a bit; any two NaN count as equal."""
+    bits = np.dtype(f"u{found.dtype.itemsize}")
+    different: NDArray[np.bool_] = np.asarray(found.copy().view(bits) != expected.copy().view(bits))
+    return different & ~(np.isnan(found) & np.isnan(expected))
+
+
+class Snapshot:
+    """A parameter with its state and gradient, as they were before a step."""
+
+    def __init__(
+        self,
+        name: str,
+        param: NDArray[Any],
+        state: Mapping[str, NDArray[Any]],
+        grad: NDArray[Any] | None,
+        options: Mapping[str, Any],
+        time: int,
+    ) -> None:
+        self.name = name
+        self.live = {"param": param, **state}
+        self.before = {key: np.copy(array, order="K") for key, array in self.live.items()}
+        self.live_grad = grad
+        self.grad = None if grad is None else np.copy(grad, order="K")
+        self.options = {key: value for key, value in options.items() if key != "params"}
+        self.time = time
+
+
+def update(
+    rule: str,
+    arrays: Mapping[str, NDArray[Any]],
+    grad: NDArray[Any],
+    options: Mapping[str, Any],
+    time: int,
+    loss_increased: bool,
+    **prologue: Any,
+) -> None:
+    """Apply the reference of ``rule`` to ``arrays`` in place, with an optimizer's hyperparameters."""
+    function = getattr(reference, f"{rule}_")
+    arguments = dict(options)
+    if rule == "rmsprop":
+        del arguments["centered"]
+        arguments["step"] = time if arguments.pop("bias_correction") else None
+    elif rule == "adagrad":
+        arguments["step"] = time
+    elif rule == "rprop":
+        arguments["loss_increased"] = loss_increased
+    states = {key: array for key, array in arrays.items() if key != "param"}
+    function(arrays["param"], grad, **states, **arguments, **prologue)
+
+
+def check_step(
+    rule: str,
+    snapshots: list[Snapshot],
+    report: StepReport,
+    *,
+    grad_scale: float | None,
+    clip_norm: float | None,
+    clip_value: float | None,
+    zero_grads: bool,
+    loss_increased: bool,
+) -> None:
+    """Raise ``VerificationError`` unless the step from ``snapshots`` came out as the reference has it."""
+    clip_coef = 1.0
+    if report.grad_norm is not None:
+        grads = [snapshot.grad for snapshot in snapshots if snapshot.grad is not None]
+        norm = reference.norm(grads, grad_scale=grad_scale, clip_value=clip_value)
+        _compare("the norm", np.asarray(report.grad_norm), np.asarray(norm))
+        if clip_norm is not None:
+            clip_coef = clip_norm / max(norm, clip_norm)
+    for snapshot in snapshots:
+        if snapshot.grad is not None and snapshot.live_grad is not None and not report.skipped:
+            update(
+                rule,
+                snapshot.before,
+                snapshot.grad,
+                snapshot.options,
+                snapshot.time,
+                loss_increased,
+                grad_scale=grad_scale,
+                clip_value=clip_value,
+                clip_coef=clip_coef,
+            )
+            expected = np.zeros_like(snapshot.grad) if zero_grads else snapshot.grad
+            _compare(f"the gradient of parameter {snapshot.name!r}", snapshot.live_grad, expected)
+        for key, array in snapshot.live.items():
+            what = "" if key == "param" else f"{key} of "
+            _compare(f"{what}parameter {snapshot.name!r}", array, snapshot.before[key])
+
+
+def _compare(what: str, found: NDArray[Any], expected: NDArray[Any]) -> None:
+    different = differing(found, expected)
+    if not different.any():
+        return
+    index = tuple(int(i) for i in np.argwhere(different)[0])
+    raise VerificationError(
+        f"{what}: {int(different.sum())} of {different.size} elements differ from the reference, the first at {index}: "
+        f"{found[index]!r} in place of {expected[index]!r}"
+    )
