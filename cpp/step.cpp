@@ -68,13 +68,11 @@ Work make_work(RuleId rule, const void* options, std::int64_t time, DType dtype,
 Plan::Plan(RuleId rule, bool named_groups)
     : rule_(rule), description_(description(rule)), named_groups_(named_groups) {}
 
-void Plan::add(std::string name, int group, DType dtype, const Array& parameter, std::span<const Array> states,
-               std::int64_t time) {
+void Plan::add(std::string name, int group, DType dtype, const Array& parameter, std::span<const Array> states) {
   Member& member = members_.emplace_back();
   member.name = std::move(name);
   member.group = group;
   member.dtype = dtype;
-  member.time = time;
   const auto own = [&](const Array& array, const char* role) {
     Array mine = array;
     const auto& shape = strides_.emplace_back(array.shape.begin(), array.shape.end());
@@ -93,7 +91,9 @@ void Plan::add(std::string name, int group, DType dtype, const Array& parameter,
     check_distinct_elements(member.states[s]);
   }
   elements_ += parameter.size();
-  member.gradient.strides = strides_.emplace_back(parameter.shape.size());
+  member.gradient = own(parameter, "gradient");
+  member.gradient.data = nullptr;
+  kinds_.push_back(static_cast<std::uint16_t>(group * dtype_count + static_cast<int>(dtype)));
 }
 
 void Plan::bind() {
@@ -107,6 +107,7 @@ void Plan::bind() {
   written_ = std::make_unique<WrittenMemory>(std::move(written));
   const std::size_t n = members_.size();
   tensors_.resize(n);
+  times_.assign(n, 0);
   present_.assign(n, false);
   work_index_.assign(n, 0);
   layouts_.resize(n);
@@ -153,9 +154,7 @@ void Plan::accept(std::size_t i, const Array& gradient, bool written) {
   layouts_[i] = flat ? nullptr : std::move(layout);
   norm_walks_[i] = is_dense || tensor.size == 0 ? nullptr : std::move(walk);
   member.gradient.data = gradient.data;
-  std::copy_n(gradient.strides, shape.size(), member.gradient.strides.begin());
-  member.gradient.accepted = true;
-  member.gradient.may_be_written = written;
+  std::copy_n(gradient.strides, shape.size(), const_cast<std::int64_t*>(member.gradient.strides));
   present_[i] = true;
   blocks_known_ = false;
 }
@@ -164,12 +163,7 @@ void Plan::check_gradients_disjoint() const {
   std::vector<Array> gradients;
   for (std::size_t i = 0; i < members_.size(); ++i) {
     if (!present_[i]) continue;
-    const Member& member = members_[i];
-    Array gradient = member.parameter;
-    gradient.label.role = "gradient";
-    gradient.data = member.gradient.data;
-    gradient.strides = member.gradient.strides.data();
-    gradients.push_back(gradient);
+    gradients.push_back(members_[i].gradient);
   }
   WrittenMemory{std::move(gradients)};
 }
@@ -249,25 +243,27 @@ void Plan::measure(const StepOptions& options, StepReport& report) {
   report.grad_norm = std::sqrt(tree_sum(sums_));
 }
 
-std::int32_t Plan::work_for(const Member& member, std::span<const Options> groups, const StepOptions& options,
-                            double clip_coef) {
-  const void* rule_options = groups[static_cast<std::size_t>(member.group)].bytes;
-  const std::int64_t time = description_.uses_time(rule_options) ? member.time + 1 : 0;
+// What is to be done to the members of one group and type, at one time where the rule asks for it.
+std::int32_t Plan::work_for(std::size_t kind, std::int64_t time, std::span<const Options> groups,
+                            const StepOptions& options, double clip_coef) {
   for (std::size_t k = works_.size(); k-- > 0;) {
-    const WorkOf& known = works_[k];
-    if (known.group == member.group && known.dtype == member.dtype && known.time == time) {
-      return static_cast<std::int32_t>(k);
-    }
+    if (works_[k].kind == kind && works_[k].time == time) return static_cast<std::int32_t>(k);
   }
-  works_.push_back({member.group, member.dtype, time,
-                    make_work(rule_, rule_options, time, member.dtype, options, clip_coef)});
+  const auto dtype = static_cast<DType>(kind % dtype_count);
+  works_.push_back({kind, time, make_work(rule_, groups[kind / dtype_count].bytes, time, dtype, options, clip_coef)});
   return static_cast<std::int32_t>(works_.size() - 1);
 }
 
 void Plan::prepare(std::span<const Options> groups, const StepOptions& options, double clip_coef) {
   works_.clear();
-  for (std::size_t i = 0; i < members_.size(); ++i) {
-    if (present_[i]) work_index_[i] = work_for(members_[i], groups, options, clip_coef);
+  std::vector<char> timed(groups.size());
+  for (std::size_t k = 0; k < groups.size(); ++k) timed[k] = description_.uses_time(groups[k].bytes);
+  present_elements_ = 0;
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    if (!present_[i]) continue;
+    present_elements_ += tensors_[i].size + tensor_overhead;
+    const std::size_t kind = kinds_[i];
+    work_index_[i] = work_for(kind, timed[kind / dtype_count] ? times_[i] + 1 : 0, groups, options, clip_coef);
   }
   if (blocks_known_) return;
   for (std::size_t i = 0; i < members_.size(); ++i) {
@@ -279,18 +275,14 @@ void Plan::prepare(std::span<const Options> groups, const StepOptions& options, 
 void Plan::update_all() {
   const auto run = [this](std::int64_t begin, std::int64_t end) {
     const DefaultFloatingPoint guard;
-    for (std::size_t i = member_at(first_block_, begin); i < members_.size() && first_block_[i] < end; ++i) {
+    for (std::size_t i = member_at(first_block_, begin); i < tensors_.size() && first_block_[i] < end; ++i) {
       if (!present_[i]) continue;
       const std::int64_t first = std::max(begin - first_block_[i], std::int64_t{0});
       const std::int64_t last = std::min(end, first_block_[i + 1]) - first_block_[i];
       if (first < last) update(tensors_[i], works_[static_cast<std::size_t>(work_index_[i])].work, first, last);
     }
   };
-  std::int64_t elements = 0;
-  for (std::size_t i = 0; i < members_.size(); ++i) {
-    if (present_[i]) elements += tensors_[i].size + tensor_overhead;
-  }
-  parallel_for(first_block_.back(), grain, threads_for(elements), body(run));
+  parallel_for(first_block_.back(), grain, threads_for(present_elements_), body(run));
 }
 
 SingleUpdate::SingleUpdate(RuleId rule, const Options& options, std::int64_t time, DType dtype, const Array& parameter,
@@ -341,7 +333,7 @@ StepReport Plan::step(std::span<const Options> groups, const StepOptions& option
   }
   prepare(groups, options, clip_coef);
   update_all();
-  for (std::size_t i = 0; i < members_.size(); ++i) members_[i].time += present_[i];
+  for (std::size_t i = 0; i < times_.size(); ++i) times_[i] += present_[i];
   return report;
 }
 

@@ -37,28 +37,18 @@ struct StepReport {
 // at must stay where it is.
 class Plan {
  public:
-  // Where a gradient was, and how it ran, when it was last accepted.
-  struct Gradient {
-    char* data = nullptr;
-    std::span<std::int64_t> strides;
-    bool accepted = false;
-    bool may_be_written = false;  // accepted as an array to be zeroed
-  };
-
   struct Member {
     std::string name;
     int group;
     DType dtype;
-    std::int64_t time = 0;  // updates so far
     Array parameter;
+    Array gradient;            // as last accepted
     Array states[max_states];  // data null: the rule does without
-    Gradient gradient;
   };
 
   Plan(RuleId rule, bool named_groups);
 
-  void add(std::string name, int group, DType dtype, const Array& parameter, std::span<const Array> states,
-           std::int64_t time);
+  void add(std::string name, int group, DType dtype, const Array& parameter, std::span<const Array> states);
 
   // After the last add(): checks that nothing written shares memory with anything else written.
   void bind();
@@ -78,8 +68,8 @@ class Plan {
   RuleId rule() const { return rule_; }
   std::size_t size() const { return members_.size(); }
   std::int64_t elements() const { return elements_; }  // of all parameters
-  Member& member(std::size_t i) { return members_[i]; }
   const Member& member(std::size_t i) const { return members_[i]; }
+  std::int64_t& time(std::size_t i) { return times_[i]; }  // updates of this member so far
 
  private:
   // The gradient in the order of its own memory, for the norm.
@@ -89,8 +79,8 @@ class Plan {
 
   void measure(const StepOptions& options, StepReport& report);
   void prepare(std::span<const Options> groups, const StepOptions& options, double clip_coef);
-  std::int32_t work_for(const Member& member, std::span<const Options> groups, const StepOptions& options,
-                        double clip_coef);
+  std::int32_t work_for(std::size_t kind, std::int64_t time, std::span<const Options> groups,
+                        const StepOptions& options, double clip_coef);
   void update_all();
   std::size_t member_at(const std::vector<std::int64_t>& first, std::int64_t unit) const;
   double sum_block(std::size_t i, std::int64_t index, const NormKernel& kernel, const Coefficients& coefficients,
@@ -105,6 +95,8 @@ class Plan {
 
   // By member, apart from the rest: what a step walks through.
   std::vector<Tensor> tensors_;
+  std::vector<std::int64_t> times_;
+  std::vector<std::uint16_t> kinds_;  // group and type in one number
   std::vector<char> present_;
   std::vector<std::int32_t> work_index_;
   std::vector<std::unique_ptr<Layout>> layouts_;
@@ -115,12 +107,12 @@ class Plan {
   std::deque<std::vector<std::int64_t>> strides_;
 
   struct WorkOf {
-    int group;
-    DType dtype;
+    std::size_t kind;
     std::int64_t time;
     Work work;
   };
   std::vector<WorkOf> works_;
+  std::int64_t present_elements_ = 0;
   std::vector<double> sums_;
   std::vector<char> poisoned_;
 };

@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include "../dispatch.hpp"
+#include "../memory.hpp"
 #include "../parallel.hpp"
 #include "arrays.hpp"
 #include "functional.hpp"
@@ -87,6 +88,15 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
         bind::borrow_parameter(array, Label{"", &name, group});
       },
       py::arg("array"), py::arg("name"), py::arg("group"));
+  module.def(
+      "allocate",
+      [](std::size_t bytes) {
+        Memory memory = allocate(bytes);
+        std::byte* data = memory.get();
+        const py::capsule owner(new Memory(std::move(memory)), [](void* held) { delete static_cast<Memory*>(held); });
+        return py::array_t<std::uint8_t>(static_cast<py::ssize_t>(bytes), reinterpret_cast<std::uint8_t*>(data), owner);
+      },
+      py::arg("bytes"));
   module.def("used_states", &bind::used_states, py::arg("rule"), py::arg("values"));
   module.def("make_function", &bind::make_function, py::arg("rule"), py::arg("name"), py::arg("documentation"),
              py::arg("parameters"), py::arg("positional"));

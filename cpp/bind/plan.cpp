@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <string>
@@ -128,6 +129,20 @@ struct Group {
   std::vector<py::object> seen;  // by field
 };
 
+enum class Accepted : std::uint8_t { no, to_be_read, to_be_zeroed };
+
+// A parameter and its last gradient as they were when they were checked; the geometry is shape, strides and strides of
+// the gradient, in a row with those of the other parameters.
+struct Bound {
+  PyObject* parameter;
+  const char* data;
+  const char* gradient;
+  std::size_t geometry;
+  std::uint8_t ndim;
+  Element element;
+  Accepted accepted;
+};
+
 class Optimizer {
  public:
   Optimizer(const std::string& rule, const py::list& names, const std::vector<int>& groups, int group_count,
@@ -164,7 +179,6 @@ class Optimizer {
     const std::vector<Options> now = options_now(loss, loss_now);
     Gradients gradients(plan_.size());
     gradients.collect(tree_, grads, "");
-    check_bound();
     accept(gradients.by_leaf, options.zero_grads);
 
     const StepReport report = run(gradients.by_leaf, now, options);
@@ -195,15 +209,15 @@ class Optimizer {
   std::optional<double> last_loss() const { return last_loss_; }
   void set_last_loss(std::optional<double> loss) { last_loss_ = loss; }
 
-  std::vector<std::int64_t> times() const {
+  std::vector<std::int64_t> times() {
     std::vector<std::int64_t> times;
-    for (std::size_t i = 0; i < plan_.size(); ++i) times.push_back(plan_.member(i).time);
+    for (std::size_t i = 0; i < plan_.size(); ++i) times.push_back(plan_.time(i));
     return times;
   }
 
   void set_times(const std::vector<std::int64_t>& times) {
     if (times.size() != plan_.size()) throw py::value_error("times: expected one a parameter");
-    for (std::size_t i = 0; i < plan_.size(); ++i) plan_.member(i).time = times[i];
+    for (std::size_t i = 0; i < plan_.size(); ++i) plan_.time(i) = times[i];
   }
 
  private:
@@ -252,7 +266,14 @@ class Optimizer {
       const Label of{description_.states[s].name, &name, label.group};
       state_arrays[s] = borrow(state, of, element_of_state(s, borrowed.element), true);
     }
-    plan_.add(name, group, dtype_of(borrowed.element), borrowed.array, state_arrays, 0);
+    plan_.add(name, group, dtype_of(borrowed.element), borrowed.array, state_arrays);
+    Bound bound{parameter.ptr(), borrowed.array.data, nullptr, geometry_.size(),
+                static_cast<std::uint8_t>(borrowed.array.shape.size()), borrowed.element, Accepted::no};
+    const auto& shape = borrowed.array.shape;
+    geometry_.insert(geometry_.end(), shape.begin(), shape.end());
+    geometry_.insert(geometry_.end(), borrowed.array.strides, borrowed.array.strides + shape.size());
+    geometry_.resize(geometry_.size() + shape.size());
+    bound_.push_back(bound);
   }
 
   Element element_of_state(std::size_t s, Element parameter) const {
@@ -305,59 +326,49 @@ class Optimizer {
     return now;
   }
 
-  // What was bound is still there, in the same place and shape.
-  void check_bound() const {
-    for (std::size_t i = 0; i < plan_.size(); ++i) {
-      const Plan::Member& member = plan_.member(i);
-      check_bound(arrays_[i].ptr(), member.parameter, element_of(member.dtype));
-      for (std::size_t s = 0; s < description_.states.size(); ++s) {
-        if (member.states[s].data == nullptr) continue;
-        check_bound(states_[i * description_.states.size() + s].ptr(), member.states[s],
-                    element_of_state(s, element_of(member.dtype)));
-      }
-    }
-  }
-
-  static void check_bound(PyObject* object, const Array& bound, Element element) {
-    if (unchanged(object, element, bound.data, bound.shape, bound.strides, true)) return;
-    const Array now = borrow(object, bound.label, element, true);  // says what is wrong, where that has a name
-    bool same = now.data == bound.data && now.shape.size() == bound.shape.size();
-    for (std::size_t k = 0; same && k < bound.shape.size(); ++k) {
-      same = now.shape[k] == bound.shape[k] && now.strides[k] == bound.strides[k];
-    }
-    if (same) return;
-    throw py::value_error(bound.label.text() + ": was resized or reshaped since the optimizer was made (shape " +
-                          shape_text(bound.shape) + " then, " + shape_text(now.shape) +
-                          " now); make a new optimizer");
-  }
-
+  // Every parameter is where it was bound, and every gradient fit for this step; nothing is taken for granted but what
+  // was looked at now. The states need no look: they are views, which NumPy does not resize.
   void accept(const std::vector<PyObject*>& gradients, bool written) {
     bool any_new = false;
     for (std::size_t i = 0; i < gradients.size(); ++i) {
+      Bound& bound = bound_[i];
+      const std::int64_t* geometry = geometry_.data() + bound.geometry;
+      const std::span<const std::int64_t> shape(geometry, bound.ndim);
+      if (!unchanged(bound.parameter, bound.element, bound.data, shape, geometry + bound.ndim, true)) check_bound(i);
       if (gradients[i] == Py_None) {
         plan_.leave_out(i);
         continue;
       }
-      const Plan::Member& member = plan_.member(i);
-      const Element element = element_of(member.dtype);
-      const auto& last = member.gradient;
-      if (unchanged(gradients[i], element, last.data, member.parameter.shape, last.strides.data(), written) &&
-          last.accepted && (!written || last.may_be_written)) {
+      const bool accepted = written ? bound.accepted == Accepted::to_be_zeroed : bound.accepted != Accepted::no;
+      if (accepted && unchanged(gradients[i], bound.element, bound.gradient, shape, geometry + 2 * bound.ndim, written)) {
         plan_.keep(i);
         continue;
       }
-      Label label = member.parameter.label;
-      label.role = "gradient";
-      plan_.accept(i, borrow(gradients[i], label, element, written), written);
+      const Array gradient = borrow(gradients[i], plan_.member(i).gradient.label, bound.element, written);
+      plan_.accept(i, gradient, written);
+      bound.gradient = gradient.data;
+      bound.accepted = written ? Accepted::to_be_zeroed : Accepted::to_be_read;
+      std::copy_n(gradient.strides, bound.ndim, geometry_.begin() + static_cast<std::ptrdiff_t>(bound.geometry) + 2 * bound.ndim);
       any_new = true;
     }
-    if (written && (any_new || !gradients_checked_)) {
-      gradients_checked_ = false;
+    gradients_disjoint_ = gradients_disjoint_ && !any_new;
+    if (written && !gradients_disjoint_) {
       plan_.check_gradients_disjoint();
-      gradients_checked_ = true;
-    } else if (any_new) {
-      gradients_checked_ = false;
+      gradients_disjoint_ = true;
     }
+  }
+
+  // Says what changed about a parameter, if it did.
+  void check_bound(std::size_t i) const {
+    const Array& bound = plan_.member(i).parameter;
+    const Array now = borrow(bound_[i].parameter, bound.label, bound_[i].element, true);
+    const std::size_t ndim = bound.shape.size();
+    if (now.data == bound.data && std::equal(now.shape.begin(), now.shape.end(), bound.shape.begin(), bound.shape.end()) &&
+        std::equal(now.strides, now.strides + ndim, bound.strides)) {
+      return;
+    }
+    throw py::value_error(bound.label.text() + ": was resized, reshaped or moved since the optimizer was made (shape " +
+                          shape_text(bound.shape) + " then, " + shape_text(now.shape) + " now); make a new optimizer");
   }
 
   StepReport run(const std::vector<PyObject*>& gradients, const std::vector<Options>& options,
@@ -404,7 +415,9 @@ class Optimizer {
   Node tree_;
   std::vector<py::object> arrays_;
   std::vector<py::object> states_;  // by parameter, then by state
-  bool gradients_checked_ = false;
+  std::vector<Bound> bound_;
+  std::vector<std::int64_t> geometry_;
+  bool gradients_disjoint_ = false;  // those accepted last, of all parameters that have one
   std::int64_t steps_ = 0;
   std::optional<double> last_loss_;
   std::atomic<bool> busy_{false};

@@ -19,12 +19,48 @@ __all__ = ["Adagrad", "Optimizer", "RMSprop", "Rprop"]
 _VERIFY = ("never", "first", "every")
 
 
-def _like(param: NDArray[Any], dtype: Any, value: float) -> NDArray[Any]:
-    """Return a dense array in the layout of ``param``: its order of axes, and their directions."""
-    axes = sorted(range(param.ndim), key=lambda axis: -abs(param.strides[axis]))
-    dense = np.full([param.shape[axis] for axis in axes], value, dtype)
-    backwards = tuple(slice(None, None, -1 if stride < 0 else 1) for stride in param.strides)
-    return dense.transpose(np.argsort(axes))[backwards] if param.ndim else dense
+class _StateMemory:
+    """Memory for the states of one optimizer: all of them in one piece, each on cache lines of its own.
+
+    Large arrays start at page offsets that differ: NumPy's all start at the same one, and a load right after a store at
+    the same offset of another page waits for it. What starts at 0 is not touched here: its pages come to lie near the
+    threads that update them first.
+    """
+
+    LINE = 64
+    PAGE = 4096
+
+    def __init__(self) -> None:
+        self._wanted: list[tuple[NDArray[Any], np.dtype[Any], float, int]] = []
+        self._size = 0
+
+    def reserve(self, param: NDArray[Any], dtype: np.dtype[Any], value: float) -> int:
+        """Plan an array in the layout of ``param``; return its number."""
+        size = param.size * dtype.itemsize
+        if size >= self.PAGE:
+            offset = 17 * self.LINE * (len(self._wanted) + 1) % self.PAGE
+            self._size += (offset - self._size) % self.PAGE
+        self._wanted.append((param, dtype, value, self._size))
+        self._size += size + -size % self.LINE
+        return len(self._wanted) - 1
+
+    def arrays(self) -> list[NDArray[Any]]:
+        """Return the planned arrays, in one allocation."""
+        memory = _core.allocate(self._size)
+        return [self._array(memory, *wanted) for wanted in self._wanted]
+
+    @staticmethod
+    def _array(
+        memory: NDArray[np.uint8], param: NDArray[Any], dtype: np.dtype[Any], value: float, offset: int
+    ) -> NDArray[Any]:
+        flat = memory[offset : offset + param.size * dtype.itemsize].view(dtype)
+        if value != 0.0:
+            flat.fill(value)
+        if param.ndim <= 1 and (param.ndim == 0 or param.strides[0] >= 0):
+            return flat.reshape(param.shape)
+        axes = sorted(range(param.ndim), key=lambda axis: -abs(param.strides[axis]))
+        dense = flat.reshape([param.shape[axis] for axis in axes]).transpose(np.argsort(axes))
+        return dense[tuple(slice(None, None, -1 if stride < 0 else 1) for stride in param.strides)]
 
 
 class Optimizer:
@@ -65,8 +101,9 @@ class Optimizer:
         names: list[str] = []
         arrays: list[NDArray[Any]] = []
         group_of: list[int] = []
-        states: list[list[NDArray[Any] | None]] = []
-        all_states = list(_core.rules()[self._rule]["states"])
+        memory = _StateMemory()
+        reserved: list[list[int | None]] = []
+        all_states = _core.rules()[self._rule]["states"]
         for index, group in enumerate(self._params.groups):
             options = self._checked({**defaults, **group.options})
             used = _core.used_states(self._rule, options)
@@ -75,9 +112,22 @@ class Optimizer:
                 names.append(name)
                 arrays.append(array)
                 group_of.append(index)
-                states.append([self._new_state(array, s, options) if s in used else None for s in all_states])
+                reserved.append(
+                    [
+                        memory.reserve(
+                            array,
+                            np.dtype(np.int8) if stored == "int8" else array.dtype,
+                            options[start] if isinstance(start := self._start[state], str) else start,
+                        )
+                        if state in used
+                        else None
+                        for state, stored in all_states.items()
+                    ]
+                )
             kept = {key: value for key, value in options.items() if key not in self._start_only}
             self.param_groups.append({"params": tuple(group.arrays), **kept})
+        made = memory.arrays()
+        states = [[None if k is None else made[k] for k in own] for own in reserved]
         self.state = MappingProxyType(
             {
                 name: MappingProxyType({s: array for s, array in zip(all_states, own, strict=True) if array is not None})
@@ -101,12 +151,6 @@ class Optimizer:
             _check_start(key, options[key])
         _core.check_hyperparameters(self._rule, {key: options[key] for key in options if key in known})
         return options
-
-    def _new_state(self, param: NDArray[Any], name: str, options: dict[str, Any]) -> NDArray[Any]:
-        start = self._start[name]
-        value = options[start] if isinstance(start, str) else start
-        stored = _core.rules()[self._rule]["states"][name]
-        return _like(param, np.int8 if stored == "int8" else param.dtype, value)
 
     def step(
         self,

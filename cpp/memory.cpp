@@ -1,0 +1,27 @@
+#include "memory.hpp"
+
+#include <sys/mman.h>
+
+#include <new>
+
+namespace fusedstep {
+namespace {
+
+constexpr std::size_t huge_page = std::size_t{1} << 21;
+
+}  // namespace
+
+void Unmap::operator()(std::byte* memory) const { munmap(memory, bytes); }
+
+Memory allocate(std::size_t bytes) {
+  if (bytes == 0) bytes = 1;
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  // A wish: where the system has no huge pages to give, small ones serve.
+  if (bytes >= huge_page) static_cast<void>(madvise(memory, bytes, MADV_HUGEPAGE));
+#endif
+  return Memory(static_cast<std::byte*>(memory), Unmap{bytes});
+}
+
+}  // namespace fusedstep

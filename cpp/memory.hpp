@@ -1,0 +1,21 @@
+// Memory for states: aligned to cache lines, zero, on huge pages where large.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+
+namespace fusedstep {
+
+inline constexpr std::size_t cache_line = 64;
+
+struct Unmap {
+  std::size_t bytes;
+  void operator()(std::byte* memory) const;
+};
+using Memory = std::unique_ptr<std::byte, Unmap>;
+
+// Pages that nobody has touched, so that they come to lie near the threads that first write them. std::bad_alloc if
+// there are none.
+Memory allocate(std::size_t bytes);
+
+}  // namespace fusedstep
