@@ -17,7 +17,8 @@ constexpr Range shrinking{"0 < % < 1", 0, 1, true, true};
 constexpr Range growing{"% > 1", 1, inf, true, true};
 
 constexpr const char* momentum_forms[] = {"torch", "tf"};
-constexpr const char* rprop_variants[] = {"rprop-", "rprop+", "irprop-", "irprop-move", "irprop+"};
+constexpr const char* rprop_variants[] = {"rprop-",  "rprop+",     "irprop-",   "irprop-move",
+                                          "irprop+", "grprop-slr", "grprop-sag"};
 
 #define REAL(Rule, name, range) {#name, Kind::real, offsetof(Rule, name), {range}}
 #define PAIR(Rule, name, first, second) {#name, Kind::pair, offsetof(Rule, name), {first, second}}
@@ -56,6 +57,40 @@ bool uses(const Adagrad&, int) { return true; }
 bool uses_time(const Adagrad& o) { return o.lr_decay != 0; }
 bool needs_loss(const Adagrad&) { return false; }
 std::string conflict(const Adagrad&) { return {}; }
+
+constexpr Field proximal_adagrad_fields[] = {
+    REAL(ProximalAdagrad, lr, nonnegative),
+    REAL(ProximalAdagrad, l1, nonnegative),
+    REAL(ProximalAdagrad, l2, nonnegative),
+    PROLOGUE(ProximalAdagrad),
+};
+bool uses(const ProximalAdagrad&, int) { return true; }
+bool uses_time(const ProximalAdagrad&) { return false; }
+bool needs_loss(const ProximalAdagrad&) { return false; }
+std::string conflict(const ProximalAdagrad&) { return {}; }
+
+constexpr Field adagrad_da_fields[] = {
+    REAL(AdagradDA, lr, nonnegative),
+    REAL(AdagradDA, l1, nonnegative),
+    REAL(AdagradDA, l2, nonnegative),
+    PROLOGUE(AdagradDA),
+};
+constexpr State adagrad_da_states[] = {{"grad_sum", Storage::as_parameter}, {"square_sum", Storage::as_parameter}};
+bool uses(const AdagradDA&, int) { return true; }
+bool uses_time(const AdagradDA&) { return true; }
+bool needs_loss(const AdagradDA&) { return false; }
+std::string conflict(const AdagradDA&) { return {}; }
+
+constexpr Field adagrad_norm_fields[] = {
+    REAL(AdagradNorm, lr, nonnegative),
+    REAL(AdagradNorm, eps, nonnegative),
+    PROLOGUE(AdagradNorm),
+};
+constexpr State adagrad_norm_states[] = {{"square_sum", Storage::scalar}};
+bool uses(const AdagradNorm&, int) { return true; }
+bool uses_time(const AdagradNorm&) { return false; }
+bool needs_loss(const AdagradNorm&) { return false; }
+std::string conflict(const AdagradNorm&) { return {}; }
 
 constexpr Field rprop_fields[] = {
     REAL(Rprop, lr, nonnegative),
@@ -109,6 +144,9 @@ constexpr Description descriptions[rule_count] = {
     describe<RMSprop>("rmsprop", rmsprop_fields, rmsprop_states),
     describe<Adagrad>("adagrad", adagrad_fields, adagrad_states),
     describe<Rprop>("rprop", rprop_fields, rprop_states),
+    describe<ProximalAdagrad>("proximal_adagrad", proximal_adagrad_fields, adagrad_states),
+    describe<AdagradDA>("adagrad_da", adagrad_da_fields, adagrad_da_states),
+    describe<AdagradNorm>("adagrad_norm", adagrad_norm_fields, adagrad_norm_states),
 };
 
 void check(const Field& field, const Range& range, double value, const std::string& name) {

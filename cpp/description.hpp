@@ -33,7 +33,8 @@ struct Field {
   std::span<const char* const> choices = {};  // choice: the names, in the order of the enumeration
 };
 
-enum class Storage : std::uint8_t { as_parameter, int8 };
+// A state has an element for each of the parameter's, of the parameter's type or int8; or it is one scalar of that type.
+enum class Storage : std::uint8_t { as_parameter, int8, scalar };
 inline constexpr std::int64_t stored_size(Storage storage, DType parameter) {
   return storage == Storage::int8 ? 1 : item_size(parameter);
 }

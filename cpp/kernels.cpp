@@ -14,9 +14,7 @@ namespace {
 
 template <class Options, class T>
 Kernel update(const void* options) {
-  return compose(*static_cast<const Options*>(options), []<class Rule>(Rule) {
-    return Kernel{Erased<Rule, T>::template prepare<Options>, Erased<Rule, T>::update};
-  });
+  return compose(*static_cast<const Options*>(options), []<class Rule>(Rule) { return kernel<Rule, T, Options>(); });
 }
 
 template <class T>
@@ -35,7 +33,10 @@ extern const Kernels FUSEDSTEP_KERNELS;
 const Kernels FUSEDSTEP_KERNELS = {
     .update = {{update<RMSprop, float>, update<RMSprop, double>},
                {update<Adagrad, float>, update<Adagrad, double>},
-               {update<Rprop, float>, update<Rprop, double>}},
+               {update<Rprop, float>, update<Rprop, double>},
+               {update<ProximalAdagrad, float>, update<ProximalAdagrad, double>},
+               {update<AdagradDA, float>, update<AdagradDA, double>},
+               {update<AdagradNorm, float>, update<AdagradNorm, double>}},
     .prologue = {prologue<float>, prologue<double>},
     .norm = {{sum_of_squares<float>}, {sum_of_squares<double>}},
 };

@@ -20,6 +20,12 @@ struct Body {
   const void* context;
 };
 
+template <class F>
+Body body(const F& f) {
+  return {[](const void* context, std::int64_t begin, std::int64_t end) { (*static_cast<const F*>(context))(begin, end); },
+          &f};
+}
+
 // Runs the body over [0, units) in pieces of `grain`, on up to `threads` threads (the calling one included), and
 // returns when all is done. Another call at the same time, from another thread, runs on its own thread alone.
 void parallel_for(std::int64_t units, std::int64_t grain, int threads, Body body);

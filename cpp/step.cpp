@@ -18,12 +18,6 @@ constexpr std::int64_t grain = 32;
 // What a tensor costs beside its elements, in elements.
 constexpr std::int64_t tensor_overhead = 32;
 
-template <class F>
-Body body(const F& f) {
-  return {[](const void* context, std::int64_t begin, std::int64_t end) { (*static_cast<const F*>(context))(begin, end); },
-          &f};
-}
-
 std::int64_t norm_blocks(std::int64_t size) { return (size + block - 1) / block; }
 
 // Neighbours added in pairs, again and again: a tree whose shape depends on the number of summands alone.
@@ -46,7 +40,8 @@ Work make_work(RuleId rule, const void* options, std::int64_t time, DType dtype,
   work.item_size[0] = work.item_size[1] = item_size(dtype);
   for (std::size_t s = 0; s < max_states; ++s) {
     const bool used = s < about.states.size() && about.uses(options, static_cast<int>(s));
-    work.item_size[2 + s] = used ? stored_size(about.states[s].storage, dtype) : 0;
+    const bool streamed = used && about.states[s].storage != Storage::scalar;
+    work.item_size[2 + s] = streamed ? stored_size(about.states[s].storage, dtype) : 0;
   }
   work.kernel = table.update[static_cast<std::size_t>(rule)][d](options);
   work.kernel.prepare(options, time, work.coefficients);
@@ -62,6 +57,36 @@ Work make_work(RuleId rule, const void* options, std::int64_t time, DType dtype,
   work.zero_gradient = step.zero_grads;
   return work;
 }
+
+void check_state(const State& state, const Array& array, const Array& parameter) {
+  if (state.storage != Storage::scalar) {
+    check_shape(array, parameter);
+    check_distinct_elements(array);
+  } else if (!array.shape.empty()) {
+    throw std::invalid_argument(array.label.text() + ": shape " + shape_text(array.shape) +
+                                " differs from shape (); it is one number, an array of no dimensions");
+  }
+}
+
+// How the streams of an update run, for arrange().
+struct Views {
+  StridedView view[max_streams] = {};
+  std::int64_t item_size[max_streams] = {};
+
+  Views(const Description& about, const Array& parameter, const Array& gradient, std::span<const Array> states) {
+    set(0, parameter);
+    set(1, gradient);
+    for (std::size_t s = 0; s < about.states.size(); ++s) {
+      if (states[s].data != nullptr && about.states[s].storage != Storage::scalar) set(2 + s, states[s]);
+    }
+  }
+
+ private:
+  void set(std::size_t stream, const Array& array) {
+    view[stream] = {array.data, array.strides};
+    item_size[stream] = array.item_size;
+  }
+};
 
 }  // namespace
 
@@ -87,8 +112,7 @@ void Plan::add(std::string name, int group, DType dtype, const Array& parameter,
   for (std::size_t s = 0; s < states.size(); ++s) {
     if (states[s].data == nullptr) continue;
     member.states[s] = own(states[s], description_.states[s].name);
-    check_shape(member.states[s], member.parameter);
-    check_distinct_elements(member.states[s]);
+    check_state(description_.states[s], member.states[s], member.parameter);
   }
   elements_ += parameter.size();
   member.gradient = own(parameter, "gradient");
@@ -123,29 +147,27 @@ void Plan::accept(std::size_t i, const Array& gradient, bool written) {
   written_->check_disjoint_from(gradient);
 
   const std::span<const std::int64_t> shape = member.parameter.shape;
-  StridedView views[max_streams] = {{member.parameter.data, member.parameter.strides}, {gradient.data, gradient.strides}};
-  std::int64_t item_sizes[max_streams] = {member.parameter.item_size, gradient.item_size};
-  for (int s = 0; s < max_states; ++s) {
-    views[2 + s] = {member.states[s].data, member.states[s].strides};
-    item_sizes[2 + s] = member.states[s].item_size;
-  }
+  const Views views(description_, member.parameter, gradient, member.states);
   Tensor tensor;
   tensor.size = member.parameter.size();
   auto layout = std::make_unique<Layout>();
-  const bool flat = tensor.size == 0 || arrange(shape, views, item_sizes, tensor.stream, *layout);
+  const bool flat = tensor.size == 0 || arrange(shape, views.view, views.item_size, tensor.stream, *layout);
 
   // Outermost first by the size of the stride, ties in the order of the axes: NumPy's order="K".
-  auto walk = std::make_unique<NormWalk>();
+  std::vector<std::size_t> axes;
   for (std::size_t axis = 0; axis < shape.size(); ++axis) {
-    if (shape[axis] != 1) walk->dimensions.push_back({shape[axis], {gradient.strides[axis]}});
+    if (shape[axis] != 1) axes.push_back(axis);
   }
-  std::stable_sort(walk->dimensions.begin(), walk->dimensions.end(), [](const Dimension& a, const Dimension& b) {
-    return std::abs(a.stride[0]) > std::abs(b.stride[0]);
+  std::stable_sort(axes.begin(), axes.end(), [&](std::size_t a, std::size_t b) {
+    return std::abs(gradient.strides[a]) > std::abs(gradient.strides[b]);
   });
+  auto walk = std::make_unique<NormWalk>();
   std::int64_t dense = gradient.item_size;
   bool is_dense = true;
-  for (std::size_t k = walk->dimensions.size(); k-- > 0; dense *= walk->dimensions[k].extent) {
-    is_dense &= walk->dimensions[k].stride[0] == dense;
+  for (std::size_t k = axes.size(); k-- > 0; dense *= shape[axes[k]]) is_dense &= gradient.strides[axes[k]] == dense;
+  for (const std::size_t axis : axes) {
+    walk->shape.push_back(shape[axis]);
+    walk->strides.push_back(gradient.strides[axis]);
   }
 
   // From here on nothing throws: the member is as before or wholly new.
@@ -181,23 +203,8 @@ double Plan::sum_block(std::size_t i, std::int64_t index, const NormKernel& kern
   const char* data = member.gradient.data;
   if (norm_walks_[i] == nullptr) return kernel.sum_of_squares(coefficients, n, data + begin * item, poison);
 
-  const auto& dimensions = norm_walks_[i]->dimensions;
-  std::int64_t at[max_dimensions];
-  std::int64_t rest = begin;
-  for (std::size_t k = dimensions.size(); k-- > 0; rest /= dimensions[k].extent) {
-    at[k] = rest % dimensions[k].extent;
-    data += at[k] * dimensions[k].stride[0];
-  }
-  alignas(64) char dense[block * sizeof(double)] = {};
-  for (std::int64_t j = 0; j < n; ++j) {
-    std::memcpy(dense + j * item, data, static_cast<std::size_t>(item));
-    for (std::size_t k = dimensions.size(); k-- > 0;) {
-      data += dimensions[k].stride[0];
-      if (++at[k] < dimensions[k].extent) break;
-      data -= dimensions[k].extent * dimensions[k].stride[0];
-      at[k] = 0;
-    }
-  }
+  alignas(64) char dense[block * sizeof(double)];
+  gather(norm_walks_[i]->shape, norm_walks_[i]->strides.data(), data, item, begin, n, dense);
   return kernel.sum_of_squares(coefficients, n, dense, poison);
 }
 
@@ -263,7 +270,8 @@ void Plan::prepare(std::span<const Options> groups, const StepOptions& options, 
     if (!present_[i]) continue;
     present_elements_ += tensors_[i].size + tensor_overhead;
     const std::size_t kind = kinds_[i];
-    work_index_[i] = work_for(kind, timed[kind / dtype_count] ? times_[i] + 1 : 0, groups, options, clip_coef);
+    const std::int64_t time = timed[kind / dtype_count] ? times_[i] + 1 : 0;
+    work_index_[i] = work_for(kind, time, groups, options, clip_coef);
   }
   if (blocks_known_) return;
   for (std::size_t i = 0; i < members_.size(); ++i) {
@@ -287,35 +295,73 @@ void Plan::update_all() {
 
 SingleUpdate::SingleUpdate(RuleId rule, const Options& options, std::int64_t time, DType dtype, const Array& parameter,
                            const Array& gradient, std::span<const Array> states) {
-  StridedView views[max_streams] = {{parameter.data, parameter.strides}, {gradient.data, gradient.strides}};
-  std::int64_t item_sizes[max_streams] = {parameter.item_size, gradient.item_size};
+  const Description& about = description(rule);
   check_distinct_elements(parameter);
   check_shape(gradient, parameter);
   check_disjoint(gradient, parameter);
   for (std::size_t s = 0; s < states.size(); ++s) {
     if (states[s].data == nullptr) continue;
-    check_shape(states[s], parameter);
-    check_distinct_elements(states[s]);
+    check_state(about.states[s], states[s], parameter);
     check_disjoint(states[s], parameter);
     check_disjoint(gradient, states[s]);
     for (std::size_t other = 0; other < s; ++other) {
       if (states[other].data != nullptr) check_disjoint(states[s], states[other]);
     }
-    views[2 + s] = {states[s].data, states[s].strides};
-    item_sizes[2 + s] = states[s].item_size;
   }
   tensor_.size = parameter.size();
-  if (tensor_.size == 0) return;
-  if (!arrange(parameter.shape, views, item_sizes, tensor_.stream, layout_)) tensor_.layout = &layout_;
+  if (tensor_.size != 0) {
+    const Views views(about, parameter, gradient, states);
+    if (!arrange(parameter.shape, views.view, views.item_size, tensor_.stream, layout_)) tensor_.layout = &layout_;
+  }
   const DefaultFloatingPoint guard;
   work_ = make_work(rule, options.bytes, time, dtype, {}, 1.0);
+  if (work_.kernel.total == nullptr) return;
+  arrays_[0] = parameter;
+  arrays_[1] = gradient;
+  std::copy(states.begin(), states.end(), arrays_ + 2);
+  geometry_.reserve(2 * max_streams);
+  for (Array& array : arrays_) {
+    if (array.data == nullptr) continue;
+    array.strides = geometry_.emplace_back(array.strides, array.strides + array.shape.size()).data();
+    array.shape = geometry_.emplace_back(array.shape.begin(), array.shape.end());
+  }
+}
+
+void SingleUpdate::update_all() const {
+  const auto part = [this](std::int64_t begin, std::int64_t end) { update(tensor_, work_, begin, end); };
+  parallel_for(tensor_.blocks(), grain, threads_for(tensor_.size), body(part));
 }
 
 void SingleUpdate::run() const {
-  if (tensor_.size == 0) return;
   const DefaultFloatingPoint guard;
-  const auto part = [this](std::int64_t begin, std::int64_t end) { update(tensor_, work_, begin, end); };
-  parallel_for(tensor_.blocks(), grain, threads_for(tensor_.size), body(part));
+  if (work_.kernel.total == nullptr) {
+    update_all();
+    return;
+  }
+  Operand operand{{}, &work_};
+  for (std::size_t s = 0; s < max_streams; ++s) operand.stream[s] = &arrays_[s];
+  const Question question({&operand, 1});
+  update_all();
+  question.update_chosen();
+}
+
+void Plan::ask_and_update_all() {
+  // Coefficients settled by an array's answer are that array's own.
+  std::vector<WorkOf> works;
+  std::vector<Operand> operands;
+  works.reserve(members_.size());
+  for (std::size_t i = 0; i < members_.size(); ++i) {
+    if (!present_[i]) continue;
+    works.push_back(works_[static_cast<std::size_t>(work_index_[i])]);
+    work_index_[i] = static_cast<std::int32_t>(works.size() - 1);
+    const Member& member = members_[i];
+    Operand& operand = operands.emplace_back(Operand{{&member.parameter, &member.gradient}, &works.back().work});
+    for (std::size_t s = 0; s < max_states; ++s) operand.stream[2 + s] = &member.states[s];
+  }
+  works_ = std::move(works);
+  const Question question(operands);
+  update_all();
+  question.update_chosen();
 }
 
 StepReport Plan::step(std::span<const Options> groups, const StepOptions& options) {
@@ -332,7 +378,13 @@ StepReport Plan::step(std::span<const Options> groups, const StepOptions& option
     if (options.clip_norm != 0) clip_coef = options.clip_norm / (norm < options.clip_norm ? options.clip_norm : norm);
   }
   prepare(groups, options, clip_coef);
-  update_all();
+  bool asks = false;
+  for (const WorkOf& entry : works_) asks |= entry.work.kernel.total != nullptr;
+  if (asks) {
+    ask_and_update_all();
+  } else {
+    update_all();
+  }
   for (std::size_t i = 0; i < times_.size(); ++i) times_[i] += present_[i];
   return report;
 }

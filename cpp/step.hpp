@@ -13,6 +13,7 @@
 
 #include "border.hpp"
 #include "description.hpp"
+#include "question.hpp"
 #include "sweep/tensors.hpp"
 
 namespace fusedstep {
@@ -74,7 +75,8 @@ class Plan {
  private:
   // The gradient in the order of its own memory, for the norm.
   struct NormWalk {
-    std::vector<Dimension> dimensions;  // outermost first; empty: one dense run from the first element
+    std::vector<std::int64_t> shape;  // outermost first
+    std::vector<std::int64_t> strides;
   };
 
   void measure(const StepOptions& options, StepReport& report);
@@ -82,6 +84,7 @@ class Plan {
   std::int32_t work_for(std::size_t kind, std::int64_t time, std::span<const Options> groups,
                         const StepOptions& options, double clip_coef);
   void update_all();
+  void ask_and_update_all();
   std::size_t member_at(const std::vector<std::int64_t>& first, std::int64_t unit) const;
   double sum_block(std::size_t i, std::int64_t index, const NormKernel& kernel, const Coefficients& coefficients,
                    double& poison) const;
@@ -117,8 +120,8 @@ class Plan {
   std::vector<char> poisoned_;
 };
 
-// One update of one parameter, checked like those of a plan when it is made; `time` counts updates from 1. Shapes and
-// strides are not needed any more to run it.
+// One update of one parameter, checked like those of a plan when it is made; `time` counts updates from 1. The shapes
+// and strides that it was made from are not needed any more to run it.
 class SingleUpdate {
  public:
   SingleUpdate(RuleId rule, const Options& options, std::int64_t time, DType dtype, const Array& parameter,
@@ -128,9 +131,13 @@ class SingleUpdate {
   void run() const;
 
  private:
+  void update_all() const;
+
   Tensor tensor_;
   Layout layout_;
-  Work work_;
+  mutable Work work_;  // a rule that asks about all elements settles its coefficients by the answer
+  Array arrays_[max_streams];
+  std::vector<std::vector<std::int64_t>> geometry_;
 };
 
 }  // namespace fusedstep

@@ -55,7 +55,8 @@ py::dict rules() {
     for (const Field& field : rule.fields) fields[field.name] = get_field(field, options.bytes);
     py::dict states;
     for (const State& state : rule.states) {
-      states[state.name] = state.storage == Storage::int8 ? "int8" : "parameter";
+      constexpr const char* storages[] = {"parameter", "int8", "scalar"};
+      states[state.name] = storages[static_cast<int>(state.storage)];
     }
     py::dict entry;
     entry["fields"] = fields;

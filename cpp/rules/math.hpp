@@ -27,6 +27,24 @@ inline T positive_part(T x) {
   return x < T(0) ? T(0) : x;
 }
 
+// -1, 0 or 1; NaN and the sign of a zero pass through.
+template <class T>
+inline T sign(T x) {
+  return x > T(0) ? T(1) : x < T(0) ? T(-1) : x;
+}
+
+template <class T>
+inline T magnitude(T x) {
+  return x < T(0) ? -x : x;
+}
+
+// What an element adds to a question that a rule asks about all elements before it updates any: a summand, and a key
+// where the rule wants to know the element with the smallest.
+struct Term {
+  double summand;
+  double key = 0;
+};
+
 // A hyperparameter, rounded once to the compute type. A limit beyond the type's range is its largest finite value.
 template <class T>
 inline T rounded(double x) {

@@ -31,26 +31,66 @@ struct RpropRule {
           hi(rounded_limit<T>(o.step_sizes[1])) {}
   };
 
+  template <class T>
+  static T resized(T D, T agreement, const Coef<T>& c) {
+    return clamp(D * (agreement > T(0) ? c.eta_plus : agreement < T(0) ? c.eta_minus : T(1)), c.lo, c.hi);
+  }
+
   // Signs are multiplied, never gradients: a product of two small gradients underflows to 0 and D would stop growing.
   template <class T>
   static void step(T& p, T g, T& D, std::int8_t& ps, const Coef<T>& c) {
-    const T sg = g > T(0) ? T(1) : g < T(0) ? T(-1) : g;
+    const T sg = sign(g);
     const T agreement = sg * static_cast<T>(ps);
     const bool flip = agreement < T(0);
-    const T Dn = clamp(D * (agreement > T(0) ? c.eta_plus : flip ? c.eta_minus : T(1)), c.lo, c.hi);
+    const T Dn = resized(D, agreement, c);
 
     // The last move was -ps D, and ps = -sg on a flip: taking it back is p + ps D = p - sg D.
     const T moved = p - sg * (on_flip == OnFlip::undo && flip ? D : Dn);
     p = on_flip == OnFlip::stay && flip ? p : moved;
     D = Dn;
-    const auto sign = static_cast<std::int8_t>((g > T(0)) - (g < T(0)));
-    ps = forget && flip ? std::int8_t(0) : sign;
+    ps = forget && flip ? std::int8_t(0) : static_cast<std::int8_t>((g > T(0)) - (g < T(0)));
+  }
+};
+
+// GRprop: Anastasiadis, Magoulas & Vrahatis 2005, Neurocomputing 64:253, in the two forms of R's neuralnet. As Rprop,
+// but one element of all takes the step that makes the whole a direction of descent:
+//
+//   D_k <- clip(-(sum over i != k of D_i g_i + delta) / g_k, lo, hi),     k: smallest D (slr) or smallest |g| (sag)
+enum class Smallest { learning_rate, gradient };
+
+template <Smallest smallest>
+struct GRpropRule : RpropRule<OnFlip::move, false> {
+  using Rprop_ = RpropRule<OnFlip::move, false>;
+  static constexpr bool chooses_one = true;
+  static constexpr double delta = 1e-6;
+
+  template <class T>
+  using Coef = Rprop_::Coef<T>;
+
+  template <class T>
+  static Term term(T, T g, T D, std::int8_t ps, const Coef<T>& c) {
+    const T Dn = Rprop_::resized(D, sign(g) * static_cast<T>(ps), c);
+    const double key = static_cast<double>(smallest == Smallest::gradient ? magnitude(g) : Dn);
+    return {static_cast<double>(Dn) * static_cast<double>(g), g == T(0) ? std::numeric_limits<double>::infinity() : key};
+  }
+
+  // The step of the chosen element, in place of its step by Rprop; `sum` is that over all elements.
+  template <class T>
+  static void step_chosen(double sum, T& p, T g, T& D, std::int8_t& ps, const Coef<T>& c) {
+    const double rest = sum - term(p, g, D, ps, c).summand;
+    D = clamp(rounded<T>(-(rest + delta) / static_cast<double>(g)), c.lo, c.hi);
+    p = p - sign(g) * D;
+    ps = static_cast<std::int8_t>((g > T(0)) - (g < T(0)));
   }
 };
 
 template <class F>
 auto compose(const Rprop& o, F f) {
   switch (o.variant) {
+    case RpropVariant::grprop_slr:
+      return f(GRpropRule<Smallest::learning_rate>{});
+    case RpropVariant::grprop_sag:
+      return f(GRpropRule<Smallest::gradient>{});
     case RpropVariant::rprop_plus:
       return f(RpropRule<OnFlip::undo, true>{});
     case RpropVariant::irprop_minus:

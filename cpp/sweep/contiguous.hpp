@@ -42,6 +42,42 @@ template <class Rule, class T, class... S, std::size_t... k>
   }
 }
 
+inline constexpr std::int64_t lanes = 16;
+
+// Lanes of fixed number, added in pairs: the same numbers in the same order on every instruction set.
+inline double sum_of_lanes(double* lane) {
+  for (std::int64_t half = lanes / 2; half > 0; half /= 2) {
+    for (std::int64_t k = 0; k < half; ++k) lane[k] += lane[k + half];
+  }
+  return lane[0];
+}
+
+template <class Rule, class T, class... S, std::size_t... k>
+[[gnu::noinline]] Total total_loop(std::index_sequence<k...>, const typename Rule::template Coef<T> c, std::int64_t n,
+                                   const T* __restrict p, const T* __restrict g, const S* __restrict... s) noexcept {
+  double sum[lanes] = {};
+  std::int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    for (std::int64_t lane = 0; lane < lanes; ++lane) {
+      sum[lane] += Rule::template term<T>(p[i + lane], g[i + lane], s[i + lane]..., c).summand;
+    }
+  }
+  for (std::int64_t lane = 0; i + lane < n; ++lane) {
+    sum[lane] += Rule::template term<T>(p[i + lane], g[i + lane], s[i + lane]..., c).summand;
+  }
+  Total total{.sum = sum_of_lanes(sum)};
+  if constexpr (sizeof...(S) > 0) {
+    for (i = 0; i < n; ++i) {
+      const double key = Rule::template term<T>(p[i], g[i], s[i]..., c).key;
+      if (key < total.key) {
+        total.key = key;
+        total.position = i;
+      }
+    }
+  }
+  return total;
+}
+
 template <Decay decay, class T>
 [[gnu::noinline]] void prologue_loop(const PrologueCoef<T> c, std::int64_t n, T* __restrict p, const T* __restrict g,
                                      T* __restrict out) noexcept {
@@ -82,6 +118,57 @@ struct Erased {
                          static_cast<S*>(streams[2 + k])...);
   }
 };
+
+template <class Rule, class T>
+concept AsksAboutArray = requires(typename Rule::template Coef<T> c, T s) { Rule::template settle<T>(0.0, s, c); };
+
+template <class Rule>
+concept AsksAboutList = requires { Rule::chooses_one; };
+
+template <class Rule, class T>
+struct ErasedQuestion {
+  using Coef = typename Rule::template Coef<T>;
+
+  static Total total(const Coefficients& coef, std::int64_t n, void* const* streams) noexcept {
+    return call(typename Rule::template States<T>{}, coef, n, streams);
+  }
+
+  template <class... S>
+  static Total call(types<S...>, const Coefficients& coef, std::int64_t n, void* const* streams) noexcept {
+    return call(types<S...>{}, std::index_sequence_for<S...>{}, coef, n, streams);
+  }
+
+  template <class... S, std::size_t... k>
+  static Total call(types<S...>, std::index_sequence<k...> sequence, const Coefficients& coef, std::int64_t n,
+                    void* const* streams) noexcept {
+    return total_loop<Rule, T>(sequence, as<Coef>(coef), n, static_cast<const T*>(streams[0]),
+                               static_cast<const T*>(streams[1]), static_cast<const S*>(streams[2 + k])...);
+  }
+
+  static void settle(const Total& total, void* scalar, Coefficients& coef) noexcept {
+    Coef c = as<Coef>(coef);
+    Rule::template settle<T>(total.sum, *static_cast<T*>(scalar), c);
+    new (coef.bytes) Coef(c);
+  }
+
+  static void update_chosen(const Total& total, const Coefficients& coef, void* const* streams) noexcept {
+    Rule::template step_chosen<T>(total.sum, *static_cast<T*>(streams[0]), *static_cast<const T*>(streams[1]),
+                                  *static_cast<T*>(streams[2]), *static_cast<std::int8_t*>(streams[3]), as<Coef>(coef));
+  }
+};
+
+template <class Rule, class T, class Options>
+Kernel kernel() {
+  Kernel kernel{Erased<Rule, T>::template prepare<Options>, Erased<Rule, T>::update, nullptr, nullptr, nullptr};
+  if constexpr (AsksAboutArray<Rule, T>) {
+    kernel.total = ErasedQuestion<Rule, T>::total;
+    kernel.settle = ErasedQuestion<Rule, T>::settle;
+  } else if constexpr (AsksAboutList<Rule>) {
+    kernel.total = ErasedQuestion<Rule, T>::total;
+    kernel.update_chosen = ErasedQuestion<Rule, T>::update_chosen;
+  }
+  return kernel;
+}
 
 template <Decay decay, class T>
 struct ErasedPrologue {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "../include/fusedstep/rules.hpp"
 
@@ -11,8 +12,8 @@ enum class DType : std::uint8_t { float32, float64 };
 inline constexpr int dtype_count = 2;
 inline constexpr std::int64_t item_size(DType dtype) { return dtype == DType::float32 ? 4 : 8; }
 
-enum class RuleId : std::uint8_t { rmsprop, adagrad, rprop };
-inline constexpr int rule_count = 3;
+enum class RuleId : std::uint8_t { rmsprop, adagrad, rprop, proximal_adagrad, adagrad_da, adagrad_norm };
+inline constexpr int rule_count = 6;
 
 // The streams of an update, in this order: parameter, gradient, and the states of the rule (null where not used).
 inline constexpr int max_states = 3;
@@ -26,9 +27,30 @@ struct alignas(64) Coefficients {
   unsigned char bytes[128];
 };
 
+// The answer to a question about all elements: a sum, and the first element with the smallest key.
+struct Total {
+  double sum = 0;
+  double key = std::numeric_limits<double>::infinity();
+  std::int64_t position = -1;  // in the order of the question; -1: there is none
+
+  void add(const Total& after) {
+    sum += after.sum;
+    if (after.key < key) {
+      key = after.key;
+      position = after.position;
+    }
+  }
+};
+
+// `total`, `settle` and `update_chosen` are there for rules that ask about all elements before they update any: about
+// the array, then settle() derives coefficients from the answer and the rule's scalar; or about the whole list, then
+// update_chosen() takes the place of the update of the one element found.
 struct Kernel {
   void (*prepare)(const void* options, std::int64_t time, Coefficients& out) noexcept;
   void (*update)(const Coefficients& coef, std::int64_t n, void* const* streams) noexcept;
+  Total (*total)(const Coefficients& coef, std::int64_t n, void* const* streams) noexcept;
+  void (*settle)(const Total& total, void* scalar, Coefficients& coef) noexcept;
+  void (*update_chosen)(const Total& total, const Coefficients& coef, void* const* streams) noexcept;
 };
 
 struct PrologueKernel {

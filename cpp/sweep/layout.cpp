@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 
 namespace fusedstep {
 namespace {
@@ -86,6 +87,24 @@ bool arrange(std::span<const std::int64_t> shape, std::span<const StridedView> v
   layout.blocks = tiles(n0, layout.columns) * tiles(n1, layout.rows);
   for (std::size_t i = 2; i < dimensions.size(); ++i) layout.blocks *= dimensions[i].extent;
   return false;
+}
+
+void gather(std::span<const std::int64_t> shape, const std::int64_t* strides, const char* data, std::int64_t item_size,
+            std::int64_t begin, std::int64_t n, char* dense) {
+  std::int64_t at[max_dimensions];
+  for (std::size_t axis = shape.size(); axis-- > 0; begin /= shape[axis]) {
+    at[axis] = begin % shape[axis];
+    data += at[axis] * strides[axis];
+  }
+  for (std::int64_t i = 0; i < n; ++i) {
+    std::memcpy(dense + i * item_size, data, static_cast<std::size_t>(item_size));
+    for (std::size_t axis = shape.size(); axis-- > 0;) {
+      data += strides[axis];
+      if (++at[axis] < shape[axis]) break;
+      data -= shape[axis] * strides[axis];
+      at[axis] = 0;
+    }
+  }
 }
 
 }  // namespace fusedstep

@@ -39,4 +39,8 @@ struct Layout {
 bool arrange(std::span<const std::int64_t> shape, std::span<const StridedView> views,
              std::span<const std::int64_t> item_sizes, void** data, Layout& layout);
 
+// Copies elements [begin, begin + n) of an array, counted with the last axis fastest, to a dense run.
+void gather(std::span<const std::int64_t> shape, const std::int64_t* strides, const char* data, std::int64_t item_size,
+            std::int64_t begin, std::int64_t n, char* dense);
+
 }  // namespace fusedstep

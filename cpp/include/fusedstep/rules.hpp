@@ -8,7 +8,15 @@ namespace fusedstep {
 
 enum class MomentumForm : std::uint8_t { torch, tf };
 
-enum class RpropVariant : std::uint8_t { rprop_minus, rprop_plus, irprop_minus, irprop_move, irprop_plus };
+enum class RpropVariant : std::uint8_t {
+  rprop_minus,
+  rprop_plus,
+  irprop_minus,
+  irprop_move,
+  irprop_plus,
+  grprop_slr,
+  grprop_sag,
+};
 
 /// v <- alpha v + (1 - alpha) g^2;  p <- p - lr g / (sqrt(v) + eps).        Hinton, lecture 6e; centred: Graves 2013
 struct RMSprop {
@@ -32,6 +40,36 @@ struct Adagrad {
   double eps = 1e-10;
   bool eps_inside_sqrt = false;
   double lr_decay = 0.0;
+  double weight_decay = 0.0;
+  bool decoupled_weight_decay = false;
+  bool maximize = false;
+};
+
+/// s <- s + g^2;  a <- lr / sqrt(s);  q <- p - a g;  p <- sign(q) max(|q| - a l1, 0) / (1 + l2 a).
+///                                                                               FOBOS: Duchi & Singer 2009, JMLR 10:2899
+struct ProximalAdagrad {
+  double lr = 1e-2;
+  double l1 = 0.0;
+  double l2 = 0.0;
+  double weight_decay = 0.0;
+  bool decoupled_weight_decay = false;
+  bool maximize = false;
+};
+
+/// G <- G + g;  s <- s + g^2;  p <- -sign(G) lr max(|G| - l1 t, 0) / (l2 t lr + sqrt(s)).      Duchi, Hazan & Singer 2011
+struct AdagradDA {
+  double lr = 1e-2;
+  double l1 = 0.0;
+  double l2 = 0.0;
+  double weight_decay = 0.0;
+  bool decoupled_weight_decay = false;
+  bool maximize = false;
+};
+
+/// s <- s + ||g||^2, one scalar an array;  p <- p - lr g / (sqrt(s) + eps).                    Ward, Wu & Bottou 2019
+struct AdagradNorm {
+  double lr = 1e-2;
+  double eps = 1e-10;
   double weight_decay = 0.0;
   bool decoupled_weight_decay = false;
   bool maximize = false;
