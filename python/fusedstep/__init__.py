@@ -3,18 +3,24 @@
 from . import _core, reference
 from ._config import available_isas, get_num_threads, isa, read_environment, set_num_threads, show_config, use_isa
 from ._core import StepReport
-from .functional import adagrad_, rmsprop_, rprop_
-from .optimizers import Adagrad, RMSprop, Rprop
+from .functional import adagrad_, adagrad_da_, adagrad_norm_, proximal_adagrad_, rmsprop_, rprop_
+from .optimizers import Adagrad, AdagradDA, AdagradNorm, ProximalAdagrad, RMSprop, Rprop
 from .verify import VerificationError
 
 __version__: str = _core.version
 __all__ = [
     "Adagrad",
+    "AdagradDA",
+    "AdagradNorm",
+    "ProximalAdagrad",
     "RMSprop",
     "Rprop",
     "StepReport",
     "VerificationError",
     "adagrad_",
+    "adagrad_da_",
+    "adagrad_norm_",
+    "proximal_adagrad_",
     "available_isas",
     "get_num_threads",
     "isa",

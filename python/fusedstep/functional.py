@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from . import _core
 
-__all__ = ["adagrad_", "rmsprop_", "rprop_"]
+__all__ = ["adagrad_", "adagrad_da_", "adagrad_norm_", "proximal_adagrad_", "rmsprop_", "rprop_"]
 
 F = TypeVar("F", bound=Callable[..., None])
 Floats = NDArray[np.float32] | NDArray[np.float64]
@@ -178,6 +178,175 @@ def adagrad_(
     """
 
 
+@_fused("proximal_adagrad")
+def proximal_adagrad_(
+    param: Floats,
+    grad: Floats,
+    square_sum: Floats,
+    *,
+    lr: float,
+    l1: float = 0.0,
+    l2: float = 0.0,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+) -> None:
+    """Update a parameter in place by proximal Adagrad: a step, then the closest point under L1 and L2 penalties.
+
+    ::
+
+        s <- s + g^2,   a = lr / sqrt(s),   q = p - a g
+        p <- sign(q) max(|q| - a l1, 0) / (1 + l2 a)
+
+    Where ``s`` is 0 the element does not move.
+
+    Parameters
+    ----------
+    param : ndarray of float32 or float64
+        ``p``, any shape and layout; written.
+    grad : ndarray
+        ``g``, shape and dtype of ``param``; only read.
+    square_sum : ndarray
+        ``s``, the sum of squared gradients, shape and dtype of ``param``; written. TensorFlow starts at 0.1.
+    lr : float
+        Step size, ``lr >= 0``.
+    l1 : float
+        L1 penalty, ``l1 >= 0``: small elements become 0.
+    l2 : float
+        L2 penalty, ``l2 >= 0``.
+    weight_decay : float
+        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
+    decoupled_weight_decay : bool
+        Whether decay shrinks the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
+    maximize : bool
+        Whether to ascend: ``-g`` in place of ``g``.
+
+    Raises
+    ------
+    TypeError
+        Not an array, wrong dtype or byte order, a hyperparameter of the wrong type.
+    ValueError
+        Shape, read-only, misaligned or overlapping arrays, a hyperparameter out of range. Nothing was written.
+
+    References
+    ----------
+    Duchi & Singer 2009, JMLR 10:2899 (FOBOS).
+    """
+
+
+@_fused("adagrad_da")
+def adagrad_da_(
+    param: Floats,
+    grad: Floats,
+    grad_sum: Floats,
+    square_sum: Floats,
+    *,
+    lr: float,
+    step: int,
+    l1: float = 0.0,
+    l2: float = 0.0,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+) -> None:
+    """Update a parameter in place by Adagrad with dual averaging: from the sum of all gradients, not from where it is.
+
+    ::
+
+        G <- G + g,   s <- s + g^2
+        p <- -sign(G) lr max(|G| - l1 t, 0) / (l2 t lr + sqrt(s))
+
+    Where ``s`` is 0 the element does not move.
+
+    Parameters
+    ----------
+    param : ndarray of float32 or float64
+        ``p``, any shape and layout; written.
+    grad : ndarray
+        ``g``, shape and dtype of ``param``; only read.
+    grad_sum : ndarray
+        ``G``, the sum of gradients, shape and dtype of ``param``; written. 0 at the start.
+    square_sum : ndarray
+        ``s``, the sum of squared gradients, shape and dtype of ``param``; written. TensorFlow starts at 0.1.
+    lr : float
+        Step size, ``lr >= 0``.
+    step : int
+        ``t``, updates so far with this one, from 1.
+    l1 : float
+        L1 penalty, ``l1 >= 0``: elements with a small average gradient become 0.
+    l2 : float
+        L2 penalty, ``l2 >= 0``.
+    weight_decay : float
+        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
+    decoupled_weight_decay : bool
+        Whether decay shrinks the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
+    maximize : bool
+        Whether to ascend: ``-g`` in place of ``g``.
+
+    Raises
+    ------
+    TypeError
+        Not an array, wrong dtype or byte order, a hyperparameter of the wrong type.
+    ValueError
+        Shape, read-only, misaligned or overlapping arrays, a hyperparameter out of range. Nothing was written.
+
+    References
+    ----------
+    Duchi, Hazan & Singer 2011, JMLR 12:2121.
+    """
+
+
+@_fused("adagrad_norm")
+def adagrad_norm_(
+    param: Floats,
+    grad: Floats,
+    square_sum: Floats,
+    *,
+    lr: float,
+    eps: float = 1e-10,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+) -> None:
+    """Update a parameter in place by Adagrad-Norm: one step size for the whole array.
+
+    ::
+
+        s <- s + ||g||^2
+        p <- p - lr g / (sqrt(s) + eps)
+
+    Parameters
+    ----------
+    param : ndarray of float32 or float64
+        ``p``, any shape and layout; written.
+    grad : ndarray
+        ``g``, shape and dtype of ``param``; only read.
+    square_sum : ndarray of no dimensions
+        ``s``, the sum of squared norms, dtype of ``param``; written. 0 at the start.
+    lr : float
+        Step size, ``lr >= 0``.
+    eps : float
+        Added to the root, ``eps >= 0``.
+    weight_decay : float
+        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
+    decoupled_weight_decay : bool
+        Whether decay shrinks the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
+    maximize : bool
+        Whether to ascend: ``-g`` in place of ``g``.
+
+    Raises
+    ------
+    TypeError
+        Not an array, wrong dtype or byte order, a hyperparameter of the wrong type.
+    ValueError
+        Shape, read-only, misaligned or overlapping arrays, a hyperparameter out of range. Nothing was written.
+
+    References
+    ----------
+    Ward, Wu & Bottou 2019, ICML.
+    """
+
+
 @_fused("rprop")
 def rprop_(
     param: Floats,
@@ -204,7 +373,9 @@ def rprop_(
 
     Where the sign flipped, the variants differ: ``rprop-`` moves all the same; ``rprop+`` takes the last move back;
     ``irprop-`` stays; ``irprop-move`` moves; ``irprop+`` takes the last move back if the loss rose and stays if not.
-    All but ``rprop-`` then forget the sign, so that the next step keeps its size.
+    All but ``rprop-`` then forget the sign, so that the next step keeps its size. ``grprop-slr`` and ``grprop-sag`` are
+    ``rprop-``, but the element ``k`` with the smallest step size, or the smallest gradient, takes the step that makes the
+    whole a direction of descent: ``D_k <- clip(-(sum of D_i g_i, i != k, + 1e-6) / g_k, lo, hi)``.
 
     Parameters
     ----------
@@ -220,8 +391,8 @@ def rprop_(
         ``(eta-, eta+)``, ``0 < eta- < 1 < eta+``.
     step_sizes : pair of float
         ``(lo, hi)``, ``0 <= lo <= hi``.
-    variant : {"rprop-", "rprop+", "irprop-", "irprop-move", "irprop+"}
-        ``irprop-`` is PyTorch's.
+    variant : {"rprop-", "rprop+", "irprop-", "irprop-move", "irprop+", "grprop-slr", "grprop-sag"}
+        ``irprop-`` is PyTorch's, ``rprop+``, ``grprop-slr`` and ``grprop-sag`` are those of R's neuralnet.
     loss_increased : bool
         Whether the loss rose since the step before; asked by ``irprop+`` alone.
     lr : float, optional
@@ -242,5 +413,5 @@ def rprop_(
 
     References
     ----------
-    Riedmiller & Braun 1993. Igel & Hüsken 2000, 2003.
+    Riedmiller & Braun 1993. Igel & Hüsken 2000, 2003. Anastasiadis, Magoulas & Vrahatis 2005.
     """

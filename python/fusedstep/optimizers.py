@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from . import _core, _tree, verify
 from ._core import StepReport
 
-__all__ = ["Adagrad", "Optimizer", "RMSprop", "Rprop"]
+__all__ = ["Adagrad", "AdagradDA", "AdagradNorm", "Optimizer", "ProximalAdagrad", "RMSprop", "Rprop"]
 
 _VERIFY = ("never", "first", "every")
 
@@ -115,7 +115,7 @@ class Optimizer:
                 reserved.append(
                     [
                         memory.reserve(
-                            array,
+                            np.empty((), array.dtype) if stored == "scalar" else array,
                             np.dtype(np.int8) if stored == "int8" else array.dtype,
                             options[start] if isinstance(start := self._start[state], str) else start,
                         )
@@ -422,6 +422,191 @@ class Adagrad(Optimizer):
         super().__init__(params, defaults, verify)
 
 
+class ProximalAdagrad(Optimizer):
+    """Take an Adagrad step, then the closest point under L1 and L2 penalties.
+
+    ::
+
+        s <- s + g^2,   a = lr / sqrt(s),   q = p - a g
+        p <- sign(q) max(|q| - a l1, 0) / (1 + l2 a)
+
+    Parameters
+    ----------
+    params
+        What to update, see ``Optimizer``.
+    lr : float
+        Step size, ``lr >= 0``.
+    l1 : float
+        L1 penalty, ``l1 >= 0``.
+    l2 : float
+        L2 penalty, ``l2 >= 0``.
+    initial_accumulator_value : float
+        Where ``s`` starts, ``>= 0``. 0.1 as in TensorFlow.
+    weight_decay : float
+        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
+    decoupled_weight_decay : bool
+        Whether decay shrinks the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
+    maximize : bool
+        Whether to ascend.
+    verify : {"never", "first", "every"}
+        The steps beside which the NumPy reference runs.
+
+    References
+    ----------
+    Duchi & Singer 2009, JMLR 10:2899 (FOBOS).
+    """
+
+    _rule = "proximal_adagrad"
+    _start: ClassVar = {"square_sum": "initial_accumulator_value"}
+    _start_only = frozenset({"initial_accumulator_value"})
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        *,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        initial_accumulator_value: float = 0.1,
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        verify: str = "never",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "l1": l1,
+            "l2": l2,
+            "initial_accumulator_value": initial_accumulator_value,
+            "weight_decay": weight_decay,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults, verify)
+
+
+class AdagradDA(Optimizer):
+    """Set parameters by dual averaging: from the sum of all gradients, not from where they are.
+
+    ::
+
+        G <- G + g,   s <- s + g^2
+        p <- -sign(G) lr max(|G| - l1 t, 0) / (l2 t lr + sqrt(s))
+
+    Parameters
+    ----------
+    params
+        What to update, see ``Optimizer``.
+    lr : float
+        Step size, ``lr >= 0``.
+    l1 : float
+        L1 penalty, ``l1 >= 0``.
+    l2 : float
+        L2 penalty, ``l2 >= 0``.
+    initial_accumulator_value : float
+        Where ``s`` starts, ``>= 0``. 0.1 as in TensorFlow.
+    weight_decay : float
+        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
+    decoupled_weight_decay : bool
+        Whether decay shrinks the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
+    maximize : bool
+        Whether to ascend.
+    verify : {"never", "first", "every"}
+        The steps beside which the NumPy reference runs.
+
+    References
+    ----------
+    Duchi, Hazan & Singer 2011, JMLR 12:2121.
+    """
+
+    _rule = "adagrad_da"
+    _start: ClassVar = {"grad_sum": 0.0, "square_sum": "initial_accumulator_value"}
+    _start_only = frozenset({"initial_accumulator_value"})
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        *,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        initial_accumulator_value: float = 0.1,
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        verify: str = "never",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "l1": l1,
+            "l2": l2,
+            "initial_accumulator_value": initial_accumulator_value,
+            "weight_decay": weight_decay,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults, verify)
+
+
+class AdagradNorm(Optimizer):
+    """Divide the step of each array by the root of the sum of all its squared gradient norms.
+
+    ::
+
+        s <- s + ||g||^2
+        p <- p - lr g / (sqrt(s) + eps)
+
+    Parameters
+    ----------
+    params
+        What to update, see ``Optimizer``.
+    lr : float
+        Step size, ``lr >= 0``.
+    eps : float
+        Added to the root, ``eps >= 0``.
+    initial_accumulator_value : float
+        Where ``s`` starts, ``>= 0``. The paper's ``b_0^2``.
+    weight_decay : float
+        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
+    decoupled_weight_decay : bool
+        Whether decay shrinks the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
+    maximize : bool
+        Whether to ascend.
+    verify : {"never", "first", "every"}
+        The steps beside which the NumPy reference runs.
+
+    References
+    ----------
+    Ward, Wu & Bottou 2019, ICML.
+    """
+
+    _rule = "adagrad_norm"
+    _start: ClassVar = {"square_sum": "initial_accumulator_value"}
+    _start_only = frozenset({"initial_accumulator_value"})
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        *,
+        eps: float = 1e-10,
+        initial_accumulator_value: float = 0.0,
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        verify: str = "never",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "eps": eps,
+            "initial_accumulator_value": initial_accumulator_value,
+            "weight_decay": weight_decay,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults, verify)
+
+
 class Rprop(Optimizer):
     """Move each element by a step size of its own, by the sign of its gradient alone: for full batches.
 
@@ -441,7 +626,7 @@ class Rprop(Optimizer):
         ``(eta-, eta+)``, ``0 < eta- < 1 < eta+``.
     step_sizes : pair of float
         ``(lo, hi)``, ``0 <= lo <= hi``.
-    variant : {"rprop-", "rprop+", "irprop-", "irprop-move", "irprop+"}
+    variant : {"rprop-", "rprop+", "irprop-", "irprop-move", "irprop+", "grprop-slr", "grprop-sag"}
         What happens where the sign flipped, see ``rprop_``. PyTorch's is ``irprop-``; ``irprop+`` needs
         ``step(grads, loss=...)``.
     weight_decay : float

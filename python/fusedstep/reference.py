@@ -8,13 +8,23 @@ the arrays' type.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["adagrad_", "gradient", "norm", "rmsprop_", "rprop_"]
+__all__ = [
+    "adagrad_",
+    "adagrad_da_",
+    "adagrad_norm_",
+    "gradient",
+    "grprop_choice",
+    "norm",
+    "proximal_adagrad_",
+    "rmsprop_",
+    "rprop_",
+]
 
 Array = NDArray[Any]
 
@@ -96,7 +106,7 @@ def rmsprop_(
             if step is not None:
                 m = m / T(1.0 - alpha**step)
             r = r - m * m
-            r = np.where(r < T(0), T(0), r)
+            r = _positive_part(r)
         d = np.sqrt(r + T(eps)) if eps_inside_sqrt else np.sqrt(r) + T(eps)
         if momentum == 0.0:
             param[...] = param - T(lr) * g / d
@@ -143,6 +153,104 @@ def adagrad_(
         param[...] = param - T(clr) * g / d
 
 
+def proximal_adagrad_(
+    param: Array,
+    grad: Array,
+    square_sum: Array,
+    *,
+    lr: float,
+    l1: float = 0.0,
+    l2: float = 0.0,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+    **prologue: Any,
+) -> None:
+    """Update in place by proximal Adagrad (FOBOS; Duchi & Singer 2009)."""
+    T = param.dtype.type
+    with np.errstate(all="ignore"):
+        g = gradient(
+            param,
+            grad,
+            lr=lr,
+            weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            maximize=maximize,
+            **prologue,
+        )
+        s = square_sum + g * g
+        square_sum[...] = s
+        a = T(lr) / np.sqrt(s)
+        q = param - a * g
+        moved = _sign(q) * _positive_part(_magnitude(q) - a * T(l1)) / (T(1) + T(l2) * a)
+        param[...] = np.where(s == T(0), param, moved)
+
+
+def adagrad_da_(
+    param: Array,
+    grad: Array,
+    grad_sum: Array,
+    square_sum: Array,
+    *,
+    lr: float,
+    step: int,
+    l1: float = 0.0,
+    l2: float = 0.0,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+    **prologue: Any,
+) -> None:
+    """Update in place by Adagrad with dual averaging (Duchi, Hazan & Singer 2011)."""
+    T = param.dtype.type
+    with np.errstate(all="ignore"):
+        g = gradient(
+            param,
+            grad,
+            lr=lr,
+            weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            maximize=maximize,
+            **prologue,
+        )
+        G = grad_sum + g
+        grad_sum[...] = G
+        s = square_sum + g * g
+        square_sum[...] = s
+        moved = -_sign(G) * T(lr) * _positive_part(_magnitude(G) - T(l1 * step)) / (T(l2 * step * lr) + np.sqrt(s))
+        param[...] = np.where(s == T(0), param, moved)
+
+
+def adagrad_norm_(
+    param: Array,
+    grad: Array,
+    square_sum: Array,
+    *,
+    lr: float,
+    eps: float = 1e-10,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+    **prologue: Any,
+) -> None:
+    """Update in place by Adagrad-Norm, one step size for the array (Ward, Wu & Bottou 2019)."""
+    T = param.dtype.type
+    with np.errstate(all="ignore"):
+        g = gradient(
+            param,
+            grad,
+            lr=lr,
+            weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            maximize=maximize,
+            **prologue,
+        )
+        x = g.astype(np.float64)
+        square_sum[...] = square_sum + T(_tree_sum(_block_sums(x * x)))
+        d = np.sqrt(square_sum) + T(eps)
+        param[...] = param - T(lr) * g / d
+
+
 def rprop_(
     param: Array,
     grad: Array,
@@ -157,13 +265,15 @@ def rprop_(
     weight_decay: float = 0.0,
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
+    chosen: tuple[float, int | None] | None = None,
     **prologue: Any,
 ) -> None:
-    """Update in place by Rprop (Riedmiller & Braun 1993) or a variant of it (Igel & Hüsken 2000, 2003)."""
+    """Update in place by Rprop (Riedmiller & Braun 1993) or a variant of it (Igel & Hüsken 2000, 2003).
+
+    GRprop's sum and chosen element are those of the whole list: ``chosen``, or of this array alone where not given.
+    """
     T = param.dtype.type
-    largest = float(np.finfo(param.dtype).max)
-    eta_minus, eta_plus = map(T, etas)
-    lo, hi = (T(min(limit, largest)) for limit in step_sizes)
+    lo, hi = _limits(T, step_sizes)
     with np.errstate(all="ignore"):
         g = gradient(
             param,
@@ -174,14 +284,11 @@ def rprop_(
             maximize=maximize,
             **prologue,
         )
-        sg = np.where(g > T(0), T(1), np.where(g < T(0), T(-1), g))
+        sg = _sign(g)
         ps = prev_sign.astype(T)
-        same = sg * ps > T(0)
         flip = sg * ps < T(0)
         D = step_size
-        Dn = np.where(same, D * eta_plus, np.where(flip, D * eta_minus, D))
-        Dn = np.where(Dn < lo, lo, Dn)
-        Dn = np.where(Dn > hi, hi, Dn)
+        Dn = _resized(g, D, prev_sign, etas, step_sizes)
         moved = param - sg * Dn
         undone = param + ps * D
         sign = np.where(np.isnan(sg), T(0), sg).astype(np.int8)
@@ -193,11 +300,88 @@ def rprop_(
             p, ps = np.where(flip, undone, moved), np.where(flip, np.int8(0), sign)
         elif variant in ("irprop-", "irprop+"):
             p, ps = np.where(flip, param, moved), np.where(flip, np.int8(0), sign)
+        elif variant in ("grprop-slr", "grprop-sag"):
+            total, k = chosen if chosen is not None else _grprop_total([(g, Dn)], variant)[0]
+            if k is not None:
+                at = np.unravel_index(k, param.shape)
+                rest = total - float(Dn[at]) * float(g[at])
+                Dk = T(-(rest + GRPROP_DELTA) / float(g[at]))
+                Dk = lo if Dk < lo else Dk
+                Dn[at] = hi if Dk > hi else Dk
+                moved = param - sg * Dn
+            p, ps = moved, sign
         else:
             raise ValueError(f"variant: {variant!r} is not known")
         param[...] = p
         step_size[...] = Dn
         prev_sign[...] = ps
+
+
+GRPROP_DELTA = 1e-6
+
+
+def grprop_choice(
+    members: Sequence[tuple[Array, Array, Array, Array, dict[str, Any]]],
+) -> list[tuple[float, int | None]]:
+    """Return what ``rprop_`` needs as ``chosen``, for each of ``(param, grad, step_size, prev_sign, arguments)``.
+
+    The sum of ``D g`` over all, and in the array that has it the place of the element that takes the odd step.
+    """
+    pairs = []
+    variant = ""
+    with np.errstate(all="ignore"):
+        for param, grad, step_size, prev_sign, arguments in members:
+            rest = dict(arguments)
+            variant = rest.pop("variant")
+            etas, step_sizes = rest.pop("etas"), rest.pop("step_sizes")
+            rest.pop("loss_increased", None)
+            g = gradient(param.copy(), grad, **rest)
+            pairs.append((g, _resized(g, step_size, prev_sign, etas, step_sizes)))
+        return _grprop_total(pairs, variant)
+
+
+def _grprop_total(pairs: Sequence[tuple[Array, Array]], variant: str) -> list[tuple[float, int | None]]:
+    blocks: list[float] = []
+    smallest, array, index = math.inf, -1, -1
+    for i, (g, D) in enumerate(pairs):
+        blocks.extend(_block_sums(D.astype(np.float64) * g.astype(np.float64)))
+        key = np.where(g == 0, np.inf, np.abs(g) if variant == "grprop-sag" else D).ravel()
+        key = np.where(np.isnan(key), np.inf, key).astype(np.float64)
+        if key.size and key.min() < smallest:
+            smallest, array, index = key.min(), i, int(key.argmin())
+    total = _tree_sum(blocks)
+    return [(total, index if i == array else None) for i in range(len(pairs))]
+
+
+def _limits(T: Any, step_sizes: tuple[float, float]) -> tuple[Any, Any]:
+    largest = float(np.finfo(T).max)
+    lo, hi = step_sizes
+    return T(min(lo, largest)), T(min(hi, largest))
+
+
+def _resized(
+    g: Array, D: Array, prev_sign: Array, etas: tuple[float, float], step_sizes: tuple[float, float]
+) -> Array:
+    T = D.dtype.type
+    eta_minus, eta_plus = map(T, etas)
+    lo, hi = _limits(T, step_sizes)
+    agreement = _sign(g) * prev_sign.astype(T)
+    Dn = np.where(agreement > T(0), D * eta_plus, np.where(agreement < T(0), D * eta_minus, D))
+    Dn = np.where(Dn < lo, lo, Dn)
+    return np.where(Dn > hi, hi, Dn)
+
+
+def _sign(x: Array) -> Array:
+    T = x.dtype.type
+    return np.where(x > T(0), T(1), np.where(x < T(0), T(-1), x))
+
+
+def _magnitude(x: Array) -> Array:
+    return np.where(x < x.dtype.type(0), -x, x)
+
+
+def _positive_part(x: Array) -> Array:
+    return np.where(x < x.dtype.type(0), x.dtype.type(0), x)
 
 
 def norm(grads: Iterable[Array], *, grad_scale: float | None = None, clip_value: float | None = None) -> float:
@@ -211,15 +395,24 @@ def norm(grads: Iterable[Array], *, grad_scale: float | None = None, clip_value:
         for grad in grads:
             g = gradient(grad, grad, grad_scale=grad_scale, clip_value=clip_value)
             x = g.ravel(order="K").astype(np.float64)
-            x = np.concatenate([x, np.zeros(-x.size % BLOCK)]).reshape(-1, BLOCK // LANES, LANES)
-            sums = np.zeros((x.shape[0], LANES))
-            for row in range(BLOCK // LANES):
-                sums = sums + x[:, row] * x[:, row]
-            while sums.shape[1] > 1:
-                half = sums.shape[1] // 2
-                sums = sums[:, :half] + sums[:, half:]
-            blocks.extend(sums[:, 0].tolist())
-    while len(blocks) > 1:
-        odd = blocks[-1:] if len(blocks) % 2 else []
-        blocks = [a + b for a, b in zip(blocks[::2], blocks[1::2], strict=False)] + odd
-    return math.sqrt(blocks[0]) if blocks else 0.0
+            blocks.extend(_block_sums(x * x))
+        return math.sqrt(_tree_sum(blocks))
+
+
+def _block_sums(terms: Array) -> list[float]:
+    x = terms.ravel()
+    x = np.concatenate([x, np.zeros(-x.size % BLOCK)]).reshape(-1, BLOCK // LANES, LANES)
+    sums = np.zeros((x.shape[0], LANES))
+    for row in range(BLOCK // LANES):
+        sums = sums + x[:, row]
+    while sums.shape[1] > 1:
+        half = sums.shape[1] // 2
+        sums = sums[:, :half] + sums[:, half:]
+    return [float(total) for total in sums[:, 0]]
+
+
+def _tree_sum(x: list[float]) -> float:
+    while len(x) > 1:
+        odd = x[-1:] if len(x) % 2 else []
+        x = [a + b for a, b in zip(x[::2], x[1::2], strict=False)] + odd
+    return x[0] if x else 0.0

@@ -46,27 +46,17 @@ class Snapshot:
         self.time = time
 
 
-def update(
-    rule: str,
-    arrays: Mapping[str, NDArray[Any]],
-    grad: NDArray[Any],
-    options: Mapping[str, Any],
-    time: int,
-    loss_increased: bool,
-    **prologue: Any,
-) -> None:
-    """Apply the reference of ``rule`` to ``arrays`` in place, with an optimizer's hyperparameters."""
-    function = getattr(reference, f"{rule}_")
+def reference_arguments(rule: str, options: Mapping[str, Any], time: int, loss_increased: bool) -> dict[str, Any]:
+    """Return an optimizer's hyperparameters as the arguments of the reference of ``rule``."""
     arguments = dict(options)
     if rule == "rmsprop":
         del arguments["centered"]
         arguments["step"] = time if arguments.pop("bias_correction") else None
-    elif rule == "adagrad":
+    elif rule in ("adagrad", "adagrad_da"):
         arguments["step"] = time
     elif rule == "rprop":
         arguments["loss_increased"] = loss_increased
-    states = {key: array for key, array in arrays.items() if key != "param"}
-    function(arrays["param"], grad, **states, **arguments, **prologue)
+    return arguments
 
 
 def check_step(
@@ -88,24 +78,38 @@ def check_step(
         _compare("the norm", np.asarray(report.grad_norm), np.asarray(norm))
         if clip_norm is not None:
             clip_coef = clip_norm / max(norm, clip_norm)
+    if not report.skipped:
+        prologue = {"grad_scale": grad_scale, "clip_value": clip_value, "clip_coef": clip_coef}
+        _update_before(rule, [s for s in snapshots if s.grad is not None], loss_increased, prologue)
     for snapshot in snapshots:
-        if snapshot.grad is not None and snapshot.live_grad is not None and not report.skipped:
-            update(
-                rule,
-                snapshot.before,
-                snapshot.grad,
-                snapshot.options,
-                snapshot.time,
-                loss_increased,
-                grad_scale=grad_scale,
-                clip_value=clip_value,
-                clip_coef=clip_coef,
-            )
-            expected = np.zeros_like(snapshot.grad) if zero_grads else snapshot.grad
-            _compare(f"the gradient of parameter {snapshot.name!r}", snapshot.live_grad, expected)
         for key, array in snapshot.live.items():
             what = "" if key == "param" else f"{key} of "
             _compare(f"{what}parameter {snapshot.name!r}", array, snapshot.before[key])
+        if snapshot.grad is not None and snapshot.live_grad is not None:
+            expected = np.zeros_like(snapshot.grad) if zero_grads and not report.skipped else snapshot.grad
+            _compare(f"the gradient of parameter {snapshot.name!r}", snapshot.live_grad, expected)
+
+
+def _update_before(rule: str, snapshots: list[Snapshot], loss_increased: bool, prologue: dict[str, Any]) -> None:
+    """Apply the reference to what the snapshots hold."""
+    function = getattr(reference, f"{rule}_")
+    arguments = [
+        reference_arguments(rule, snapshot.options, snapshot.time, loss_increased) | prologue for snapshot in snapshots
+    ]
+    # GRprop's sum runs over all parameters that follow it.
+    asking = [k for k, each in enumerate(arguments) if str(each.get("variant", "")).startswith("grprop")]
+    choice = reference.grprop_choice(
+        [
+            (s.before["param"], s.grad, s.before["step_size"], s.before["prev_sign"], arguments[k])
+            for k, s in enumerate(snapshots)
+            if k in asking and s.grad is not None
+        ]
+    )
+    for k, chosen in zip(asking, choice, strict=True):
+        arguments[k]["chosen"] = chosen
+    for snapshot, each in zip(snapshots, arguments, strict=True):
+        states = {key: array for key, array in snapshot.before.items() if key != "param"}
+        function(snapshot.before["param"], snapshot.grad, **states, **each)
 
 
 def _compare(what: str, found: NDArray[Any], expected: NDArray[Any]) -> None:
