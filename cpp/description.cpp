@@ -100,7 +100,7 @@ constexpr Field rprop_fields[] = {
     FLAG(Rprop, loss_increased),
     PROLOGUE(Rprop),
 };
-constexpr State rprop_states[] = {{"step_size", Storage::as_parameter}, {"prev_sign", Storage::int8}};
+constexpr State rprop_states[] = {{"step_size", Storage::as_parameter, nullptr, "lr"}, {"prev_sign", Storage::int8}};
 bool uses(const Rprop&, int) { return true; }
 bool uses_time(const Rprop&) { return false; }
 bool needs_loss(const Rprop& o) { return o.variant == RpropVariant::irprop_plus; }

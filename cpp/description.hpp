@@ -43,6 +43,7 @@ struct State {
   const char* name;
   Storage storage;
   const char* switched_by = nullptr;  // the flag that asks for this state, where there is one
+  const char* starts_at = nullptr;    // the hyperparameter that it starts at; otherwise 0
 };
 
 struct Description {

@@ -5,6 +5,7 @@
 #include <string_view>
 #include <vector>
 
+#include "include/fusedstep/fusedstep.hpp"  // isa(), available_isas(), force_isa()
 #include "sweep/kernel.hpp"
 
 namespace fusedstep {
@@ -12,11 +13,7 @@ namespace fusedstep {
 // The kernels in use: those of the best instruction set of this machine, unless one was forced.
 const Kernels& kernels();
 
-std::string isa();
+// Those that were compiled, the plainest first, whether this machine has them or not.
 std::vector<std::string> compiled_isas();
-std::vector<std::string> available_isas();
-
-// std::invalid_argument, listing the valid names, if `name` is none of available_isas(). Empty: the best one.
-void force_isa(std::string_view name);
 
 }  // namespace fusedstep

@@ -54,7 +54,9 @@ int processors() {
 
 class Pool {
  public:
-  bool asleep() const { return sleepers_.load(std::memory_order_relaxed) > 0 || workers_ == 0; }
+  bool asleep() const {
+    return sleepers_.load(std::memory_order_relaxed) > 0 || workers_.load(std::memory_order_relaxed) == 0;
+  }
 
   // False, and nothing is done, if another thread is using the pool.
   bool run(std::int64_t units, std::int64_t grain, int threads, Body body) {
@@ -107,7 +109,7 @@ class Pool {
     workers = std::min(workers, max_threads - 1);
     while (workers_ < workers) {
       try {
-        std::thread([this, id = workers_ + 1] { live(id); }).detach();
+        std::thread([this, id = workers_.load() + 1] { live(id); }).detach();
       } catch (const std::system_error&) {
         return;  // the system gives no more threads: those that there are do the work
       }
@@ -152,7 +154,7 @@ class Pool {
   }
 
   std::mutex in_use_;
-  int workers_ = 0;
+  std::atomic<int> workers_{0};
   const int processors_ = processors();
   Body body_{};
   std::int64_t grain_ = 1;
@@ -162,6 +164,11 @@ class Pool {
   std::atomic<std::uint32_t> sleepers_{0};
   Slice slices_[max_threads];
 };
+
+Executor& callers_executor() {
+  static Executor executor;
+  return executor;
+}
 
 std::atomic<Pool*> current_pool{nullptr};
 std::atomic<int> chosen_threads{0};
@@ -233,7 +240,18 @@ int threads_for(std::int64_t elements) {
   return static_cast<int>(std::min<std::int64_t>(n, elements / (pays_warm / 2)));
 }
 
+void set_executor(Executor executor) { callers_executor() = std::move(executor); }
+
 void parallel_for(std::int64_t units, std::int64_t grain, int threads, Body body) {
+  if (const Executor& execute = callers_executor(); execute && threads > 1 && units > grain) {
+    const std::int64_t pieces = (units + grain - 1) / grain;
+    const std::int64_t ranges = std::min<std::int64_t>(threads, pieces);
+    execute(ranges, [&](std::int64_t k) {
+      const DefaultFloatingPoint guard;
+      body.run(body.context, pieces * k / ranges * grain, std::min(units, pieces * (k + 1) / ranges * grain));
+    });
+    return;
+  }
   if (threads > 1 && units > grain && pool().run(units, grain, threads, body)) return;
   body.run(body.context, 0, units);
 }

@@ -2,13 +2,10 @@
 #pragma once
 
 #include <cstdint>
-#include <string_view>
+
+#include "include/fusedstep/fusedstep.hpp"  // num_threads(), set_num_threads(), set_executor()
 
 namespace fusedstep {
-
-// The threads that a large step may use, the calling one included.
-int num_threads();
-void set_num_threads(int n);
 
 // What FUSEDSTEP_NUM_THREADS says, or the processors that this process may run on. std::invalid_argument if it is set
 // to anything but a positive whole number.

@@ -1,9 +1,6 @@
 #include "step.hpp"
 
 #include <algorithm>
-#include <cmath>
-#include <cstdlib>
-#include <cstring>
 #include <stdexcept>
 
 #include "dispatch.hpp"
@@ -14,22 +11,6 @@ namespace {
 
 // Blocks that a thread takes at a time.
 constexpr std::int64_t grain = 32;
-
-// What a tensor costs beside its elements, in elements.
-constexpr std::int64_t tensor_overhead = 32;
-
-std::int64_t norm_blocks(std::int64_t size) { return (size + block - 1) / block; }
-
-// Neighbours added in pairs, again and again: a tree whose shape depends on the number of summands alone.
-double tree_sum(std::vector<double>& x) {
-  std::size_t n = x.size();
-  if (n == 0) return 0.0;
-  for (; n > 1; n = (n + 1) / 2) {
-    for (std::size_t i = 0; i < n / 2; ++i) x[i] = x[2 * i] + x[2 * i + 1];
-    if (n % 2 != 0) x[n / 2] = x[n - 1];
-  }
-  return x[0];
-}
 
 Work make_work(RuleId rule, const void* options, std::int64_t time, DType dtype, const StepOptions& step,
                double clip_coef) {
@@ -135,9 +116,8 @@ void Plan::bind() {
   present_.assign(n, false);
   work_index_.assign(n, 0);
   layouts_.resize(n);
-  norm_walks_.resize(n);
+  memory_orders_.resize(n);
   first_block_.assign(n + 1, 0);
-  first_norm_block_.assign(n + 1, 0);
 }
 
 void Plan::accept(std::size_t i, const Array& gradient, bool written) {
@@ -153,32 +133,28 @@ void Plan::accept(std::size_t i, const Array& gradient, bool written) {
   auto layout = std::make_unique<Layout>();
   const bool flat = tensor.size == 0 || arrange(shape, views.view, views.item_size, tensor.stream, *layout);
 
-  // Outermost first by the size of the stride, ties in the order of the axes: NumPy's order="K".
-  std::vector<std::size_t> axes;
-  for (std::size_t axis = 0; axis < shape.size(); ++axis) {
-    if (shape[axis] != 1) axes.push_back(axis);
-  }
-  std::stable_sort(axes.begin(), axes.end(), [&](std::size_t a, std::size_t b) {
-    return std::abs(gradient.strides[a]) > std::abs(gradient.strides[b]);
-  });
-  auto walk = std::make_unique<NormWalk>();
-  std::int64_t dense = gradient.item_size;
-  bool is_dense = true;
-  for (std::size_t k = axes.size(); k-- > 0; dense *= shape[axes[k]]) is_dense &= gradient.strides[axes[k]] == dense;
-  for (const std::size_t axis : axes) {
-    walk->shape.push_back(shape[axis]);
-    walk->strides.push_back(gradient.strides[axis]);
-  }
+  auto order = memory_order(gradient);
 
   // From here on nothing throws: the member is as before or wholly new.
   if (!flat) tensor.layout = layout.get();
   tensors_[i] = tensor;
   layouts_[i] = flat ? nullptr : std::move(layout);
-  norm_walks_[i] = is_dense || tensor.size == 0 ? nullptr : std::move(walk);
+  memory_orders_[i] = std::move(order);
   member.gradient.data = gradient.data;
   std::copy_n(gradient.strides, shape.size(), const_cast<std::int64_t*>(member.gradient.strides));
   present_[i] = true;
   blocks_known_ = false;
+}
+
+void Plan::check_states(int group, const Options& options) const {
+  for (const Member& member : members_) {
+    if (member.group != group) continue;
+    for (std::size_t s = 0; s < description_.states.size(); ++s) {
+      if (!description_.uses(options.bytes, static_cast<int>(s)) || member.states[s].data != nullptr) continue;
+      throw std::invalid_argument("parameter '" + member.name + "' has no " + description_.states[s].name +
+                                  ", which these hyperparameters need; make the optimizer with them from the start");
+    }
+  }
 }
 
 void Plan::check_gradients_disjoint() const {
@@ -194,60 +170,17 @@ std::size_t Plan::member_at(const std::vector<std::int64_t>& first, std::int64_t
   return static_cast<std::size_t>(std::upper_bound(first.begin(), first.end(), unit) - first.begin()) - 1;
 }
 
-double Plan::sum_block(std::size_t i, std::int64_t index, const NormKernel& kernel, const Coefficients& coefficients,
-                       double& poison) const {
-  const Member& member = members_[i];
-  const std::int64_t begin = index * block;
-  const std::int64_t n = std::min(block, tensors_[i].size - begin);
-  const std::int64_t item = member.parameter.item_size;
-  const char* data = member.gradient.data;
-  if (norm_walks_[i] == nullptr) return kernel.sum_of_squares(coefficients, n, data + begin * item, poison);
-
-  alignas(64) char dense[block * sizeof(double)];
-  gather(norm_walks_[i]->shape, norm_walks_[i]->strides.data(), data, item, begin, n, dense);
-  return kernel.sum_of_squares(coefficients, n, dense, poison);
-}
-
-void Plan::measure(const StepOptions& options, StepReport& report) {
-  std::int64_t units = 0;
-  std::int64_t elements = 0;
-  for (std::size_t i = 0; i < members_.size(); ++i) {
-    first_norm_block_[i] = units;
+void Plan::measure(const StepOptions& options, Outcome& outcome) const {
+  std::vector<NormOperand> gradients;
+  std::vector<std::size_t> members;
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
     if (!present_[i]) continue;
-    units += norm_blocks(tensors_[i].size);
-    elements += tensors_[i].size + tensor_overhead;
+    gradients.push_back({members_[i].gradient.data, tensors_[i].size, members_[i].dtype, memory_orders_[i].get()});
+    members.push_back(i);
   }
-  first_norm_block_[members_.size()] = units;
-  sums_.assign(static_cast<std::size_t>(units), 0.0);
-  poisoned_.assign(static_cast<std::size_t>(units), false);
-
-  Prologue clipping;
-  clipping.unscale = 1.0 / options.grad_scale;
-  if (options.clip_value != 0) clipping.clip_value = options.clip_value;
-  const Kernels& table = kernels();
-  Coefficients coefficients[dtype_count];
-  for (int d = 0; d < dtype_count; ++d) table.prologue[d](clipping).prepare(clipping, coefficients[d]);
-
-  const auto run = [&](std::int64_t begin, std::int64_t end) {
-    const DefaultFloatingPoint guard;
-    std::size_t i = member_at(first_norm_block_, begin);
-    for (std::int64_t unit = begin; unit < end; ++unit) {
-      while (unit >= first_norm_block_[i + 1]) ++i;
-      const auto d = static_cast<std::size_t>(members_[i].dtype);
-      double poison = 0.0;
-      sums_[static_cast<std::size_t>(unit)] =
-          sum_block(i, unit - first_norm_block_[i], table.norm[d], coefficients[d], poison);
-      poisoned_[static_cast<std::size_t>(unit)] = std::isnan(poison);
-    }
-  };
-  parallel_for(units, grain, threads_for(elements), body(run));
-
-  for (std::size_t i = 0; i < members_.size(); ++i) {
-    const auto from = poisoned_.begin() + first_norm_block_[i];
-    const auto to = poisoned_.begin() + first_norm_block_[i + 1];
-    if (std::find(from, to, true) != to) report.nonfinite.push_back(i);
-  }
-  report.grad_norm = std::sqrt(tree_sum(sums_));
+  const Norm measured = norm(gradients, options);
+  outcome.grad_norm = measured.norm;
+  for (const std::size_t k : measured.nonfinite) outcome.nonfinite.push_back(members[k]);
 }
 
 // What is to be done to the members of one group and type, at one time where the rule asks for it.
@@ -364,9 +297,9 @@ void Plan::ask_and_update_all() {
   question.update_chosen();
 }
 
-StepReport Plan::step(std::span<const Options> groups, const StepOptions& options) {
+Outcome Plan::step(std::span<const Options> groups, const StepOptions& options) {
   const DefaultFloatingPoint guard;
-  StepReport report;
+  Outcome report;
   double clip_coef = 1.0;
   if (options.clip_norm != 0 || options.nonfinite != Nonfinite::propagate) {
     measure(options, report);

@@ -13,22 +13,14 @@
 
 #include "border.hpp"
 #include "description.hpp"
+#include "norm.hpp"
 #include "question.hpp"
 #include "sweep/tensors.hpp"
 
 namespace fusedstep {
 
-enum class Nonfinite : std::uint8_t { propagate, skip, raise };
-
-struct StepOptions {
-  double grad_scale = 1.0;
-  double clip_norm = 0.0;   // 0: not asked for
-  double clip_value = 0.0;  // 0: not asked for
-  bool zero_grads = false;
-  Nonfinite nonfinite = Nonfinite::propagate;
-};
-
-struct StepReport {
+// What a step did.
+struct Outcome {
   std::optional<double> grad_norm;      // where a norm or a check was asked for
   std::vector<std::size_t> nonfinite;   // the parameters whose gradient has an inf or a NaN, where that was asked for
   bool skipped = false;                 // nothing was changed
@@ -60,11 +52,14 @@ class Plan {
   void keep(std::size_t i) { present_[i] = true; }
   void leave_out(std::size_t i) { present_[i] = false; }
 
+  // std::invalid_argument if a member of the group lacks a state that these options need.
+  void check_states(int group, const Options& options) const;
+
   // Checks that gradients which are to be written share no memory with each other.
   void check_gradients_disjoint() const;
 
   // One set of options a group. Throws before anything is written; with Nonfinite::raise the report alone says so.
-  StepReport step(std::span<const Options> groups, const StepOptions& options);
+  Outcome step(std::span<const Options> groups, const StepOptions& options);
 
   RuleId rule() const { return rule_; }
   std::size_t size() const { return members_.size(); }
@@ -73,21 +68,13 @@ class Plan {
   std::int64_t& time(std::size_t i) { return times_[i]; }  // updates of this member so far
 
  private:
-  // The gradient in the order of its own memory, for the norm.
-  struct NormWalk {
-    std::vector<std::int64_t> shape;  // outermost first
-    std::vector<std::int64_t> strides;
-  };
-
-  void measure(const StepOptions& options, StepReport& report);
+  void measure(const StepOptions& options, Outcome& outcome) const;
   void prepare(std::span<const Options> groups, const StepOptions& options, double clip_coef);
   std::int32_t work_for(std::size_t kind, std::int64_t time, std::span<const Options> groups,
                         const StepOptions& options, double clip_coef);
   void update_all();
   void ask_and_update_all();
   std::size_t member_at(const std::vector<std::int64_t>& first, std::int64_t unit) const;
-  double sum_block(std::size_t i, std::int64_t index, const NormKernel& kernel, const Coefficients& coefficients,
-                   double& poison) const;
 
   std::int64_t elements_ = 0;
   RuleId rule_;
@@ -103,9 +90,8 @@ class Plan {
   std::vector<char> present_;
   std::vector<std::int32_t> work_index_;
   std::vector<std::unique_ptr<Layout>> layouts_;
-  std::vector<std::unique_ptr<NormWalk>> norm_walks_;  // null: dense
+  std::vector<std::unique_ptr<MemoryOrder>> memory_orders_;  // of the gradients; null: dense
   std::vector<std::int64_t> first_block_;  // and one more: the number of blocks
-  std::vector<std::int64_t> first_norm_block_;
   bool blocks_known_ = false;
   std::deque<std::vector<std::int64_t>> strides_;
 
@@ -116,8 +102,6 @@ class Plan {
   };
   std::vector<WorkOf> works_;
   std::int64_t present_elements_ = 0;
-  std::vector<double> sums_;
-  std::vector<char> poisoned_;
 };
 
 // One update of one parameter, checked like those of a plan when it is made; `time` counts updates from 1. The shapes

@@ -181,7 +181,7 @@ class Optimizer {
     gradients.collect(tree_, grads, "");
     accept(gradients.by_leaf, options.zero_grads);
 
-    const StepReport report = run(gradients.by_leaf, now, options);
+    const Outcome report = run(gradients.by_leaf, now, options);
     if (options.nonfinite == Nonfinite::raise && report.skipped) {
       std::string names;
       for (const std::size_t i : report.nonfinite) names += (names.empty() ? "'" : ", '") + plan_.member(i).name + "'";
@@ -301,15 +301,7 @@ class Optimizer {
     }
     if (changed.empty()) return;
     if (const std::string wrong = description_.conflict(options.bytes); !wrong.empty()) throw py::value_error(wrong);
-    for (std::size_t i = 0; i < plan_.size(); ++i) {
-      const Plan::Member& member = plan_.member(i);
-      if (member.group != static_cast<int>(index)) continue;
-      for (std::size_t s = 0; s < description_.states.size(); ++s) {
-        if (!description_.uses(options.bytes, static_cast<int>(s)) || member.states[s].data != nullptr) continue;
-        throw py::value_error("parameter '" + member.name + "' has no " + description_.states[s].name +
-                              ", which these hyperparameters need; make the optimizer with them from the start");
-      }
-    }
+    plan_.check_states(static_cast<int>(index), options);
     group.options = options;
     for (const auto& [f, value] : changed) group.seen[f] = py::reinterpret_borrow<py::object>(value);
   }
@@ -371,11 +363,11 @@ class Optimizer {
                           shape_text(bound.shape) + " then, " + shape_text(now.shape) + " now); make a new optimizer");
   }
 
-  StepReport run(const std::vector<PyObject*>& gradients, const std::vector<Options>& options,
+  Outcome run(const std::vector<PyObject*>& gradients, const std::vector<Options>& options,
                  const StepOptions& step_options) {
     if (plan_.elements() < small) return plan_.step(options, step_options);
     for (PyObject* gradient : gradients) Py_INCREF(gradient);
-    StepReport report;
+    Outcome report;
     std::exception_ptr failure;
     {
       const py::gil_scoped_release release;
@@ -390,7 +382,7 @@ class Optimizer {
     return report;
   }
 
-  py::object make_report(const StepReport& report) const {
+  py::object make_report(const Outcome& report) const {
     auto made = py::reinterpret_steal<py::object>(PyStructSequence_New(report_type));
     if (!made) throw py::error_already_set();
     py::object norm = py::none();

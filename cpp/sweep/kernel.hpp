@@ -22,6 +22,9 @@ inline constexpr int max_streams = 2 + max_states;
 // The unit in which arrays are cut: what fits in the first-level cache with all its streams.
 inline constexpr std::int64_t block = 1024;
 
+// What a tensor costs beside its elements, in elements.
+inline constexpr std::int64_t tensor_overhead = 32;
+
 // Hyperparameters and what is derived from them, rounded to the compute type.
 struct alignas(64) Coefficients {
   unsigned char bytes[128];

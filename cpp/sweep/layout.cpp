@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 
 namespace fusedstep {
 namespace {
@@ -87,6 +88,19 @@ bool arrange(std::span<const std::int64_t> shape, std::span<const StridedView> v
   layout.blocks = tiles(n0, layout.columns) * tiles(n1, layout.rows);
   for (std::size_t i = 2; i < dimensions.size(); ++i) layout.blocks *= dimensions[i].extent;
   return false;
+}
+
+std::vector<std::int64_t> dense_strides(std::span<const std::int64_t> shape, const std::int64_t* strides,
+                                        std::int64_t item_size) {
+  std::vector<std::size_t> axes(shape.size());
+  std::iota(axes.begin(), axes.end(), std::size_t{0});
+  std::stable_sort(axes.begin(), axes.end(),
+                   [&](std::size_t a, std::size_t b) { return std::abs(strides[a]) > std::abs(strides[b]); });
+  std::vector<std::int64_t> dense(shape.size());
+  for (std::size_t k = axes.size(); k-- > 0; item_size *= shape[axes[k]]) {
+    dense[axes[k]] = strides[axes[k]] < 0 ? -item_size : item_size;
+  }
+  return dense;
 }
 
 void gather(std::span<const std::int64_t> shape, const std::int64_t* strides, const char* data, std::int64_t item_size,

@@ -39,6 +39,10 @@ struct Layout {
 bool arrange(std::span<const std::int64_t> shape, std::span<const StridedView> views,
              std::span<const std::int64_t> item_sizes, void** data, Layout& layout);
 
+// Strides in bytes of a dense array in the layout of another: its order of axes, and their directions.
+std::vector<std::int64_t> dense_strides(std::span<const std::int64_t> shape, const std::int64_t* strides,
+                                        std::int64_t item_size);
+
 // Copies elements [begin, begin + n) of an array, counted with the last axis fastest, to a dense run.
 void gather(std::span<const std::int64_t> shape, const std::int64_t* strides, const char* data, std::int64_t item_size,
             std::int64_t begin, std::int64_t n, char* dense);

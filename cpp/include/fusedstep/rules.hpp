@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <optional>
 
 namespace fusedstep {
 
@@ -85,6 +86,18 @@ struct Rprop {
   double weight_decay = 0.0;
   bool decoupled_weight_decay = false;
   bool maximize = false;
+};
+
+enum class Nonfinite : std::uint8_t { propagate, skip, raise };
+
+/// What a whole step does beside the update; 0 where something is not asked for.
+struct StepOptions {
+  double grad_scale = 1.0;  ///< what the loss was multiplied by, > 0
+  double clip_norm = 0.0;   ///< largest norm of all gradients together
+  double clip_value = 0.0;  ///< largest magnitude of an element
+  bool zero_grads = false;  ///< whether to set the gradients to 0 in the same pass
+  Nonfinite nonfinite = Nonfinite::propagate;
+  std::optional<double> loss{};  ///< the loss at these gradients: Rprop's irprop+ asks for it
 };
 
 // What is done to a gradient, and by decoupled decay to its parameter, before any rule: the same for every rule.

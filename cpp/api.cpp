@@ -1,0 +1,282 @@
+// The public C++ API over the same checks and kernels that Python uses.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+#include "description.hpp"
+#include "include/fusedstep/fusedstep.hpp"
+#include "memory.hpp"
+#include "norm.hpp"
+#include "parallel.hpp"
+#include "step.hpp"
+
+namespace fusedstep {
+namespace {
+
+RuleId rule_id(const AnyRule& rule) { return static_cast<RuleId>(rule.id()); }
+const Description& about(const AnyRule& rule) { return description(rule_id(rule)); }
+
+Options options_of(const AnyRule& rule) {
+  Options options{};
+  std::memcpy(options.bytes, rule.options(), about(rule).size);
+  return options;
+}
+
+const char* name(Type type) {
+  constexpr const char* names[] = {"float32", "float64", "int8"};
+  return names[static_cast<int>(type)];
+}
+
+std::int64_t size_of(Type type) { return type == Type::int8 ? 1 : type == Type::float32 ? 4 : 8; }
+
+Type stored_type(Storage storage, Type parameter) { return storage == Storage::int8 ? Type::int8 : parameter; }
+
+Array checked(const AnySpan& span, const Label& label, Type type, bool written) {
+  if (span.type != type) {
+    throw std::invalid_argument(label.text() + ": expected elements of " + name(type) + ", got " + name(span.type));
+  }
+  if (written && span.read_only) throw std::invalid_argument(label.text() + ": expected elements that are not const");
+  const auto address = reinterpret_cast<std::uintptr_t>(span.data);
+  if (address % static_cast<std::uintptr_t>(size_of(type)) != 0) {
+    throw std::invalid_argument(label.text() + ": expected memory aligned to " + name(type) + "; pass a copy");
+  }
+  Array array;
+  array.label = label;
+  array.data = static_cast<char*>(span.data);
+  array.shape = {span.shape.data(), span.dimensions};
+  array.strides = span.strides.data();
+  array.item_size = size_of(type);
+  return array;
+}
+
+Array checked_parameter(const AnySpan& span, const Label& label) {
+  if (span.type == Type::int8) {
+    throw std::invalid_argument(label.text() + ": expected elements of float32 or float64, got int8");
+  }
+  return checked(span, label, span.type, true);
+}
+
+DType dtype_of(Type type) { return type == Type::float32 ? DType::float32 : DType::float64; }
+
+template <class Rule>
+constexpr int id_of();
+template <>
+constexpr int id_of<RMSprop>() { return static_cast<int>(RuleId::rmsprop); }
+template <>
+constexpr int id_of<Adagrad>() { return static_cast<int>(RuleId::adagrad); }
+template <>
+constexpr int id_of<Rprop>() { return static_cast<int>(RuleId::rprop); }
+template <>
+constexpr int id_of<ProximalAdagrad>() { return static_cast<int>(RuleId::proximal_adagrad); }
+template <>
+constexpr int id_of<AdagradDA>() { return static_cast<int>(RuleId::adagrad_da); }
+template <>
+constexpr int id_of<AdagradNorm>() { return static_cast<int>(RuleId::adagrad_norm); }
+
+bool positive(double x) { return std::isfinite(x) && x > 0; }
+
+void check(const StepOptions& options) {
+  if (!positive(options.grad_scale)) throw std::invalid_argument("grad_scale: expected a finite number > 0");
+  if (options.clip_norm != 0 && !positive(options.clip_norm)) {
+    throw std::invalid_argument("clip_norm: expected a finite number > 0, or 0 for none");
+  }
+  if (options.clip_value != 0 && !positive(options.clip_value)) {
+    throw std::invalid_argument("clip_value: expected a finite number > 0, or 0 for none");
+  }
+}
+
+}  // namespace
+
+template <class Rule>
+AnyRule::AnyRule(int id, const Rule& options) : id_(id) {
+  static_assert(sizeof(Rule) <= sizeof(bytes_));
+  std::memcpy(bytes_.data(), &options, sizeof(Rule));
+}
+
+AnyRule::AnyRule(const RMSprop& options) : AnyRule(id_of<RMSprop>(), options) {}
+AnyRule::AnyRule(const Adagrad& options) : AnyRule(id_of<Adagrad>(), options) {}
+AnyRule::AnyRule(const Rprop& options) : AnyRule(id_of<Rprop>(), options) {}
+AnyRule::AnyRule(const ProximalAdagrad& options) : AnyRule(id_of<ProximalAdagrad>(), options) {}
+AnyRule::AnyRule(const AdagradDA& options) : AnyRule(id_of<AdagradDA>(), options) {}
+AnyRule::AnyRule(const AdagradNorm& options) : AnyRule(id_of<AdagradNorm>(), options) {}
+
+std::vector<std::string> AnyRule::states() const {
+  const Description& rule = description(static_cast<RuleId>(id_));
+  std::vector<std::string> names;
+  for (std::size_t s = 0; s < rule.states.size(); ++s) {
+    if (rule.uses(options(), static_cast<int>(s))) names.emplace_back(rule.states[s].name);
+  }
+  return names;
+}
+
+void step(const AnyRule& rule, std::int64_t time, const AnySpan& parameter, const AnySpan& gradient,
+          std::span<const AnySpan> states) {
+  const Description& description = about(rule);
+  const Options options = options_of(rule);
+  check(description, options.bytes);
+  if (time < 1) throw std::invalid_argument("time: expected a count from 1, got " + std::to_string(time));
+  const Array p = checked_parameter(parameter, {"param"});
+  const Array g = checked(gradient, {"grad"}, parameter.type, false);
+  Array s[max_states];
+  std::size_t given = 0;
+  for (std::size_t k = 0; k < description.states.size(); ++k) {
+    if (!description.uses(options.bytes, static_cast<int>(k))) continue;
+    if (given == states.size()) {
+      throw std::invalid_argument(std::string(description.states[k].name) + ": needed by these hyperparameters");
+    }
+    s[k] = checked(states[given++], {description.states[k].name},
+                   stored_type(description.states[k].storage, parameter.type), true);
+  }
+  if (given != states.size()) {
+    throw std::invalid_argument("states: these hyperparameters use " + std::to_string(given) + " of " +
+                                std::to_string(states.size()) + " arrays");
+  }
+  SingleUpdate(rule_id(rule), options, time, dtype_of(parameter.type), p, g, {s, description.states.size()}).run();
+}
+
+double norm(std::span<const AnySpan> gradients) {
+  std::vector<std::unique_ptr<MemoryOrder>> orders;
+  std::vector<NormOperand> operands;
+  for (const AnySpan& gradient : gradients) {
+    if (gradient.type == Type::int8) throw std::invalid_argument("gradient: expected float32 or float64, got int8");
+    const Array array = checked(gradient, {"gradient"}, gradient.type, false);
+    orders.push_back(memory_order(array));
+    operands.push_back({array.data, array.size(), dtype_of(gradient.type), orders.back().get()});
+  }
+  const DefaultFloatingPoint guard;
+  return norm(operands, StepOptions{}).norm;
+}
+
+struct Optimizer::Impl {
+  std::vector<AnyRule> rules;
+  std::vector<Options> options;
+  std::unique_ptr<Plan> plan;
+  std::vector<Memory> memory;
+  std::int64_t steps = 0;
+  std::optional<double> last_loss;
+};
+
+Optimizer::Optimizer(std::vector<AnyRule> groups, const std::vector<Parameter>& parameters)
+    : impl_(std::make_unique<Impl>()) {
+  if (groups.empty()) throw std::invalid_argument("groups: expected at least one rule, got none");
+  const RuleId rule = rule_id(groups[0]);
+  const Description& description = fusedstep::description(rule);
+  for (const AnyRule& group : groups) {
+    if (rule_id(group) != rule) throw std::invalid_argument("groups: expected the same rule in all, got two");
+    impl_->options.push_back(options_of(group));
+    check(description, impl_->options.back().bytes);
+  }
+  impl_->rules = std::move(groups);
+  impl_->plan = std::make_unique<Plan>(rule, impl_->rules.size() > 1);
+  for (const Parameter& parameter : parameters) {
+    if (parameter.group >= impl_->rules.size()) {
+      throw std::invalid_argument("parameter '" + parameter.name + "': there is no group " +
+                                  std::to_string(parameter.group));
+    }
+    const Array p = checked_parameter(parameter.array, {"", &parameter.name});
+    const Options& options = impl_->options[parameter.group];
+    Array states[max_states];
+    std::vector<std::int64_t> geometry[max_states];
+    for (std::size_t s = 0; s < description.states.size(); ++s) {
+      if (!description.uses(options.bytes, static_cast<int>(s))) continue;
+      const State& state = description.states[s];
+      const Type type = stored_type(state.storage, parameter.array.type);
+      Array& array = states[s];
+      array.item_size = size_of(type);
+      if (state.storage != Storage::scalar) {
+        array.shape = p.shape;
+        geometry[s] = dense_strides(p.shape, p.strides, array.item_size);
+        array.strides = geometry[s].data();
+      }
+      impl_->memory.push_back(allocate(static_cast<std::size_t>(array.size() * array.item_size)));
+      array.data = reinterpret_cast<char*>(impl_->memory.back().get());
+      if (state.starts_at != nullptr) {
+        const double start = *reinterpret_cast<const double*>(options.bytes + description.field(state.starts_at)->offset);
+        for (std::int64_t i = 0; i < array.size(); ++i) {
+          if (type == Type::float32) reinterpret_cast<float*>(array.data)[i] = static_cast<float>(start);
+          if (type == Type::float64) reinterpret_cast<double*>(array.data)[i] = start;
+        }
+      }
+      for (std::size_t k = 0; k < array.shape.size(); ++k) {
+        if (array.strides[k] < 0) array.data -= (array.shape[k] - 1) * array.strides[k];
+      }
+    }
+    impl_->plan->add(parameter.name, static_cast<int>(parameter.group), dtype_of(parameter.array.type), p,
+                     {states, description.states.size()});
+  }
+  impl_->plan->bind();
+}
+
+Optimizer::~Optimizer() = default;
+Optimizer::Optimizer(Optimizer&&) noexcept = default;
+Optimizer& Optimizer::operator=(Optimizer&&) noexcept = default;
+
+StepReport Optimizer::step(std::span<const AnySpan> gradients, const StepOptions& options) {
+  Plan& plan = *impl_->plan;
+  check(options);
+  if (gradients.size() != plan.size()) {
+    throw std::invalid_argument("gradients: expected one for each of " + std::to_string(plan.size()) +
+                                " parameters, got " + std::to_string(gradients.size()));
+  }
+  const Description& description = fusedstep::description(plan.rule());
+  std::vector<Options> now = impl_->options;
+  for (Options& group : now) {
+    if (!description.needs_loss(group.bytes)) continue;
+    if (!options.loss) throw std::invalid_argument("loss: needed by variant 'irprop+'");
+    *reinterpret_cast<bool*>(group.bytes + description.field("loss_increased")->offset) =
+        impl_->last_loss && *options.loss > *impl_->last_loss;
+  }
+  for (std::size_t i = 0; i < plan.size(); ++i) {
+    if (gradients[i].data == nullptr && plan.member(i).parameter.size() != 0) {
+      plan.leave_out(i);
+      continue;
+    }
+    const Type type = plan.member(i).dtype == DType::float32 ? Type::float32 : Type::float64;
+    plan.accept(i, checked(gradients[i], plan.member(i).gradient.label, type, options.zero_grads), options.zero_grads);
+  }
+  if (options.zero_grads) plan.check_gradients_disjoint();
+
+  const Outcome outcome = plan.step(now, options);
+  if (outcome.skipped && options.nonfinite == Nonfinite::raise) {
+    std::string names;
+    for (const std::size_t i : outcome.nonfinite) names += (names.empty() ? "'" : ", '") + plan.member(i).name + "'";
+    throw std::domain_error("inf or NaN in the gradient of " + names + "; nothing was changed");
+  }
+  if (!outcome.skipped) {
+    ++impl_->steps;
+    if (options.loss) impl_->last_loss = options.loss;
+  }
+  return {impl_->steps, outcome.grad_norm, outcome.nonfinite, outcome.skipped};
+}
+
+void Optimizer::set_rule(std::size_t group, const AnyRule& rule) {
+  if (group >= impl_->rules.size()) throw std::invalid_argument("there is no group " + std::to_string(group));
+  if (rule.id() != impl_->rules[group].id()) throw std::invalid_argument("rule: expected new values of the same rule");
+  const Description& description = about(rule);
+  const Options options = options_of(rule);
+  check(description, options.bytes);
+  impl_->plan->check_states(static_cast<int>(group), options);
+  impl_->options[group] = options;
+  impl_->rules[group] = rule;
+}
+
+AnySpan Optimizer::state(std::size_t parameter, std::string_view name) const {
+  const Plan& plan = *impl_->plan;
+  if (parameter >= plan.size()) throw std::invalid_argument("there is no parameter " + std::to_string(parameter));
+  const Description& description = fusedstep::description(plan.rule());
+  const Plan::Member& member = plan.member(parameter);
+  AnySpan span;
+  for (std::size_t s = 0; s < description.states.size(); ++s) {
+    const Array& array = member.states[s];
+    if (name != description.states[s].name || array.data == nullptr) continue;
+    span.data = array.data;
+    span.type = array.item_size == 1 ? Type::int8 : array.item_size == 4 ? Type::float32 : Type::float64;
+    span.dimensions = array.shape.size();
+    std::copy(array.shape.begin(), array.shape.end(), span.shape.begin());
+    std::copy_n(array.strides, span.dimensions, span.strides.begin());
+  }
+  return span;
+}
+
+}  // namespace fusedstep
