@@ -92,6 +92,13 @@ bool uses_time(const AdagradNorm&) { return false; }
 bool needs_loss(const AdagradNorm&) { return false; }
 std::string conflict(const AdagradNorm&) { return {}; }
 
+constexpr Field traffic_fields[] = {FLAG(Traffic, with_sign)};
+constexpr State traffic_states[] = {{"state", Storage::as_parameter}, {"sign", Storage::int8, "with_sign"}};
+bool uses(const Traffic& o, int state) { return state == 0 || o.with_sign; }
+bool uses_time(const Traffic&) { return false; }
+bool needs_loss(const Traffic&) { return false; }
+std::string conflict(const Traffic&) { return {}; }
+
 constexpr Field rprop_fields[] = {
     REAL(Rprop, lr, nonnegative),
     PAIR(Rprop, etas, shrinking, growing),
@@ -147,6 +154,7 @@ constexpr Description descriptions[rule_count] = {
     describe<ProximalAdagrad>("proximal_adagrad", proximal_adagrad_fields, adagrad_states),
     describe<AdagradDA>("adagrad_da", adagrad_da_fields, adagrad_da_states),
     describe<AdagradNorm>("adagrad_norm", adagrad_norm_fields, adagrad_norm_states),
+    describe<Traffic>("traffic", traffic_fields, traffic_states),
 };
 
 void check(const Field& field, const Range& range, double value, const std::string& name) {

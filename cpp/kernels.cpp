@@ -5,6 +5,7 @@
 #include "rules/adagrad.hpp"
 #include "rules/rmsprop.hpp"
 #include "rules/rprop.hpp"
+#include "rules/traffic.hpp"
 #include "sweep/contiguous.hpp"
 #include "sweep/kernel.hpp"
 #include "sweep/norm.hpp"
@@ -27,6 +28,20 @@ PrologueKernel prologue(const Prologue& o) {
   return kernel.template operator()<Decay::coupled>();
 }
 
+// The divider's rate: independent values that stay in registers, so many that none waits for the one before.
+template <class T>
+[[gnu::noinline]] double divide_and_root_loop(std::int64_t n) noexcept {
+  constexpr std::int64_t in_registers = 512 / static_cast<std::int64_t>(sizeof(T));
+  T x[in_registers];
+  for (std::int64_t k = 0; k < in_registers; ++k) x[k] = static_cast<T>(k + 1);
+  for (std::int64_t i = 0; i < n; i += in_registers) {
+    for (std::int64_t k = 0; k < in_registers; ++k) x[k] = divide_and_root(x[k]);
+  }
+  double sum = 0;
+  for (std::int64_t k = 0; k < in_registers; ++k) sum += static_cast<double>(x[k]);
+  return sum;
+}
+
 }  // namespace
 
 extern const Kernels FUSEDSTEP_KERNELS;
@@ -36,9 +51,11 @@ const Kernels FUSEDSTEP_KERNELS = {
                {update<Rprop, float>, update<Rprop, double>},
                {update<ProximalAdagrad, float>, update<ProximalAdagrad, double>},
                {update<AdagradDA, float>, update<AdagradDA, double>},
-               {update<AdagradNorm, float>, update<AdagradNorm, double>}},
+               {update<AdagradNorm, float>, update<AdagradNorm, double>},
+               {update<Traffic, float>, update<Traffic, double>}},
     .prologue = {prologue<float>, prologue<double>},
     .norm = {{sum_of_squares<float>}, {sum_of_squares<double>}},
+    .divide_and_root = {divide_and_root_loop<float>, divide_and_root_loop<double>},
 };
 
 }  // namespace fusedstep

@@ -98,6 +98,13 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
         return py::array_t<std::uint8_t>(static_cast<py::ssize_t>(bytes), reinterpret_cast<std::uint8_t*>(data), owner);
       },
       py::arg("bytes"));
+  module.def(
+      "divide_and_root",
+      [](std::int64_t n, bool is_double) {
+        const py::gil_scoped_release release;
+        return kernels().divide_and_root[is_double ? 1 : 0](n);
+      },
+      py::arg("n"), py::arg("is_double"));
   module.def("used_states", &bind::used_states, py::arg("rule"), py::arg("values"));
   module.def("make_function", &bind::make_function, py::arg("rule"), py::arg("name"), py::arg("documentation"),
              py::arg("parameters"), py::arg("positional"));

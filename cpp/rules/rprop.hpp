@@ -12,6 +12,12 @@ namespace {
 // What a variant does where the sign of the gradient flipped: it moves all the same, takes the last move back, or stays.
 enum class OnFlip { move, undo, stay };
 
+// -1, 0 or 1; NaN counts as 0.
+template <class T>
+inline std::int8_t stored_sign(T g) {
+  return static_cast<std::int8_t>(static_cast<std::int32_t>(g > T(0) ? T(1) : g < T(0) ? T(-1) : T(0)));
+}
+
 // forget: a flip is not remembered, so that the next step neither grows nor shrinks D.
 template <OnFlip on_flip, bool forget>
 struct RpropRule {
@@ -31,24 +37,30 @@ struct RpropRule {
           hi(rounded_limit<T>(o.step_sizes[1])) {}
   };
 
+  // > 0 where the sign of g is that of the step before, < 0 where it flipped. ps is -1, 0 or 1, so the product is exact;
+  // that of two gradients could underflow to 0, and D would stop growing.
   template <class T>
-  static T resized(T D, T agreement, const Coef<T>& c) {
-    return clamp(D * (agreement > T(0) ? c.eta_plus : agreement < T(0) ? c.eta_minus : T(1)), c.lo, c.hi);
+  static T agreement(T g, std::int8_t ps) {
+    return g * static_cast<T>(ps);
   }
 
-  // Signs are multiplied, never gradients: a product of two small gradients underflows to 0 and D would stop growing.
+  template <class T>
+  static T resized(T D, T agreement, const Coef<T>& c) {
+    T Dn = agreement > T(0) ? D * c.eta_plus : D;
+    Dn = agreement < T(0) ? D * c.eta_minus : Dn;
+    return clamp(Dn, c.lo, c.hi);
+  }
+
+  // The last move was -ps D, and ps = -sign(g) on a flip: to undo it is p + ps D = p - sign(g) D.
   template <class T>
   static void step(T& p, T g, T& D, std::int8_t& ps, const Coef<T>& c) {
-    const T sg = sign(g);
-    const T agreement = sg * static_cast<T>(ps);
-    const bool flip = agreement < T(0);
-    const T Dn = resized(D, agreement, c);
-
-    // The last move was -ps D, and ps = -sg on a flip: taking it back is p + ps D = p - sg D.
-    const T moved = p - sg * (on_flip == OnFlip::undo && flip ? D : Dn);
-    p = on_flip == OnFlip::stay && flip ? p : moved;
+    const T a = agreement(g, ps);
+    const bool flip = a < T(0);
+    const T Dn = resized(D, a, c);
+    const T move = sign(g) * (on_flip == OnFlip::undo && flip ? D : Dn);
+    p = p - (on_flip == OnFlip::stay && flip ? T(0) : move);
     D = Dn;
-    ps = forget && flip ? std::int8_t(0) : static_cast<std::int8_t>((g > T(0)) - (g < T(0)));
+    ps = stored_sign(forget && flip ? T(0) : g);
   }
 };
 
@@ -69,7 +81,7 @@ struct GRpropRule : RpropRule<OnFlip::move, false> {
 
   template <class T>
   static Term term(T, T g, T D, std::int8_t ps, const Coef<T>& c) {
-    const T Dn = Rprop_::resized(D, sign(g) * static_cast<T>(ps), c);
+    const T Dn = Rprop_::resized(D, Rprop_::agreement(g, ps), c);
     const double key = static_cast<double>(smallest == Smallest::gradient ? magnitude(g) : Dn);
     return {static_cast<double>(Dn) * static_cast<double>(g), g == T(0) ? std::numeric_limits<double>::infinity() : key};
   }
@@ -80,7 +92,7 @@ struct GRpropRule : RpropRule<OnFlip::move, false> {
     const double rest = sum - term(p, g, D, ps, c).summand;
     D = clamp(rounded<T>(-(rest + delta) / static_cast<double>(g)), c.lo, c.hi);
     p = p - sign(g) * D;
-    ps = static_cast<std::int8_t>((g > T(0)) - (g < T(0)));
+    ps = stored_sign(g);
   }
 };
 

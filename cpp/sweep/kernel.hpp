@@ -12,8 +12,8 @@ enum class DType : std::uint8_t { float32, float64 };
 inline constexpr int dtype_count = 2;
 inline constexpr std::int64_t item_size(DType dtype) { return dtype == DType::float32 ? 4 : 8; }
 
-enum class RuleId : std::uint8_t { rmsprop, adagrad, rprop, proximal_adagrad, adagrad_da, adagrad_norm };
-inline constexpr int rule_count = 6;
+enum class RuleId : std::uint8_t { rmsprop, adagrad, rprop, proximal_adagrad, adagrad_da, adagrad_norm, traffic };
+inline constexpr int rule_count = 7;
 
 // The streams of an update, in this order: parameter, gradient, and the states of the rule (null where not used).
 inline constexpr int max_states = 3;
@@ -71,6 +71,7 @@ struct Kernels {
   Kernel (*update[rule_count][dtype_count])(const void* options);
   PrologueKernel (*prologue[dtype_count])(const Prologue& prologue);
   NormKernel norm[dtype_count];
+  double (*divide_and_root[dtype_count])(std::int64_t n) noexcept;
 };
 
 }  // namespace fusedstep

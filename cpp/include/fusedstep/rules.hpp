@@ -88,6 +88,15 @@ struct Rprop {
   bool maximize = false;
 };
 
+/// No rule, but the limit to measure rules against: their loads and stores, and one add a store.
+struct Traffic {
+  bool with_sign = false;  ///< Rprop's streams in place of RMSprop's and Adagrad's
+  double lr = 0.0;
+  double weight_decay = 0.0;
+  bool decoupled_weight_decay = false;
+  bool maximize = false;
+};
+
 enum class Nonfinite : std::uint8_t { propagate, skip, raise };
 
 /// What a whole step does beside the update; 0 where something is not asked for.
