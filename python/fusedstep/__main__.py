@@ -33,7 +33,7 @@ COMMANDS = {
     "info": Command("print version, compiler, instruction sets and threads", lambda parser: None, print_config),
 }
 
-EXTRAS = {"sklearn": ("scikit-learn", "demo")}
+EXTRAS = {"sklearn": ("scikit-learn", "demo"), "matplotlib": ("matplotlib", "demo")}
 """Optional modules: the package that has them and the extra that brings it."""
 
 

@@ -373,9 +373,11 @@ def rprop_(
 
     Where the sign flipped, the variants differ: ``rprop-`` moves all the same; ``rprop+`` takes the last move back;
     ``irprop-`` stays; ``irprop-move`` moves; ``irprop+`` takes the last move back if the loss rose and stays if not.
-    All but ``rprop-`` then forget the sign, so that the next step keeps its size. ``grprop-slr`` and ``grprop-sag`` are
-    ``rprop-``, but the element ``k`` with the smallest step size, or the smallest gradient, takes the step that makes the
-    whole a direction of descent: ``D_k <- clip(-(sum of D_i g_i, i != k, + 1e-6) / g_k, lo, hi)``.
+    All but ``rprop-`` then forget the sign, so that the next step keeps its size.
+
+    ``grprop-slr`` and ``grprop-sag`` are ``rprop-``, but the element ``k`` with the smallest step size, or the smallest
+    gradient, takes the step that makes the whole a direction of descent:
+    ``D_k <- clip(-(sum of D_i g_i, i != k, + 1e-6) / g_k, lo, hi)``.
 
     Parameters
     ----------

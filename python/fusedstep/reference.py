@@ -359,9 +359,7 @@ def _limits(T: Any, step_sizes: tuple[float, float]) -> tuple[Any, Any]:
     return T(min(lo, largest)), T(min(hi, largest))
 
 
-def _resized(
-    g: Array, D: Array, prev_sign: Array, etas: tuple[float, float], step_sizes: tuple[float, float]
-) -> Array:
+def _resized(g: Array, D: Array, prev_sign: Array, etas: tuple[float, float], step_sizes: tuple[float, float]) -> Array:
     T = D.dtype.type
     eta_minus, eta_plus = map(T, etas)
     lo, hi = _limits(T, step_sizes)
@@ -400,8 +398,8 @@ def norm(grads: Iterable[Array], *, grad_scale: float | None = None, clip_value:
 
 
 def _block_sums(terms: Array) -> list[float]:
-    x = terms.ravel()
-    x = np.concatenate([x, np.zeros(-x.size % BLOCK)]).reshape(-1, BLOCK // LANES, LANES)
+    padded = np.concatenate([terms.ravel(), np.zeros(-terms.size % BLOCK)])
+    x = padded.reshape(-1, BLOCK // LANES, LANES)
     sums = np.zeros((x.shape[0], LANES))
     for row in range(BLOCK // LANES):
         sums = sums + x[:, row]

@@ -21,8 +21,8 @@ class VerificationError(AssertionError):
 def differing(found: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.bool_]:
     """Return where two arrays differ in a bit; any two NaN count as equal."""
     bits = np.dtype(f"u{found.dtype.itemsize}")
-    different: NDArray[np.bool_] = np.asarray(found.copy().view(bits) != expected.copy().view(bits))
-    return different & ~(np.isnan(found) & np.isnan(expected))
+    different = np.asarray(found.copy().view(bits) != expected.copy().view(bits))
+    return np.asarray(different & ~(np.isnan(found) & np.isnan(expected)), bool)
 
 
 class Snapshot:

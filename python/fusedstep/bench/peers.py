@@ -176,7 +176,7 @@ def _numba(parallel: bool) -> Callable[[Data, int], tuple[Step, Callable[[], Any
         import numba
 
         numba.set_num_threads(threads if parallel else 1)
-        jit = numba.njit(error_model="numpy", parallel=parallel)
+        jit: Any = numba.njit(error_model="numpy", parallel=parallel)
         span = numba.prange if parallel else range
         p, g, o = data.param, data.grad, data.case.options
         T = p.dtype.type
@@ -184,7 +184,7 @@ def _numba(parallel: bool) -> Callable[[Data, int], tuple[Step, Callable[[], Any
         match data.case.name:
             case "RMSprop":
 
-                @jit
+                @jit  # type: ignore[untyped-decorator]
                 def rmsprop(p: Any, g: Any, v: Any, lr: Any, alpha: Any, rest: Any, eps: Any) -> None:
                     for i in span(p.size):
                         v[i] = alpha * v[i] + rest * g[i] * g[i]
@@ -195,7 +195,7 @@ def _numba(parallel: bool) -> Callable[[Data, int], tuple[Step, Callable[[], Any
                 return (lambda: rmsprop(*arguments)), lambda: p
             case "Adagrad":
 
-                @jit
+                @jit  # type: ignore[untyped-decorator]
                 def adagrad(p: Any, g: Any, s: Any, lr: Any, eps: Any) -> None:
                     for i in span(p.size):
                         s[i] = s[i] + g[i] * g[i]
@@ -205,7 +205,7 @@ def _numba(parallel: bool) -> Callable[[Data, int], tuple[Step, Callable[[], Any
                 return (lambda: adagrad(p, g, s, T(o["lr"]), T(1e-10))), lambda: p
             case "Rprop":
 
-                @jit
+                @jit  # type: ignore[untyped-decorator]
                 def rprop(p: Any, g: Any, D: Any, ps: Any, minus: Any, plus: Any, lo: Any, hi: Any) -> None:
                     for i in span(p.size):
                         sg = one if g[i] > zero else (-one if g[i] < zero else zero)

@@ -48,7 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(_line(row))
     _clear()
     for way in dict.fromkeys(row.way for row in found if row.ns_per_element is None):
-        said = dict.fromkeys(f"{row.error} ({row.case})" for row in found if row.way == way and row.ns_per_element is None)
+        said = dict.fromkeys(
+            f"{row.error} ({row.case})" for row in found if row.way == way and row.ns_per_element is None
+        )
         missing = [each for each in said if each.startswith("missing")]
         print(f"not timed: {way}: {missing[0].partition(' (')[0] if missing else '; '.join(said)}")
     print(f"\n{len(found)} rows in {time.perf_counter() - started:.0f} s")
@@ -86,8 +88,8 @@ def table(found: list[Row], sizes: list[int]) -> str:
     """Return a Markdown table of the rules: ways down, sizes across, error and time in one cell."""
     lines = []
     for case in dict.fromkeys(row.case for row in found):
-        chosen = [row for row in found if row.case == case and row.n in sizes and row.bound_by or row.way.startswith("limit")]
-        chosen = [row for row in chosen if row.case == case]
+        chosen = [row for row in found if row.case == case and row.n in sizes and row.dtype == "float32"]
+        chosen = [row for row in chosen if row.bound_by or row.way.startswith("limit")]
         ways = dict.fromkeys(row.way for row in chosen if row.ns_per_element is not None)
         lines.append(f"| {case} | " + " | ".join(f"{n:,}" for n in sizes) + " |")
         lines.append("|---" * (len(sizes) + 1) + "|")
