@@ -50,6 +50,7 @@ class Plan {
   // shape. None: the member is left out.
   void accept(std::size_t i, const Array& gradient, bool written);
   void keep(std::size_t i) { present_[i] = true; }
+  bool present(std::size_t i) const { return present_[i]; }
   void leave_out(std::size_t i) { present_[i] = false; }
 
   // std::invalid_argument if a member of the group lacks a state that these options need.

@@ -333,6 +333,7 @@ class Optimizer {
       }
       const bool accepted = written ? bound.accepted == Accepted::to_be_zeroed : bound.accepted != Accepted::no;
       if (accepted && unchanged(gradients[i], bound.element, bound.gradient, shape, geometry + 2 * bound.ndim, written)) {
+        any_new |= !plan_.present(i);
         plan_.keep(i);
         continue;
       }
