@@ -3,6 +3,7 @@
 from . import _core, reference
 from ._config import available_isas, get_num_threads, isa, read_environment, set_num_threads, show_config, use_isa
 from ._core import StepReport
+from .dialects import dialects
 from .functional import adagrad_, adagrad_da_, adagrad_norm_, proximal_adagrad_, rmsprop_, rprop_
 from .optimizers import Adagrad, AdagradDA, AdagradNorm, ProximalAdagrad, RMSprop, Rprop
 from .verify import VerificationError
@@ -20,10 +21,11 @@ __all__ = [
     "adagrad_",
     "adagrad_da_",
     "adagrad_norm_",
-    "proximal_adagrad_",
     "available_isas",
+    "dialects",
     "get_num_threads",
     "isa",
+    "proximal_adagrad_",
     "reference",
     "rmsprop_",
     "rprop_",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core, _tree, verify
+from . import _core, _tree, checkpoint, verify
 from ._core import StepReport
+from .dialects import dialect_arguments
 
 __all__ = ["Adagrad", "AdagradDA", "AdagradNorm", "Optimizer", "ProximalAdagrad", "RMSprop", "Rprop"]
 
@@ -70,8 +72,8 @@ class Optimizer:
     ----------
     params : ndarray or containers of ndarrays
         An array; a sequence; a mapping of names to arrays; nested dicts, lists and tuples of these; or a list of groups
-        ``{"params": ..., "lr": ...}`` with hyperparameters of their own. float32 or float64, any layout; borrowed, never
-        copied.
+        ``{"params": ..., "lr": ...}`` with hyperparameters of their own. float32 or float64, any layout; borrowed,
+        never copied.
     verify : {"never", "first", "every"}
         The steps beside which the NumPy reference runs: a differing bit raises ``VerificationError``.
 
@@ -130,7 +132,9 @@ class Optimizer:
         states = [[None if k is None else made[k] for k in own] for own in reserved]
         self.state = MappingProxyType(
             {
-                name: MappingProxyType({s: array for s, array in zip(all_states, own, strict=True) if array is not None})
+                name: MappingProxyType(
+                    {state: array for state, array in zip(all_states, own, strict=True) if array is not None}
+                )
                 for name, own in zip(names, states, strict=True)
             }
         )
@@ -140,6 +144,76 @@ class Optimizer:
         self._plan = _core.Plan(
             self._rule, names, group_of, len(self._params.groups), arrays, states, self._params.tree
         )
+
+    @classmethod
+    def like(cls, name: str, params: Any, lr: float | None = None, **overrides: Any) -> Self:
+        """Return an optimizer with the formula and the defaults of another framework.
+
+        RMSprop, where ``r`` is ``v``, or ``v - m^2`` if centered, and ``u = g / d``::
+
+            d = sqrt(r) + eps                            default, torch, chainer, caffe, mlx
+            d = sqrt(r + eps)                            keras, tf1, optax, lasagne, timm, graves
+            b <- mu b + u,      p <- p - lr b            default, torch
+            b <- mu b + lr u,   p <- p - b               keras, tf1, optax, timm, graves
+            v starts at 1                                tf1, timm
+
+        Adagrad::
+
+            d = sqrt(s) + eps                            default, torch, chainer, caffe, mlx, deepspeed; tf1: eps is 0
+            d = sqrt(s + eps)                            keras, optax, lasagne
+            s starts at 0.1                              keras, optax, tf1
+
+        Weight decay is decoupled in keras, ``p <- (1 - lr wd) p``, and coupled where else there is one, ``g + wd p``;
+        timm has both.
+
+        Rprop, where the sign flipped::
+
+            p <- p - sign(g) D                           default; opencv, which then forgets the sign
+            p stays                                      torch
+            the last move is taken back                  encog, neuralnet; shark, if the loss rose
+
+        Parameters
+        ----------
+        name : str
+            One of ``fusedstep.dialects()[rule]``, which lists all defaults.
+        params
+            What to update, see ``Optimizer``.
+        lr : float, optional
+            Step size. The framework's default where not given; needed where it has none.
+        **overrides
+            Other arguments of this class, as far as the framework has them too, and ``verify``. Groups in ``params``
+            may give the same ones.
+
+        Returns
+        -------
+        Optimizer
+            Of this class. It is the framework's arithmetic in exact numbers; floats may differ in the last bits.
+
+        Raises
+        ------
+        TypeError
+            An argument that the framework has no place for, or one missing that has no default there.
+        ValueError
+            No such dialect; the message lists those that there are. A hyperparameter out of range.
+
+        Notes
+        -----
+        Other than the original: ``v - m^2`` of centered RMSprop is clamped at 0; Rprop compares signs where PyTorch
+        multiplies gradients, whose product may underflow; where a sign flipped and the loss fell, ``shark`` stays, as
+        in the paper, and Shark repeats its last move.
+
+        Examples
+        --------
+        >>> import numpy as np, fusedstep as fs
+        >>> fs.RMSprop.like("keras", np.zeros(3), weight_decay=0.004)
+        RMSprop(1 parameters of 3 elements; lr=0.001, alpha=0.9, eps=1e-07, ..., decoupled_weight_decay=True, ...)
+        """
+        if lr is not None:
+            overrides["lr"] = lr
+        verify = overrides.pop("verify", "never")
+        groups = [group.options for group in _tree.parse(params).groups]
+        arguments = dialect_arguments(cls._rule, cls.__name__, name, overrides, groups)
+        return cls(params, **arguments, verify=verify)
 
     def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
         known = _core.rules()[self._rule]["fields"]
@@ -208,9 +282,7 @@ class Optimizer:
             grads = _tree.ungrouped(grads, self._params.tree, len(self._names))
         if self._verify != "never":
             return self._verified_step(grads, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)
-        return self._plan.step(
-            grads, self.param_groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite
-        )
+        return self._plan.step(grads, self.param_groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)
 
     def _verified_step(
         self,
@@ -251,6 +323,110 @@ class Optimizer:
             self._verify = "never"
         return report
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that is needed to go on exactly from here, as a plain dict.
+
+        Returns
+        -------
+        dict
+            ``format_version``; ``class``; ``groups``, a list of the names (``params``) and hyperparameters of each;
+            ``params``, ``{name: ndarray}``; ``state``, ``{name: {state name: ndarray}}``; ``step``; ``times``, the
+            updates that each parameter had, ``{name: int}``; ``last_loss``. Arrays are copies in C order.
+
+        Raises
+        ------
+        ValueError
+            A hyperparameter in ``param_groups`` with which no step could be made.
+        """
+        return checkpoint.state_dict(self)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go back to where ``state_dict`` was taken, parameters included, from this or another optimizer.
+
+        All is matched by name, whatever the order, and all is checked before anything is written. Arrays are then
+        overwritten in place, whatever their layout: parameters and states stay the same objects.
+
+        Parameters
+        ----------
+        state_dict : mapping
+            As ``state_dict()`` returns it.
+
+        Raises
+        ------
+        TypeError
+            Not a mapping.
+        ValueError
+            Another format version or class; names, groups, states, shapes or dtypes that are not this optimizer's; a
+            hyperparameter out of range; a read-only array. Nothing was written.
+        """
+        checkpoint.load_state_dict(self, state_dict)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a checkpoint to a file: the whole of it, or nothing.
+
+        It is written beside ``path``, synced to the disk, and then takes the place of what was there. A process that is
+        killed meanwhile leaves the file that was there before, and may leave a ``.fusedstep-*.tmp`` to be deleted.
+
+        Parameters
+        ----------
+        path : str or path-like
+            Ends in ``.safetensors`` or ``.npz``, which says the format. Neither contains pickled objects.
+
+        Raises
+        ------
+        ImportError
+            ``.safetensors`` without the package; ``pip install "fusedstep[checkpoint]"``.
+        OSError
+            It could not be written.
+        ValueError
+            Another ending, or a hyperparameter in ``param_groups`` with which no step could be made.
+        """
+        checkpoint.save(self, path)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Go back to where a file was saved, parameters included, from this or another optimizer.
+
+        See ``load_state_dict``. A run that goes on from here has the bits of one that never stopped.
+
+        Parameters
+        ----------
+        path : str or path-like
+            A file that ``save`` wrote.
+
+        Raises
+        ------
+        ImportError
+            ``.safetensors`` without the package; ``pip install "fusedstep[checkpoint]"``.
+        OSError
+            It could not be read; FileNotFoundError if there is none.
+        ValueError
+            Another ending; a file that was cut, damaged or altered, in whichever byte; or one that does not fit this
+            optimizer, as in ``load_state_dict``. The message starts with the path. Nothing was written.
+        """
+        checkpoint.load(self, path)
+
+    def __copy__(self) -> Self:
+        """Return a second handle on the same run: parameters, states, counters and hyperparameters are shared.
+
+        States of its own on the same parameters would be two runs that overwrite each other; ``copy.deepcopy`` makes an
+        independent run, with parameters of its own.
+        """
+        handle = type(self).__new__(type(self))
+        vars(handle).update(vars(self))
+        return handle
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the parts of which ``copy.deepcopy`` and ``pickle`` make an independent optimizer.
+
+        Parameters are among them, as parts: copied together with the containers that hold them, they stay the same
+        objects. Pickles are for sending to another process of the same version; ``save`` is for keeping.
+        """
+        return checkpoint.taken_apart(self)
+
+    def __setstate__(self, parts: dict[str, Any]) -> None:
+        """Make an optimizer of the parts from ``__getstate__``."""
+        checkpoint.rebuild(self, parts, _StateMemory())
+
     def __repr__(self) -> str:
         elements = sum(array.size for array in self._arrays)
         groups = "; ".join(
@@ -263,7 +439,7 @@ class Optimizer:
 def _check_start(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a real number, got {value!r} ({type(value).__name__})")
-    if not (math.isfinite(value) and value >= 0):
+    if not (math.isfinite(value) and float(value) >= 0):
         raise ValueError(f"{name}: expected a finite number with {name} >= 0, got {value!r}")
 
 
@@ -669,3 +845,24 @@ class Rprop(Optimizer):
             "maximize": maximize,
         }
         super().__init__(params, defaults, verify)
+
+    def step_size_stats(self) -> dict[str, StepSizeStats]:
+        """Return smallest, largest and mean step size of each parameter: where all are small, training is done.
+
+        An empty parameter has NaN.
+        """
+        return {name: _step_size_stats(state["step_size"]) for name, state in self.state.items()}
+
+
+class StepSizeStats(NamedTuple):
+    """What the step sizes of a parameter are like."""
+
+    min: float
+    max: float
+    mean: float
+
+
+def _step_size_stats(D: NDArray[Any]) -> StepSizeStats:
+    if D.size == 0:
+        return StepSizeStats(math.nan, math.nan, math.nan)
+    return StepSizeStats(float(D.min()), float(D.max()), float(D.mean(dtype=np.float64)))

@@ -1,0 +1,400 @@
+"""``like``: each framework's formula and defaults, by name, as data; what has no place in a framework is refused."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fusedstep as fs
+from fusedstep.dialects import markdown
+
+ROOT = Path(__file__).parents[1]
+CLASSES = {"rmsprop": fs.RMSprop, "adagrad": fs.Adagrad, "rprop": fs.Rprop}
+TABLES = fs.dialects()
+REQUIRED = object()
+FLT_EPSILON = float(np.finfo(np.float32).eps)
+
+# The definition's tables, written a second time and in another form: lr, then the columns of the rule.
+RMSPROP = {  # lr, alpha, eps, eps inside, first v, momentum form, momentum, centered, decoupled
+    "default": (0.01, 0.9, 1e-8, False, 0.0, "torch", 0.0, False, False),
+    "torch": (0.01, 0.99, 1e-8, False, 0.0, "torch", 0.0, False, False),
+    "keras": (0.001, 0.9, 1e-7, True, 0.0, "tf", 0.0, False, True),
+    "tf1": (REQUIRED, 0.9, 1e-10, True, 1.0, "tf", 0.0, False, False),
+    "optax": (REQUIRED, 0.9, 1e-8, True, 0.0, "tf", 0.0, False, False),
+    "chainer": (0.01, 0.99, 1e-8, False, 0.0, "torch", 0.0, False, False),
+    "lasagne": (1.0, 0.9, 1e-6, True, 0.0, "torch", 0.0, False, False),
+    "caffe": (REQUIRED, 0.99, 1e-8, False, 0.0, "torch", 0.0, False, False),
+    "mlx": (REQUIRED, 0.99, 1e-8, False, 0.0, "torch", 0.0, False, False),
+    "timm": (0.01, 0.9, 1e-10, True, 1.0, "tf", 0.0, False, False),
+    "graves": (1e-4, 0.95, 1e-4, True, 0.0, "tf", 0.9, True, False),
+}
+ADAGRAD = {  # lr, eps, eps inside, first s, decoupled
+    "default": (0.01, 1e-10, False, 0.0, False),
+    "torch": (0.01, 1e-10, False, 0.0, False),
+    "keras": (0.001, 1e-7, True, 0.1, True),
+    "optax": (REQUIRED, 1e-7, True, 0.1, False),
+    "tf1": (REQUIRED, 0.0, False, 0.1, False),
+    "lasagne": (1.0, 1e-6, True, 0.0, False),
+    "chainer": (0.001, 1e-8, False, 0.0, False),
+    "caffe": (REQUIRED, 1e-8, False, 0.0, False),
+    "mlx": (REQUIRED, 1e-8, False, 0.0, False),
+    "deepspeed": (0.01, 1e-10, False, 0.0, False),
+}
+RPROP = {  # lr, etas, step sizes, variant
+    "default": (0.01, (0.5, 1.2), (1e-6, 50.0), "rprop-"),
+    "torch": (0.01, (0.5, 1.2), (1e-6, 50.0), "irprop-"),
+    "shark": (0.01, (0.5, 1.2), (0.0, 1e100), "irprop+"),
+    "encog": (0.1, (0.5, 1.2), (1e-6, 50.0), "rprop+"),
+    "opencv": (0.1, (0.5, 1.2), (FLT_EPSILON, 50.0), "irprop-move"),
+    "neuralnet": (0.1, (0.5, 1.2), (1e-10, 0.1), "rprop+"),
+}
+COLUMNS = {
+    "rmsprop": (
+        RMSPROP,
+        (
+            *("lr", "alpha", "eps", "eps_inside_sqrt", "initial_square_avg", "momentum_form", "momentum", "centered"),
+            "decoupled_weight_decay",
+        ),
+    ),
+    "adagrad": (ADAGRAD, ("lr", "eps", "eps_inside_sqrt", "initial_accumulator_value", "decoupled_weight_decay")),
+    "rprop": (RPROP, ("lr", "etas", "step_sizes", "variant")),
+}
+
+# The arguments that each framework has, in our names.
+TAKES = {
+    ("rmsprop", "torch"): "lr alpha eps centered momentum weight_decay maximize",
+    ("rmsprop", "keras"): "lr alpha eps centered momentum weight_decay",
+    ("rmsprop", "tf1"): "lr alpha eps centered momentum",
+    ("rmsprop", "optax"): "lr alpha eps centered momentum nesterov bias_correction initial_square_avg",
+    ("rmsprop", "chainer"): "lr alpha eps weight_decay",
+    ("rmsprop", "lasagne"): "lr alpha eps",
+    ("rmsprop", "caffe"): "lr alpha eps weight_decay",
+    ("rmsprop", "mlx"): "lr alpha eps",
+    ("rmsprop", "timm"): "lr alpha eps centered momentum weight_decay decoupled_weight_decay",
+    ("rmsprop", "graves"): "lr alpha eps momentum",
+    ("adagrad", "torch"): "lr eps lr_decay initial_accumulator_value weight_decay maximize",
+    ("adagrad", "keras"): "lr eps initial_accumulator_value weight_decay",
+    ("adagrad", "optax"): "lr eps initial_accumulator_value",
+    ("adagrad", "tf1"): "lr initial_accumulator_value",
+    ("adagrad", "lasagne"): "lr eps",
+    ("adagrad", "chainer"): "lr eps weight_decay",
+    ("adagrad", "caffe"): "lr eps",
+    ("adagrad", "mlx"): "lr eps",
+    ("adagrad", "deepspeed"): "lr eps weight_decay",
+    ("rprop", "torch"): "lr etas step_sizes maximize",
+    ("rprop", "shark"): "lr etas step_sizes",
+    ("rprop", "encog"): "lr step_sizes",
+    ("rprop", "opencv"): "lr etas step_sizes",
+    ("rprop", "neuralnet"): "lr etas step_sizes",
+}
+
+ALL = [(rule, name) for rule, table in TABLES.items() for name in table]
+# A value of each argument that is not its default anywhere.
+OTHER = {
+    "lr": 0.0625,
+    "alpha": 0.75,
+    "eps": 0.125,
+    "eps_inside_sqrt": True,
+    "centered": True,
+    "momentum": 0.5,
+    "nesterov": True,
+    "momentum_form": "tf",
+    "bias_correction": True,
+    "initial_square_avg": 0.375,
+    "initial_accumulator_value": 0.375,
+    "lr_decay": 0.25,
+    "weight_decay": 0.5,
+    "decoupled_weight_decay": True,
+    "maximize": True,
+    "etas": (0.25, 1.5),
+    "step_sizes": (0.001, 0.0625),
+    "variant": "irprop-move",
+}
+STARTS = {"initial_square_avg": "square_avg", "initial_accumulator_value": "square_sum"}
+
+
+def arguments(cls: type[Any]) -> dict[str, Any]:
+    """The arguments of a class beside ``params`` and ``verify``, and their defaults."""
+    parameters = dict(inspect.signature(cls).parameters)
+    return {name: parameters[name].default for name in parameters if name not in ("params", "verify")}
+
+
+def spelled_out(rule: str, name: str) -> dict[str, Any]:
+    """The arguments with which a class is what ``like`` makes; lr where it is required is that of ``OTHER``."""
+    dialect = TABLES[rule][name]
+    values = {**dialect["fixed"], **dialect["defaults"]}
+    values |= {key: OTHER[key] for key in dialect["required"]}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def needed(rule: str, name: str) -> dict[str, Any]:
+    return {key: OTHER[key] for key in TABLES[rule][name]["required"]}
+
+
+def run(opt: Any, param: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+    """Make five steps with signs that stay, flip and are 0, and losses that rise and fall; return all that there is."""
+    rng = np.random.default_rng(5)
+    for loss in (5.0, 4.0, 6.0, 3.0, 7.0):
+        grad = rng.standard_normal(param.shape) * rng.integers(0, 2, param.shape)
+        opt.step(grad.astype(param.dtype), loss=loss)
+    return [param, *opt.state["0"].values()]
+
+
+def bits(arrays: list[np.ndarray[Any, Any]]) -> list[bytes]:
+    return [array.tobytes() for array in arrays]
+
+
+# ------------------------------------------------------------------------------------------------------ the tables
+
+
+@pytest.mark.parametrize("rule", TABLES)
+def test_rows_are_those_of_the_definition(rule: str) -> None:
+    rows, columns = COLUMNS[rule]
+    assert list(TABLES[rule]) == list(rows)
+    for name, row in rows.items():
+        dialect = TABLES[rule][name]
+        values = {**dialect["fixed"], **dialect["defaults"], **dict.fromkeys(dialect["required"], REQUIRED)}
+        for column, expected in zip(columns, row, strict=True):
+            assert values[column] == (list(expected) if isinstance(expected, tuple) else expected), (name, column)
+
+
+@pytest.mark.parametrize(("rule", "name"), ALL)
+def test_each_row_takes_what_the_framework_has(rule: str, name: str) -> None:
+    dialect = TABLES[rule][name]
+    taken = [*dialect["required"], *dialect["defaults"]]
+    ours = arguments(CLASSES[rule])
+    if name == "default":
+        assert dialect["defaults"] == {
+            key: list(value) if isinstance(value, tuple) else value for key, value in ours.items()
+        }
+    else:
+        assert set(taken) == set(TAKES[rule, name].split())
+    assert not set(taken) & set(dialect["fixed"])
+    assert {*taken, *dialect["fixed"]} == set(ours)
+    assert dialect["source"]
+
+
+def test_what_a_row_does_not_name_is_off() -> None:
+    off = ("nesterov", "bias_correction", "maximize", "lr_decay", "weight_decay")
+    for rule, name in ALL:
+        dialect = TABLES[rule][name]
+        values = {**dialect["fixed"], **dialect["defaults"]}
+        assert not any(values[key] for key in off if key in values), (rule, name)
+
+
+def test_tables_are_plain_copies() -> None:
+    tables = fs.dialects()
+    assert json.loads(json.dumps(tables)) == tables
+    tables["rprop"]["torch"]["defaults"]["etas"][0] = 7
+    tables["rmsprop"]["torch"]["defaults"]["lr"] = 7
+    tables["adagrad"].clear()
+    assert fs.dialects() == TABLES
+    assert fs.Rprop.like("torch", np.zeros(1)).param_groups[0]["etas"] == (0.5, 1.2)
+
+
+# ------------------------------------------------------------------------------------------------- what like makes
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("rule", "name"), ALL)
+def test_like_is_the_class_with_these_arguments(rule: str, name: str, dtype: type[Any]) -> None:
+    start = np.random.default_rng(3).standard_normal(37).astype(dtype)
+    a, b = start.copy(), start.copy()
+    alike = CLASSES[rule].like(name, a, **needed(rule, name), verify="every")
+    plain = CLASSES[rule](b, **spelled_out(rule, name))
+    assert type(alike) is CLASSES[rule]
+    without = [{k: v for k, v in opt.param_groups[0].items() if k != "params"} for opt in (alike, plain)]
+    assert without[0] == without[1]
+    assert bits(run(alike, a)) == bits(run(plain, b))
+    assert not np.array_equal(a, start)
+    assert np.isfinite(a).all()
+
+
+@pytest.mark.parametrize(("rule", "name"), ALL)
+def test_each_argument_can_be_given(rule: str, name: str) -> None:
+    dialect = TABLES[rule][name]
+    for key in (*dialect["required"], *dialect["defaults"]):
+        given = {**needed(rule, name), key: OTHER[key]}
+        if key == "nesterov":
+            given["momentum"] = 0.5
+        if key == "step_sizes":
+            given["lr"] = OTHER["lr"]
+        a, b = np.full(5, 2.0), np.full(5, 2.0)
+        alike = CLASSES[rule].like(name, a, **given)
+        if key in STARTS:
+            assert (alike.state["0"][STARTS[key]] == OTHER[key]).all()
+        else:
+            assert alike.param_groups[0][key] == OTHER[key]
+        plain = CLASSES[rule](b, **{**spelled_out(rule, name), **given})
+        assert bits(run(alike, a)) == bits(run(plain, b)), key
+
+
+@pytest.mark.parametrize(("rule", "name"), ALL)
+def test_lr_is_the_first_argument_after_params(rule: str, name: str) -> None:
+    for opt in (CLASSES[rule].like(name, np.zeros(2), 0.03125), CLASSES[rule].like(name, np.zeros(2), lr=0.03125)):
+        assert opt.param_groups[0]["lr"] == 0.03125
+
+
+def test_sharks_limit_is_the_largest_finite_number() -> None:
+    p = np.zeros(1, np.float32)
+    opt = fs.Rprop.like("shark", p)
+    opt.state["0"]["step_size"][...] = 3e38
+    opt.state["0"]["prev_sign"][...] = 1
+    opt.step(np.ones(1, np.float32), loss=1.0)
+    assert opt.state["0"]["step_size"] == np.finfo(np.float32).max
+    assert np.isfinite(p).all()
+
+
+def test_opencvs_lower_limit_is_that_of_float() -> None:
+    opt = fs.Rprop.like("opencv", np.zeros(1))
+    opt.state["0"]["step_size"][...] = 1.5 * FLT_EPSILON
+    opt.state["0"]["prev_sign"][...] = 1
+    opt.step(-np.ones(1))
+    assert opt.state["0"]["step_size"] == FLT_EPSILON
+
+
+def test_verify_is_always_allowed() -> None:
+    with pytest.raises(ValueError, match="verify"):
+        fs.RMSprop.like("lasagne", np.zeros(1), verify="sometimes")
+
+
+# ----------------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(("rule", "name"), ALL)
+def test_what_has_no_place_is_refused(rule: str, name: str) -> None:
+    dialect = TABLES[rule][name]
+    taken = [*dialect["required"], *dialect["defaults"]]
+    for key in (*dialect["fixed"], "learning_rate", "params_"):
+        with pytest.raises(TypeError) as caught:
+            CLASSES[rule].like(name, np.zeros(2), **{**needed(rule, name), key: OTHER.get(key, 1.0)})
+        message = str(caught.value)
+        for word in (CLASSES[rule].__name__, name, f"'{key}'", ", ".join(taken)):
+            assert word in message, key
+        if key in dialect["fixed"]:
+            assert repr(spelled_out(rule, name)[key]) in message
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "given"),
+    [
+        (fs.RMSprop, "tf1", {"weight_decay": 0.1}),
+        (fs.RMSprop, "mlx", {"weight_decay": 0.1}),
+        (fs.RMSprop, "graves", {"weight_decay": 0.1}),
+        (fs.RMSprop, "graves", {"centered": False}),
+        (fs.RMSprop, "chainer", {"momentum": 0.9}),
+        (fs.RMSprop, "lasagne", {"momentum": 0.9}),
+        (fs.RMSprop, "caffe", {"momentum": 0.9}),
+        (fs.RMSprop, "mlx", {"momentum": 0.9}),
+        (fs.RMSprop, "torch", {"nesterov": True}),
+        (fs.RMSprop, "keras", {"nesterov": True}),
+        (fs.RMSprop, "lasagne", {"centered": True}),
+        (fs.RMSprop, "torch", {"momentum_form": "tf"}),
+        (fs.RMSprop, "keras", {"eps_inside_sqrt": False}),
+        (fs.RMSprop, "keras", {"eps_inside_sqrt": True}),
+        (fs.RMSprop, "keras", {"decoupled_weight_decay": False}),
+        (fs.Adagrad, "caffe", {"weight_decay": 0.1}),
+        (fs.Adagrad, "optax", {"weight_decay": 0.1}),
+        (fs.Adagrad, "tf1", {"eps": 1e-8}),
+        (fs.Adagrad, "keras", {"lr_decay": 0.1}),
+        (fs.Rprop, "torch", {"variant": "rprop-"}),
+        (fs.Rprop, "torch", {"weight_decay": 0.1}),
+        (fs.Rprop, "encog", {"etas": (0.5, 1.2)}),
+    ],
+)
+def test_examples_of_what_is_refused(cls: Any, name: str, given: dict[str, Any]) -> None:
+    (key,) = given
+    with pytest.raises(TypeError, match=rf"no place for '{key}'.*; it takes lr, .*verify$"):
+        cls.like(name, np.zeros(2), 0.1, **given)
+    with pytest.raises(TypeError, match=rf"no place for '{key}'.*; it takes lr, .*verify$"):
+        cls.like(name, [{"params": np.zeros(2)}, {"params": np.zeros(2), **given}], 0.1)
+
+
+@pytest.mark.parametrize(("rule", "name"), [(rule, name) for rule, name in ALL if TABLES[rule][name]["required"]])
+def test_required_stays_required(rule: str, name: str) -> None:
+    cls = CLASSES[rule]
+    with pytest.raises(TypeError, match=f"{cls.__name__} like '{name}' needs 'lr'"):
+        cls.like(name, np.zeros(2))
+    with pytest.raises(TypeError, match="'lr'"):
+        cls.like(name, [{"params": np.zeros(2), "lr": 0.5}, {"params": np.zeros(2)}])
+    opt = cls.like(name, [{"params": np.zeros(2), "lr": 0.5}, {"params": np.zeros(2), "lr": 0.25}])
+    assert [group["lr"] for group in opt.param_groups] == [0.5, 0.25]
+    opt = cls.like(name, [{"params": np.zeros(2), "lr": 0.5}, {"params": np.zeros(2)}], 0.125)
+    assert [group["lr"] for group in opt.param_groups] == [0.5, 0.125]
+
+
+@pytest.mark.parametrize("rule", CLASSES)
+@pytest.mark.parametrize("name", ["Torch", "pytorch", "", "tensorflow"])
+def test_unknown_names_are_refused(rule: str, name: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{name!r}; it has {', '.join(TABLES[rule])}")):
+        CLASSES[rule].like(name, np.zeros(2))
+
+
+def test_names_are_of_one_rule() -> None:
+    with pytest.raises(ValueError, match="Rprop has no dialect 'keras'"):
+        fs.Rprop.like("keras", np.zeros(2))
+
+
+@pytest.mark.parametrize("cls", [fs.AdagradDA, fs.AdagradNorm, fs.ProximalAdagrad])
+def test_classes_without_dialects_say_so(cls: Any) -> None:
+    with pytest.raises(ValueError, match=f"{cls.__name__} has no dialect 'tf1'; it has none"):
+        cls.like("tf1", np.zeros(2))
+
+
+def test_out_of_range_is_refused_as_by_the_class() -> None:
+    with pytest.raises(ValueError, match="alpha"):
+        fs.RMSprop.like("keras", np.zeros(2), alpha=1.5)
+    with pytest.raises(TypeError, match="lr"):
+        fs.RMSprop.like("keras", np.zeros(2), "fast")  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------ tables in the docs
+
+
+def shown_tables() -> Iterator[tuple[str, str, str]]:
+    """Yield each table in README and docs: the file, the rule, the text."""
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        text = path.read_text(encoding="utf-8")
+        found = re.findall(r"^<!-- dialects:(\w+) -->$\n+(.*?)\n*^<!-- /dialects -->$", text, re.M | re.S)
+        assert len(found) == text.count("<!-- dialects:") == text.count("<!-- /dialects"), f"{path}: a stray marker"
+        for rule, table in found:
+            yield path.name, rule, table
+
+
+def test_tables_in_the_docs_are_the_data() -> None:
+    for file, rule, table in shown_tables():
+        assert rule in TABLES, file
+        assert table == markdown(rule), f"{file}: print fusedstep.dialects.markdown({rule!r}) there"
+
+
+@pytest.mark.parametrize("rule", TABLES)
+def test_markdown_shows_every_row(rule: str) -> None:
+    header, _, *rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in markdown(rule).splitlines()]
+    assert [row[0] for row in rows] == [f"`{name}`" for name in TABLES[rule]]
+    for row in rows:
+        assert len(row) == len(header)
+        shown = dict(zip(header, row, strict=True))
+        dialect = TABLES[rule][shown["dialect"].strip("`")]
+        assert shown["of"] == dialect["source"]
+        taken = ", ".join(f"`{key}`" for key in (*dialect["required"], *dialect["defaults"]))
+        assert shown["takes"] == (taken if dialect["fixed"] else "everything")
+        if dialect["required"]:
+            assert shown["lr"] == "required"
+        else:
+            assert float(shown["lr"]) == dialect["defaults"]["lr"]
+
+
+def test_markdown_in_words() -> None:
+    lines = {line.split("|")[1].strip(): line for line in markdown("rmsprop").splitlines()}
+    assert "| 0.001 | 0.9 | 1e-7 | inside | 0 | tf | decoupled |" in lines["`keras`"]
+    assert "| 0.0001 | 0.95 | 0.0001 | inside | 0 | tf, 0.9, centered | - |" in lines["`graves`"]
+    assert "| required | 0.99 | 1e-8 | outside | 0 | - | - |" in lines["`mlx`"]
+    assert "| required | 0 | outside | 0.1 | - |" in markdown("adagrad")
+    assert "| 0.01 | 0.5, 1.2 | 0, 1e100 | `irprop+` |" in markdown("rprop")
