@@ -1,7 +1,16 @@
 """Fused in-place Rprop, Adagrad and RMSprop updates for NumPy arrays, equal to a NumPy reference bit for bit."""
 
 from . import _core, reference
-from ._config import available_isas, get_num_threads, isa, read_environment, set_num_threads, show_config, use_isa
+from ._config import (
+    available_isas,
+    get_cmake_dir,
+    get_num_threads,
+    isa,
+    read_environment,
+    set_num_threads,
+    show_config,
+    use_isa,
+)
 from ._core import StepReport
 from .dialects import dialects
 from .functional import adagrad_, adagrad_da_, adagrad_norm_, proximal_adagrad_, rmsprop_, rprop_
@@ -23,6 +32,7 @@ __all__ = [
     "adagrad_norm_",
     "available_isas",
     "dialects",
+    "get_cmake_dir",
     "get_num_threads",
     "isa",
     "proximal_adagrad_",

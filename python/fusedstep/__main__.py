@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from . import bench, demo, gallery, selfcheck
-from ._config import show_config
+from ._config import get_cmake_dir, get_include, show_config
 
 
 class Command(NamedTuple):
@@ -19,9 +19,21 @@ class Command(NamedTuple):
     run: Callable[[argparse.Namespace], int]
 
 
-def print_config(_: argparse.Namespace) -> int:
-    """Print what the package was built with and what is in use."""
-    print(show_config())
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``info``."""
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--cmake-dir", action="store_true", help="print the folder for CMake's fusedstep_DIR, alone")
+    only.add_argument("--include-dir", action="store_true", help="print the folder for a C++ compiler's -I, alone")
+
+
+def print_config(options: argparse.Namespace) -> int:
+    """Print what the package was built with and what is in use, or where a part of it is."""
+    if options.cmake_dir:
+        print(get_cmake_dir())
+    elif options.include_dir:
+        print(get_include())
+    else:
+        print(show_config())
     return 0
 
 
@@ -30,7 +42,7 @@ COMMANDS = {
     "bench": Command(bench.HELP, bench.add_arguments, bench.run),
     "gallery": Command(gallery.HELP, gallery.add_arguments, gallery.run),
     "verify": Command(selfcheck.HELP, selfcheck.add_arguments, selfcheck.run),
-    "info": Command("print version, compiler, instruction sets and threads", lambda parser: None, print_config),
+    "info": Command("print version, compiler, instruction sets and threads", add_config_arguments, print_config),
 }
 
 EXTRAS = {"sklearn": ("scikit-learn", "demo"), "matplotlib": ("matplotlib", "demo")}

@@ -5,11 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from . import _core
 
-__all__ = ["Config", "available_isas", "get_num_threads", "isa", "set_num_threads", "show_config", "use_isa"]
+__all__ = [
+    "Config",
+    "available_isas",
+    "get_cmake_dir",
+    "get_include",
+    "get_num_threads",
+    "isa",
+    "set_num_threads",
+    "show_config",
+    "use_isa",
+]
 
 
 class Config(dict[str, Any]):
@@ -100,6 +111,21 @@ def show_config() -> Config:
             "threads": _core.num_threads(),
         }
     )
+
+
+def get_cmake_dir() -> str:
+    """Return the folder with the CMake package of the C++ library that came with this one, for ``fusedstep_DIR``."""
+    return str(_installed() / "lib" / "cmake" / "fusedstep")
+
+
+def get_include() -> str:
+    """Return the folder of ``fusedstep/fusedstep.hpp`` and ``fusedstep/fusedstep.h``, for a compiler's ``-I``."""
+    return str(_installed() / "include")
+
+
+def _installed() -> Path:
+    # Beside the extension: in an editable install the Python files are elsewhere.
+    return Path(_core.__file__).parent
 
 
 def read_environment() -> None:

@@ -214,7 +214,7 @@ def run_reference(case: Case, inputs: Inputs) -> Written:
             verify.Snapshot(name, params[name], optimizer.state[name], grad, optimizer.param_groups[0], step + 1)
             for name, grad in present.items()
         ]
-        verify._update_before(optimizer._rule, snapshots, step > 0 and loss > LOSSES[step - 1], prologue)
+        verify.apply_reference(optimizer._rule, snapshots, step > 0 and loss > LOSSES[step - 1], prologue)
         for snapshot in snapshots:
             for key, array in snapshot.live.items():
                 array[...] = snapshot.before[key]

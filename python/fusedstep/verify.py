@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from . import reference
 from ._core import StepReport
 
-__all__ = ["Snapshot", "VerificationError", "check_step", "differing"]
+__all__ = ["Snapshot", "VerificationError", "apply_reference", "check_step", "differing"]
 
 
 class VerificationError(AssertionError):
@@ -80,7 +80,7 @@ def check_step(
             clip_coef = clip_norm / max(norm, clip_norm)
     if not report.skipped:
         prologue = {"grad_scale": grad_scale, "clip_value": clip_value, "clip_coef": clip_coef}
-        _update_before(rule, [s for s in snapshots if s.grad is not None], loss_increased, prologue)
+        apply_reference(rule, [s for s in snapshots if s.grad is not None], loss_increased, prologue)
     for snapshot in snapshots:
         for key, array in snapshot.live.items():
             what = "" if key == "param" else f"{key} of "
@@ -90,7 +90,7 @@ def check_step(
             _compare(f"the gradient of parameter {snapshot.name!r}", snapshot.live_grad, expected)
 
 
-def _update_before(rule: str, snapshots: list[Snapshot], loss_increased: bool, prologue: dict[str, Any]) -> None:
+def apply_reference(rule: str, snapshots: list[Snapshot], loss_increased: bool, prologue: dict[str, Any]) -> None:
     """Apply the reference to what the snapshots hold."""
     function = getattr(reference, f"{rule}_")
     arguments = [

@@ -1,0 +1,199 @@
+"""``python -m fusedstep``: the demo, the self-check and the facts."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fusedstep as fs
+from fusedstep import __main__, _core, demo, optimizers, reference, selfcheck
+
+
+def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fusedstep", *arguments]
+    quiet = os.environ | {"SKBUILD_EDITABLE_VERBOSE": "0"}  # an editable install tells of its building
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=quiet, **options)
+
+
+@pytest.fixture(scope="module")
+def digits() -> demo.Digits:
+    pytest.importorskip("sklearn")
+    return demo.load_digits()
+
+
+@pytest.fixture(scope="module")
+def comparisons(digits: demo.Digits) -> list[demo.Comparison]:
+    return [demo.compare(rule, digits, epochs=2, hidden=32) for rule in demo.RULES]
+
+
+def nudged(update: Any) -> Any:
+    """Return a wrong reference: its parameter is one unit in the last place off in one element."""
+
+    def wrong(param: np.ndarray, *arguments: Any, **options: Any) -> None:
+        update(param, *arguments, **options)
+        if param.size:
+            index = (0,) * param.ndim
+            param[index] = np.nextafter(param[index], param.dtype.type(np.inf))
+
+    return wrong
+
+
+def test_demo_trains_on_all_images_with_a_fixed_split(digits: demo.Digits) -> None:
+    assert len(digits.train_y) + len(digits.test_y) == 1797
+    for first, again in zip(digits, demo.load_digits(), strict=True):
+        assert np.array_equal(first, again)
+    assert digits.train_x.dtype == np.float32
+
+
+def test_demo_gradients_are_the_slope_of_the_loss(digits: demo.Digits) -> None:
+    network = {name: p.astype(np.float64) for name, p in demo.new_network(np.random.default_rng(0), 64, 8, 10).items()}
+    x, y = digits.train_x[:20].astype(np.float64), digits.train_y[:20]
+    grads = demo.gradients(network, x, y)
+    for name, p in network.items():
+        index = np.unravel_index(np.abs(grads[name]).argmax(), p.shape)
+        losses = []
+        for shift in (1e-6, -2e-6):
+            p[index] += shift
+            losses.append(demo.mean_loss(network, x, y))
+        p[index] += 1e-6
+        assert (losses[0] - losses[1]) / 2e-6 == pytest.approx(grads[name][index], rel=1e-6)
+
+
+def test_demo_weights_are_equal_bit_for_bit(comparisons: list[demo.Comparison]) -> None:
+    for c in comparisons:
+        assert c.differing_weights == 0
+        assert c.fused.losses == c.reference.losses
+        assert len(c.fused.times) == len(c.reference.times) == 2 * (-(-1347 // c.rule.batch) if c.rule.batch else 1)
+
+
+def test_demo_counts_differing_weights(
+    digits: demo.Digits, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(reference, "adagrad_", nudged(reference.adagrad_))
+    rule = next(rule for rule in demo.RULES if rule.name == "Adagrad")
+    wrong = demo.compare(rule, digits, epochs=1, hidden=8)
+    assert wrong.differing_weights > 0
+    demo.show_table([wrong])
+    assert f"no: {wrong.differing_weights:,} differ" in capsys.readouterr().out
+
+
+def test_demo_exits_1_where_weights_differ(
+    digits: demo.Digits, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(demo, "EPOCHS", 1)
+    compare = demo.compare
+    monkeypatch.setattr(demo, "compare", lambda *a, **k: compare(*a, **k, epochs=1, hidden=8))
+    options = Namespace(out=tmp_path, seed=0)
+    assert demo.run(options) == 0
+    monkeypatch.setattr(reference, "rprop_", nudged(reference.rprop_))
+    assert demo.run(options) == 1
+
+
+def test_demo_draws_one_picture(comparisons: list[demo.Comparison], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    demo.draw(comparisons, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_demo_does_without_matplotlib(
+    comparisons: list[demo.Comparison], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    said = demo.describe_picture(comparisons, tmp_path / "picture.png")
+    assert said == 'no picture: matplotlib is not installed (pip install "fusedstep[demo]")'
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_demo_names_the_extra_that_it_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for module in ("sklearn", "sklearn.datasets", "sklearn.model_selection"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert __main__.main(["demo", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == 'demo needs scikit-learn: pip install "fusedstep[demo]"\n'
+
+
+def test_demo_refuses_a_place_that_is_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert __main__.main(["demo", "--out", str(tmp_path / "file")]) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+def test_demo_from_the_command_line(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    done = run("demo", "--out", str(tmp_path / "new"), cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.endswith("yes")}
+    assert set(rows) == {"Rprop", "Adagrad", "RMSprop"}
+    for row in rows.values():
+        test_accuracy = float(row.split()[2].rstrip("%"))
+        assert test_accuracy >= 95.0
+
+
+def test_verify_finds_every_bit_equal() -> None:
+    done = run("verify", "--quick")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.rstrip().endswith("equal bit for bit")
+    for isa, rule in itertools.product(fs.available_isas(), selfcheck.CHOICES):
+        table = done.stdout.split(f"\n{isa} ", 1)[1].split("\n\n")[0]
+        assert f"  {rule.__name__} " in table
+
+
+def test_verify_exits_1_and_names_where(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(reference, "rprop_", nudged(reference.rprop_))
+    monkeypatch.setattr(selfcheck, "CHOICES", {fs.Adagrad: [], fs.Rprop: [[{"variant": "irprop-"}]]})
+    assert __main__.main(["verify", "--quick"]) == 1
+    said = capsys.readouterr().out
+    assert "DIFFER" in said
+    assert (
+        "baseline, threads: 1, float32, Rprop(variant='irprop-'): parameter 'length 1, offset by one', element (1,): "
+        in said
+    )
+    assert "Adagrad(" not in said
+
+
+def test_verify_sees_a_write_outside_a_parameter() -> None:
+    case = next(selfcheck.cases())
+    inputs = selfcheck.Inputs("float32")
+    found, expected = selfcheck.run_fused(case, inputs), selfcheck.run_reference(case, inputs)
+    assert selfcheck.compare(found, expected) == (0, [])
+    again = selfcheck.run_fused(case, inputs)
+    again.arrays["parameter 'a block'"][0, 0] += 1
+    differing, where = selfcheck.compare(again, expected)
+    assert differing == 1
+    assert where[0].startswith("parameter 'a block', element (0, 0): ")
+
+
+def test_verify_knows_every_optimizer_and_option() -> None:
+    every = {getattr(optimizers, name) for name in optimizers.__all__} - {optimizers.Optimizer}
+    assert set(selfcheck.CHOICES) == every
+    used: dict[str, set[str]] = {optimizer._rule: set() for optimizer in every}
+    for case in selfcheck.cases():
+        used[case.optimizer._rule].update(case.options)
+    numbers = {"lr", "alpha", "eps", "etas", "step_sizes"}  # in every case, at their defaults
+    for rule, options in used.items():
+        assert set(_core.rules()[rule]["fields"]) - numbers - {"loss_increased"} == options
+
+
+def test_info_shows_the_configuration() -> None:
+    done = run("info")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0].split() == ["version", fs.__version__]
+    assert ", ".join(fs.available_isas()) in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"]])
+def test_bad_commands_list_the_good_ones(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        __main__.main(arguments)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert all(name in said for name in __main__.COMMANDS)
