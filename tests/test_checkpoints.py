@@ -1,0 +1,1348 @@
+"""Checkpoints: a resumed run has the bits of one that never stopped; no damaged file and no kill harms anything."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import errno
+import itertools
+import json
+import math
+import os
+import pickle
+import random
+import resource
+import select
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fusedstep as fs
+from checks import bits
+from fusedstep import checkpoint
+from registry import CASES, LAYOUT, LAYOUTS, Array, C, Case, Layout, loss
+
+ENDINGS = (".npz", ".safetensors")
+STEPS = 12
+
+each_ending = pytest.mark.parametrize("ending", ENDINGS)
+
+
+@pytest.fixture(autouse=True)
+def no_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of saves without their syncs; ``test_synced_...`` sees that they are made, and killed processes do."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+# ------------------------------------------------------------------------------------------------------------- the runs
+
+SHAPES = {"w": (3, 4), "b": (5,), "deep.0.w": (2, 3, 2), "scale": (), "none": (0, 3)}
+OWN_LR = 0.25
+"""Of the second group."""
+
+
+def new_params(layout: Layout, dtype: Any = np.float32, seed: int = 1) -> dict[str, Array]:
+    rng = np.random.default_rng(seed)
+    params = {}
+    for name, shape in SHAPES.items():
+        params[name] = layout.make(lambda shape: np.zeros(shape, dtype), shape)
+        params[name][...] = rng.standard_normal(shape)
+    return params
+
+
+def in_groups(params: Mapping[str, Array]) -> list[dict[str, Any]]:
+    """Two groups, the second with a step size of its own and nested."""
+    return [
+        {"params": {"w": params["w"], "b": params["b"]}},
+        {
+            "params": {"deep": [{"w": params["deep.0.w"]}], "scale": params["scale"], "none": params["none"]},
+            "lr": OWN_LR,
+        },
+    ]
+
+
+def new_optimizer(case: Case, params: Mapping[str, Array], **options: Any) -> Any:
+    return case.cls(in_groups(params), **{**case.class_options, **options})
+
+
+def take_step(case: Case, opt: Any, params: Mapping[str, Array], t: int) -> None:
+    """One step of a run in which everything that can change does: gradients depend on the parameters, step sizes on t,
+    and some parameters are left out of some steps."""
+    rng = np.random.default_rng(1000 + t)
+    grads: dict[str, Array | None] = {
+        name: np.asarray(rng.standard_normal(p.shape) + 0.1 * np.asarray(p, order="C"), p.dtype)
+        for name, p in params.items()
+    }
+    if t % 3 == 0:
+        grads["b"] = None
+    for group in opt.param_groups:
+        group["lr"] *= 0.9
+    nested = [
+        {"w": grads["w"], "b": grads["b"]},
+        {"deep": [{"w": grads["deep.0.w"]}], "scale": grads["scale"], "none": grads["none"]},
+    ]
+    opt.step(nested, loss=loss(t) if case.needs_loss or t % 2 else None, clip_norm=10.0)
+
+
+def everything(opt: Any, params: Mapping[str, Array]) -> dict[str, Any]:
+    """All that makes up a run, down to the bits, without a word of the code under test."""
+    return {
+        "params": {name: bits(p).tobytes() for name, p in params.items()},
+        "state": {
+            name: {key: bits(array).tobytes() for key, array in states.items()} for name, states in opt.state.items()
+        },
+        "groups": [{key: repr(value) for key, value in g.items() if key != "params"} for g in opt.param_groups],
+        "step": opt._plan.steps,
+        "times": list(opt._plan.times),
+        "last_loss": repr(opt._plan.last_loss),
+    }
+
+
+def case_named(name: str) -> Case:
+    return next(case for case in CASES if case.name == name)
+
+
+RESUMED = [
+    case_named("rmsprop-everything"),
+    case_named("rmsprop-graves"),
+    case_named("adagrad-lr decay"),
+    case_named("rprop-irprop+"),
+]
+
+
+def some_run(
+    case: Case = RESUMED[0], steps: int = 5, seed: int = 1, layout: Layout = C
+) -> tuple[Any, dict[str, Array]]:
+    params = new_params(layout, seed=seed)
+    opt = new_optimizer(case, params)
+    for t in range(1, steps + 1):
+        take_step(case, opt, params, t)
+    return opt, params
+
+
+# --------------------------------------------------------------------------------------------------------------- resume
+
+
+Transport = Callable[[Any, int, str], Callable[[Any], None]]
+"""Keeps an optimizer, at a step, by a way; returns what brings another one there."""
+
+
+def resume(
+    case: Case,
+    layout: Layout,
+    dtype: Any,
+    cuts: range,
+    transports: Mapping[str, Transport],
+) -> None:
+    """Cut a run at each of ``cuts``: what goes on in fresh arrays ends as the run that never stopped."""
+    params = new_params(layout, dtype)
+    opt = new_optimizer(case, params)
+    whole = []
+    saved: dict[tuple[int, str], Callable[[Any], None]] = {}
+    for t in range(STEPS + 1):
+        if t > 0:
+            take_step(case, opt, params, t)
+        whole.append(everything(opt, params))
+        if t in cuts:
+            for how, transport in transports.items():
+                saved[t, how] = transport(opt, t, how)
+        assert everything(opt, params) == whole[-1], "a save changed something"
+    for (cut, how), bring_back in saved.items():
+        where = f"{case}, {layout}, {np.dtype(dtype)}, cut at {cut}, by {how}"
+        fresh = new_params(layout, dtype, seed=99)
+        other = new_optimizer(case, fresh, lr=0.5)
+        if cut % 2:  # from another point of another run, too
+            take_step(case, other, fresh, 1)
+        arrays = [*fresh.values(), *(array for states in other.state.values() for array in states.values())]
+        places = [(id(array), array.ctypes.data, array.strides) for array in arrays]
+        bring_back(other)
+        assert everything(other, fresh) == whole[cut], where
+        for t in range(cut + 1, STEPS + 1):
+            take_step(case, other, fresh, t)
+            assert everything(other, fresh) == whole[t], f"{where}, after step {t}"
+        arrays = [*fresh.values(), *(array for states in other.state.values() for array in states.values())]
+        assert [(id(array), array.ctypes.data, array.strides) for array in arrays] == places, f"{where}: arrays moved"
+
+
+def by_file(tmp_path: Path) -> Transport:
+    def transport(opt: Any, t: int, ending: str) -> Callable[[Any], None]:
+        path = tmp_path / f"{t}{ending}"
+        opt.save(path)
+        return lambda other: other.load(path)
+
+    return transport
+
+
+def by_dict(opt: Any, t: int, how: str) -> Callable[[Any], None]:
+    saved = opt.state_dict()
+    return lambda other: other.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("case", RESUMED, ids=str)
+def test_resumed_at_every_cut(case: Case, layout: Layout, tmp_path: Path) -> None:
+    """Each of 13 cuts x both formats and the dict x all layouts; from fresh arrays and from another run."""
+    transports = {**dict.fromkeys(ENDINGS, by_file(tmp_path)), "dict": by_dict}
+    resume(case, layout, np.float32, range(STEPS + 1), transports)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_rule_and_dialect_resumes(case: Case, tmp_path: Path) -> None:
+    for layout, ending in (("F", ".npz"), ("every 2nd, backwards", ".safetensors")):
+        resume(case, LAYOUT[layout], np.float64, range(5, 7), {ending: by_file(tmp_path)})
+
+
+@each_ending
+def test_layouts_may_change(ending: str, tmp_path: Path) -> None:
+    """Elements are matched by their index: a C array is resumed in an F one."""
+    case = RESUMED[0]
+    for before, after in itertools.permutations(("C", "F", "reversed", "every 3rd of each axis"), 2):
+        opt, params = some_run(layout=LAYOUT[before])
+        opt.save(tmp_path / f"x{ending}")
+        other_params = new_params(LAYOUT[after], seed=3)
+        other = new_optimizer(case, other_params)
+        other.load(tmp_path / f"x{ending}")
+        assert everything(other, other_params) == everything(opt, params)
+        take_step(case, opt, params, 6)
+        take_step(case, other, other_params, 6)
+        assert everything(other, other_params) == everything(opt, params)
+
+
+@each_ending
+def test_names_decide_and_not_the_order(ending: str, tmp_path: Path) -> None:
+    opt, params = some_run()
+    opt.save(tmp_path / f"x{ending}")
+    fresh = new_params(C, seed=3)
+    first, second = in_groups(fresh)
+    second = {**second, "params": dict(reversed(second["params"].items()))}
+    first = {**first, "params": dict(reversed(first["params"].items()))}
+    other = fs.RMSprop([second, first], **RESUMED[0].class_options)
+    assert list(other.state) != list(opt.state)
+    other.load(tmp_path / f"x{ending}")
+    for name, p in params.items():
+        assert bits(fresh[name]).tobytes() == bits(p).tobytes()
+        for key, array in opt.state[name].items():
+            assert bits(other.state[name][key]).tobytes() == bits(array).tobytes()
+    assert [group["lr"] for group in other.param_groups] == [group["lr"] for group in reversed(opt.param_groups)]
+    assert other.state_dict()["times"] == opt.state_dict()["times"]
+    assert len(set(opt.state_dict()["times"].values())) > 1
+
+
+@each_ending
+def test_difficult_names(ending: str, tmp_path: Path) -> None:
+    """Names with dots, slashes, quotes, control characters, of any script; names that look like the file's own."""
+    names = [
+        ".", "a.b", "a/b", "/a", "../a", "a\0b", "a\0c", "a\nb", "a\\x00b", "é", "名", "\U0001f600", "file",
+        "metadata", "params.x", "state.x.square_avg", "x.square_avg", "x", "__metadata__", 'a"b', "x" * 5000,
+        '"__metadata__":{"fusedstep":"{\\"sha256\\":\\"' + "0" * 64, "allow_pickle", "0" * 64,
+    ]  # fmt: skip
+    params = {name: np.full(2, i, np.float32) for i, name in enumerate(names)}
+    opt = fs.RMSprop(params)
+    opt.step({name: np.full(2, i, np.float32) for i, name in enumerate(names)})
+    opt.save(tmp_path / f"x{ending}")
+    fresh = {name: np.zeros(2, np.float32) for name in reversed(names)}
+    other = fs.RMSprop(fresh)
+    other.load(tmp_path / f"x{ending}")
+    assert all(np.array_equal(fresh[name], params[name]) for name in names)
+    assert all(np.array_equal(other.state[name]["square_avg"], opt.state[name]["square_avg"]) for name in names)
+    assert other.state_dict()["groups"][0]["params"] == names[::-1]
+
+
+def test_special_values_keep_their_bits(tmp_path: Path) -> None:
+    """NaN with payloads, signalling NaN, infinities, subnormals and zeros of both signs, in parameters and states."""
+    rng = np.random.default_rng(0)
+    for dtype, unsigned in ((np.float32, np.uint32), (np.float64, np.uint64)):
+        patterns = rng.integers(0, 2**64, 4000, np.uint64).astype(unsigned)
+        signalling = bits(np.array([math.inf, -math.inf], dtype)) + 1
+        patterns = np.concatenate([patterns, signalling, bits(np.array([0.0, -0.0, 5e-324], dtype))])
+        params = {"w": patterns.view(dtype)[::-1]}
+        opt = fs.Rprop(params, variant="irprop+")
+        opt.state["w"]["step_size"][...] = patterns.view(dtype)
+        opt.step({"w": None}, loss=math.nan)
+        for ending in ENDINGS:
+            opt.save(tmp_path / f"x{ending}")
+            fresh = {"w": np.zeros(patterns.size, dtype)}
+            other = fs.Rprop(fresh)
+            other.load(tmp_path / f"x{ending}")
+            assert bits(fresh["w"]).tobytes() == patterns[::-1].tobytes()
+            assert bits(other.state["w"]["step_size"]).tobytes() == patterns.tobytes()
+            assert math.isnan(other.state_dict()["last_loss"])
+
+
+@each_ending
+def test_hyperparameters_are_exact(ending: str, tmp_path: Path) -> None:
+    """Floats of all magnitudes come back exactly, and so do numbers of other types: as the double that kernels use."""
+    rng = np.random.default_rng(0)
+    values: list[Any] = [0.1, 1 / 3, 5e-324, sys.float_info.max, 0, 3, np.float32(0.1), np.float64(1 / 7), np.int64(2)]
+    values += [float(x) for x in 10.0 ** rng.uniform(-300, 300, 100)]
+    opt, other = (fs.RMSprop(np.zeros(3)) for _ in range(2))
+    for value in values:
+        opt.param_groups[0].update(lr=value, eps_inside_sqrt=np.True_)
+        opt.save(tmp_path / f"x{ending}")
+        other.load(tmp_path / f"x{ending}")
+        assert type(other.param_groups[0]["lr"]) is float
+        assert other.param_groups[0]["lr"] == float(value)
+        assert other.param_groups[0]["eps_inside_sqrt"] is True
+        other.step(np.ones(3))
+    pairs = fs.Rprop(np.zeros(3), etas=(1 / 3, 1.1), step_sizes=(1e-9, 7), variant="rprop+")
+    fresh = fs.Rprop(np.zeros(3))
+    pairs.save(tmp_path / f"y{ending}")
+    fresh.load(tmp_path / f"y{ending}")
+    assert repr(fresh.param_groups[0]["etas"]) == repr((1 / 3, 1.1))
+    assert repr(fresh.param_groups[0]["step_sizes"]) == repr((1e-9, 7.0))
+    assert fresh.param_groups[0]["variant"] == "rprop+"
+
+
+# ------------------------------------------------------------------------------------------------------------- the dict
+
+
+def test_state_dict_is_plain_and_independent() -> None:
+    opt, params = some_run(RESUMED[0], layout=LAYOUT["F, first axis reversed"])
+    before = everything(opt, params)
+    saved = opt.state_dict()
+    assert list(saved) == ["format_version", "class", "groups", "step", "times", "last_loss", "params", "state"]
+    assert saved["format_version"] == 1
+    assert saved["class"] == "RMSprop"
+    assert saved["step"] == 5
+    assert saved["times"] == {"w": 5, "b": 4, "deep.0.w": 5, "scale": 5, "none": 5}
+    assert saved["last_loss"] == loss(5)
+    assert [group["params"] for group in saved["groups"]] == [["w", "b"], ["deep.0.w", "scale", "none"]]
+    expected = {key: value for key, value in opt.param_groups[1].items() if key != "params"}
+    assert {key: value for key, value in saved["groups"][1].items() if key != "params"} == expected
+    json.dumps({key: value for key, value in saved.items() if key not in ("params", "state")}, allow_nan=False)
+    for name, array in saved["params"].items():
+        assert type(array) is np.ndarray
+        assert array.flags.c_contiguous
+        assert (array.shape, array.dtype) == (params[name].shape, params[name].dtype)
+        array[...] = 0
+    for states in saved["state"].values():
+        for array in states.values():
+            assert array.flags.c_contiguous
+            array[...] = 0
+    saved["groups"][0]["lr"] = 7.0
+    assert everything(opt, params) == before
+
+
+def test_arrays_of_the_dict_may_be_the_live_ones() -> None:
+    """Two parameters swapped through a dict of the live arrays themselves."""
+    a, b = np.arange(3.0), np.arange(3.0) + 10
+    opt = fs.Adagrad({"a": a, "b": b})
+    saved = opt.state_dict()
+    saved["params"] = {"a": b, "b": a}
+    opt.load_state_dict(saved)
+    assert a.tolist() == [10, 11, 12]
+    assert b.tolist() == [0, 1, 2]
+
+
+def changed(saved: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """A state dict with another value at ``path``; ``...`` removes the entry."""
+    saved = copy.deepcopy(saved)
+    at = saved
+    for key in path[:-1]:
+        at = at[key]
+    if value is ...:
+        del at[path[-1]]
+    else:
+        at[path[-1]] = value
+    return saved
+
+
+HUGE = 10**400
+f32 = np.float32
+BAD: list[tuple[tuple[Any, ...], Any, str]] = [
+    (("format_version",), 2, "format_version: expected 1, got 2"),
+    (("format_version",), True, "format_version: expected 1, got True"),
+    (("format_version",), ..., "format_version: expected 1, got None"),
+    (("class",), "Adagrad", "class: expected RMSprop, as this optimizer is, got 'Adagrad'"),
+    (("class",), None, "class: expected RMSprop"),
+    (("step",), ..., "state dict: 'step' missing"),
+    (("extra",), 1, "state dict: 'extra' unknown"),
+    (("step",), -1, "step: expected a whole number"),
+    (("step",), 2**63, "step: expected a whole number"),
+    (("step",), HUGE, "step: expected a whole number"),
+    (("step",), 1.0, "step: expected a whole number"),
+    (("step",), True, "step: expected a whole number"),
+    (("times",), [1, 2, 3, 4, 5], "times: expected a mapping"),
+    (("times", "w"), ..., "times: 'w' missing"),
+    (("times", "w"), -1, "times of 'w': expected a whole number"),
+    (("times", "w"), 2**63, "times of 'w': expected a whole number"),
+    (("times", "w"), "5", "times of 'w': expected a whole number"),
+    (("times", "v"), 5, "times: 'v' unknown"),
+    (("last_loss",), "0.5", "last_loss: expected a real number or None"),
+    (("last_loss",), True, "last_loss: expected a real number or None"),
+    (("last_loss",), HUGE, "last_loss: "),
+    (("groups",), {}, "groups: expected a list"),
+    (("groups",), [], "groups: 'w', 'b', 'deep.0.w', 'scale', 'none' missing"),
+    (("groups", 1), ..., "groups: 'deep.0.w', 'scale', 'none' missing"),
+    (("groups", 1), [], "group 1: expected a mapping"),
+    (("groups", 1, "params"), ..., "group 1: expected a mapping with a list of names"),
+    (("groups", 1, "params"), "scale", "group 1: expected a mapping with a list of names"),
+    (("groups", 1, "params"), [["scale"]], "group 1: expected a mapping with a list of names"),
+    (("groups", 1, "params"), ["deep.0.w", "scale", "other"], "groups: 'none' missing, 'other' unknown"),
+    (("groups", 1, "params"), ["w", "deep.0.w", "scale", "none"], "groups: expected one of 'deep.0.w', 'scale'"),
+    (("groups", 0, "lr"), ..., "group 0: 'lr' missing"),
+    (("groups", 0, "nu"), 0.5, "group 0: 'nu' unknown"),
+    (("groups", 0, "lr"), -1.0, "group 0: lr: "),
+    (("groups", 1, "lr"), math.nan, "group 1: lr: "),
+    (("groups", 1, "lr"), math.inf, "group 1: lr: "),
+    (("groups", 1, "lr"), "0.1", "group 1: lr: "),
+    (("groups", 1, "lr"), True, "group 1: lr: "),
+    (("groups", 1, "lr"), HUGE, "group 1: "),
+    (("groups", 1, "lr"), None, "group 1: lr: "),
+    (("groups", 0, "alpha"), 1.5, "group 0: alpha: "),
+    (("groups", 0, "centered"), 1, "group 0: centered: "),
+    (("groups", 0, "momentum_form"), "other", "group 0: momentum_form: "),
+    (("groups", 0, "momentum_form"), [], "group 0: momentum_form: "),
+    (("groups", 0, "momentum"), 0.0, "nesterov"),
+    (("params",), [], "params: expected a mapping"),
+    (("params", "w"), ..., "params: 'w' missing"),
+    (("params", "v"), np.zeros((3, 4), f32), "params: 'v' unknown"),
+    (("params", "w"), np.zeros((3, 4), f32).tolist(), "params: 'w': expected a numpy.ndarray, got list"),
+    (("params", "w"), np.zeros((4, 3), f32), "params: 'w': expected float32 of shape (3, 4), as in this optimizer"),
+    (("params", "w"), np.zeros(12, f32), "params: 'w': expected float32 of shape (3, 4)"),
+    (("params", "w"), np.zeros((1, 4), f32), "params: 'w': expected float32 of shape (3, 4)"),
+    (("params", "w"), np.zeros((3, 4)), "params: 'w': expected float32 of shape (3, 4)"),
+    (("params", "w"), np.zeros((3, 4), ">f4"), "params: 'w': expected float32 of shape (3, 4)"),
+    (("params", "none"), np.zeros((3, 0), f32), "params: 'none': expected float32 of shape (0, 3)"),
+    (("params", "scale"), np.zeros(1, f32), "params: 'scale': expected float32 of shape ()"),
+    (("state",), None, "state: expected a mapping"),
+    (("state", "w"), ..., "state: 'w' missing"),
+    (("state", "w"), [], "state of 'w': expected a mapping"),
+    (("state", "none", "grad_avg"), ..., "state of 'none': 'grad_avg' missing"),
+    (("state", "w", "other"), np.zeros((3, 4), f32), "state of 'w': 'other' unknown"),
+    (("state", "w", "grad_avg"), np.zeros((3, 4)), "state of 'w': 'grad_avg': expected float32"),
+    (("state", "none", "grad_avg"), np.zeros((0, 4), f32), "state of 'none': 'grad_avg': expected float32"),
+]  # fmt: skip
+
+
+def bad_name(bad: Any) -> str:
+    path, value, _ = bad
+    return f"{'.'.join(map(str, path))}={'removed' if value is ... else str(value)[:12]}"
+
+
+@pytest.mark.parametrize("bad", BAD, ids=bad_name)
+def test_bad_dicts_change_nothing(bad: Any) -> None:
+    """One thing is wrong, the last included: ValueError that names it, and no bit is changed."""
+    path, value, message = bad
+    saved = some_run(steps=7, seed=2)[0].state_dict()
+    opt, params = some_run()
+    before = everything(opt, params)
+    with pytest.raises(ValueError) as raised:  # noqa: PT011
+        opt.load_state_dict(changed(saved, path, value))
+    assert message in str(raised.value)
+    assert everything(opt, params) == before
+    opt.load_state_dict(saved)
+    assert everything(opt, params) != before, "the dict itself was good"
+
+
+def test_groups_beyond_the_names() -> None:
+    """A group twice, or of parameters that another group has, too."""
+    opt, params = some_run()
+    before = everything(opt, params)
+    saved = some_run(steps=7, seed=2)[0].state_dict()
+    group = saved["groups"][0]
+    for other in (group, {**group, "params": ["w"]}, {**group, "params": []}):
+        with pytest.raises(ValueError, match="groups: expected 2, as in this optimizer, got 3"):
+            opt.load_state_dict({**saved, "groups": [*saved["groups"], other]})
+        assert everything(opt, params) == before
+
+
+def test_groups_without_parameters() -> None:
+    """They have no names to be known by: their order decides."""
+    x = np.ones(3)
+    opt = fs.RMSprop([{"params": [], "lr": 0.5}, {"params": {"x": x}}, {"params": {}, "lr": 0.25}])
+    other = fs.RMSprop([{"params": {"x": x.copy()}}, {"params": []}, {"params": []}])
+    other.load_state_dict(opt.state_dict())
+    assert [group["lr"] for group in other.param_groups] == [0.01, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("other", [None, [], "x", 1], ids=repr)
+def test_other_objects_are_no_dicts(other: Any) -> None:
+    opt, _ = some_run()
+    with pytest.raises(TypeError, match="expected a mapping, as state_dict"):
+        opt.load_state_dict(other)
+
+
+def test_states_must_be_there_for_the_hyperparameters() -> None:
+    """A plain RMSprop does not become a centered one: it has no place for the averages."""
+    centered = fs.RMSprop({"w": np.ones(3)}, centered=True)
+    plain = fs.RMSprop({"w": np.ones(3)})
+    with pytest.raises(ValueError, match="group 0: parameter 'w' has no 'grad_avg', which these hyperparameters need"):
+        plain.load_state_dict(centered.state_dict())
+    with pytest.raises(ValueError, match="state of 'w': 'grad_avg' unknown"):
+        plain.load_state_dict(changed(centered.state_dict(), ("groups", 0, "centered"), False))
+    with pytest.raises(ValueError, match="state of 'w': 'grad_avg' missing"):
+        centered.load_state_dict(plain.state_dict())
+    # Switched off in the middle of a run: its state is kept, and comes back with it.
+    centered.step({"w": np.ones(3)})
+    centered.param_groups[0]["centered"] = False
+    other = fs.RMSprop({"w": np.ones(3)}, centered=True)
+    other.load_state_dict(centered.state_dict())
+    assert other.param_groups[0]["centered"] is False
+    assert other.state["w"]["grad_avg"].tolist() == centered.state["w"]["grad_avg"].tolist() != [0, 0, 0]
+
+
+@pytest.mark.parametrize("key", ["param", "state"])
+def test_read_only_live_arrays(key: str) -> None:
+    """The last array of all can't be written: found out before the first one is."""
+    saved = some_run(steps=7, seed=2)[0].state_dict()
+    opt, params = some_run()
+    before = everything(opt, params)
+    array = params["none"] if key == "param" else list(opt.state["none"].values())[-1]
+    array.flags.writeable = False
+    with pytest.raises(ValueError, match=r"'none'.*: the array of this optimizer is read-only"):
+        opt.load_state_dict(saved)
+    assert everything(opt, params) == before
+
+
+@pytest.mark.parametrize("value", ["0.1", -1.0, math.nan, ..., HUGE], ids=lambda value: str(value)[:5])
+def test_what_could_not_be_loaded_is_not_saved(value: Any, tmp_path: Path) -> None:
+    opt, _ = some_run()
+    opt.save(tmp_path / "x.npz")
+    good = (tmp_path / "x.npz").read_bytes()
+    if value is ...:
+        del opt.param_groups[1]["lr"]
+    else:
+        opt.param_groups[1]["lr"] = value
+    for call in (opt.state_dict, lambda: opt.save(tmp_path / "x.npz")):
+        with pytest.raises(ValueError, match="group 1: "):
+            call()
+    opt.param_groups = opt.param_groups[:1]
+    with pytest.raises(ValueError, match="param_groups: expected the list of 2 groups"):
+        opt.state_dict()
+    assert (tmp_path / "x.npz").read_bytes() == good
+    assert os.listdir(tmp_path) == ["x.npz"]
+
+
+def test_ctrl_c_in_the_middle_of_a_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After any number of the writes: parameters, states and counters are wholly new."""
+    source, source_params = some_run(steps=7, seed=2)
+    saved = source.state_dict()
+    wanted = everything(source, source_params)
+    copyto = np.copyto
+    for k in itertools.count():
+        calls = iter(range(10**6))
+
+        def interrupted(live: Array, value: Array, calls: Any = calls, k: int = k) -> None:
+            if next(calls) == k:
+                raise KeyboardInterrupt
+            copyto(live, value)
+
+        opt, params = some_run()
+        monkeypatch.setattr(np, "copyto", interrupted)
+        raised = True
+        try:
+            opt.load_state_dict(saved)
+            raised = False
+        except KeyboardInterrupt:
+            pass
+        monkeypatch.setattr(np, "copyto", copyto)
+        assert everything(opt, params) == wanted
+        if not raised:
+            break
+    assert k == sum(1 + len(states) for states in saved["state"].values()) == 20
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("name", ["x", "x.pt", "x.npy", "x.npz.gz", "x.NPZ", ".npz"])
+def test_other_endings(name: str, tmp_path: Path) -> None:
+    opt, _ = some_run()
+    for call in (opt.save, opt.load):
+        with pytest.raises(ValueError, match=r"expected a name that ends in .safetensors or .npz") as raised:
+            call(tmp_path / name)
+        assert str(tmp_path / name) in str(raised.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opt, params = some_run()
+    opt.save(tmp_path / "x.safetensors")
+    content = (tmp_path / "x.safetensors").read_bytes()
+    before = everything(opt, params)
+    for module in [name for name in sys.modules if name.split(".")[0] == "safetensors"]:
+        monkeypatch.setitem(sys.modules, module, None)
+    for call in (opt.save, opt.load):
+        with pytest.raises(ImportError, match=r'pip install "fusedstep\[checkpoint\]"'):
+            call(tmp_path / "x.safetensors")
+    opt.save(tmp_path / "x.npz")
+    opt.load(tmp_path / "x.npz")
+    assert everything(opt, params) == before
+    assert (tmp_path / "x.safetensors").read_bytes() == content
+
+
+@each_ending
+def test_missing_files_and_directories(ending: str, tmp_path: Path) -> None:
+    opt, _ = some_run()
+    with pytest.raises(FileNotFoundError):
+        opt.load(tmp_path / f"x{ending}")
+    with pytest.raises(FileNotFoundError):
+        opt.save(tmp_path / "nowhere" / f"x{ending}")
+    (tmp_path / f"d{ending}").mkdir()
+    for call in (opt.save, opt.load):
+        with pytest.raises(IsADirectoryError):
+            call(tmp_path / f"d{ending}")
+    assert os.listdir(tmp_path) == [f"d{ending}"]
+
+
+@each_ending
+def test_paths(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """str, path-like, bytes, relative; a symbolic link stays one; the mode is that of any new file."""
+    opt, params = some_run()
+    before = everything(opt, params)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / f"link{ending}").symlink_to(tmp_path / "sub" / f"target{ending}")
+    old = os.umask(0o027)
+    try:
+        for path in (f"x{ending}", tmp_path / f"x{ending}", f"y{ending}".encode(), f"link{ending}"):
+            opt.save(path)
+            opt.load(path)
+    finally:
+        os.umask(old)
+    assert everything(opt, params) == before
+    assert sorted(os.listdir(tmp_path)) == sorted([f"x{ending}", f"y{ending}", f"link{ending}", "sub"])
+    assert (tmp_path / f"link{ending}").is_symlink()
+    assert os.listdir(tmp_path / "sub") == [f"target{ending}"]
+    assert stat.S_IMODE((tmp_path / f"x{ending}").stat().st_mode) == 0o640
+
+
+@each_ending
+def test_same_run_same_file(ending: str, tmp_path: Path) -> None:
+    """Files are a function of the run: no dates, no order by chance."""
+    contents = set()
+    for k in range(4):
+        opt, _ = some_run(layout=LAYOUTS[k])
+        opt.save(tmp_path / f"{k}{ending}")
+        contents.add((tmp_path / f"{k}{ending}").read_bytes())
+    assert len(contents) == 1
+
+
+def test_other_readers_open_the_files(tmp_path: Path) -> None:
+    """NumPy and safetensors read the arrays under their names, transposed ones and all, and the rest as JSON."""
+    safetensors = pytest.importorskip("safetensors")
+    opt, params = some_run(layout=LAYOUT["F"])
+    opt.save(tmp_path / "x.npz")
+    opt.save(tmp_path / "x.safetensors")
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as file:
+        arrays = dict(file)
+    texts = [arrays.pop("metadata").tobytes().decode()]
+    found = [arrays]
+    with safetensors.safe_open(tmp_path / "x.safetensors", "np") as file:
+        texts.append(file.metadata()["fusedstep"])
+        found.append({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+    for arrays in found:
+        assert set(arrays) == {f"params.{name}" for name in params} | {
+            f"state.{name}.{key}" for name in params for key in opt.state[name]
+        }
+        for name, p in params.items():
+            assert np.array_equal(arrays[f"params.{name}"], p)
+            assert np.array_equal(arrays[f"state.{name}.square_avg"], opt.state[name]["square_avg"])
+    for text in texts:
+        description = json.loads(text)
+        assert description["class"] == "RMSprop"
+        assert description["groups"][1]["lr"] == opt.param_groups[1]["lr"]
+        assert description["step"] == 5
+
+
+# --------------------------------------------------------------------------------------- files that were cut or altered
+
+
+class Damage:
+    """A good file, an optimizer at another point, and a check that a bad file changes nothing about it."""
+
+    def __init__(self, ending: str, directory: Path) -> None:
+        self.path = directory / f"x{ending}"
+        source, source_params = some_run(steps=7, seed=2)
+        source.save(self.path)
+        self.good = self.path.read_bytes()
+        self.saved = source.state_dict()
+        self.opt, self.params = some_run()
+        self.before = everything(self.opt, self.params)
+        self.after = everything(source, source_params)
+        assert self.before != self.after
+
+    def refused(self, content: bytes, what: str) -> str:
+        """The message; fails if the file is not refused, or anything was changed."""
+        message = self.tried(content, what)
+        assert message, f"{what}: was loaded"
+        return message
+
+    def tried(self, content: bytes, what: str) -> str:
+        """The message, empty if the file was loaded."""
+        self.path.unlink()  # file systems hurry to write out what takes the place of other content
+        self.path.write_bytes(content)
+        try:
+            self.opt.load(self.path)
+        except ValueError as error:
+            message = str(error)
+        else:
+            return ""
+        assert message.startswith(f"{self.path}: "), f"{what}: {message}"
+        assert everything(self.opt, self.params) == self.before, f"{what}: something was changed"
+        return message
+
+    def was_good(self) -> None:
+        assert not self.tried(self.good, "the good file")
+        assert everything(self.opt, self.params) == self.after
+
+
+@each_ending
+def test_every_byte_and_every_length(ending: str, tmp_path: Path) -> None:
+    """Each byte altered, each bit of 250 bytes, each length; pieces moved, lost, zeroed, added: over 9,000 files."""
+    damage = Damage(ending, tmp_path)
+    good = damage.good
+    rng = random.Random(0)
+    tries = 0
+    for at in range(len(good)):
+        content = bytearray(good)
+        content[at] ^= rng.randrange(1, 256)
+        message = damage.refused(bytes(content), f"byte {at}")
+        assert "checksum" in message or "not a checkpoint" in message
+        tries += 1
+    for at in rng.sample(range(len(good)), 250):
+        for bit in range(8):
+            content = bytearray(good)
+            content[at] ^= 1 << bit
+            damage.refused(bytes(content), f"bit {bit} of byte {at}")
+            tries += 1
+    for length in range(len(good)):
+        damage.refused(good[:length], f"cut to {length}")
+        tries += 1
+    for extra in (b"\0", b"x", b"0" * 64, good):
+        damage.refused(good + extra, "appended")
+        damage.refused(extra + good, "prepended")
+    for _ in range(500):
+        a, b, c = sorted(rng.sample(range(len(good)), 3))
+        mixed = good[:a] + good[b:c] + good[a:b] + good[c:]
+        for pieces in (mixed, good[:a] + good[b:], good[:b] + good[a:], good[:a] + bytes(b - a) + good[b:]):
+            if pieces != good:
+                damage.refused(pieces, f"pieces at {a}, {b}, {c}")
+                tries += 1
+    assert tries > 9_000
+    damage.was_good()
+
+
+def sealed(ending: str, content: bytes) -> bytes | None:
+    """The content with its right checksum, so that the reader behind it is met."""
+    container = checkpoint._CONTAINERS[ending]
+    place = container.place_of_checksum(content)
+    if place < 0:
+        return None
+    return content[:place] + checkpoint._checksum(content, place) + content[place + 64 :]
+
+
+@each_ending
+def test_altered_files_with_a_right_checksum(ending: str, tmp_path: Path) -> None:
+    """2,000 files by someone who knows how to make checksums: refused, or loaded whole where only values changed."""
+    damage = Damage(ending, tmp_path)
+    rng = random.Random(1)
+    refused = loaded = 0
+    edge = [0, 1, 0x7F, 0x80, 0xFF, *b'"{}[],:.-+eE0159\\ux']
+    while refused + loaded < 2000:
+        content = bytearray(damage.good)
+        for _ in range(rng.choice((1, 1, 2, 8))):
+            at = rng.randrange(len(content))
+            what = rng.randrange(4)
+            if what == 0:
+                content[at] ^= 1 << rng.randrange(8)
+            elif what == 1:
+                content[at] = rng.choice(edge)
+            elif what == 2:
+                del content[at : at + rng.randrange(1, 9)]
+            else:
+                content[at:at] = bytes(rng.choice(edge) for _ in range(rng.randrange(1, 5)))
+        altered = sealed(ending, bytes(content))
+        if altered is None or altered == damage.good:
+            continue
+        if damage.tried(altered, f"file {refused + loaded}"):
+            refused += 1
+        else:
+            loaded += 1
+            damage.opt.step(NOTHING, loss=1.0)  # still of use
+            damage.opt, damage.params = some_run()
+    assert refused > 1000
+    assert loaded > 20
+    damage.was_good()
+
+
+NOTHING = [dict.fromkeys(("w", "b")), {"deep": [{"w": None}], "scale": None, "none": None}]
+"""Gradients that leave all parameters out."""
+
+
+def written(ending: str, saved: Mapping[str, Any], path: Path, arrays: Mapping[str, Array] | None = None) -> bytes:
+    """A file of any dict, good or bad, with the right checksum."""
+    flat = {f"params.{name}": array for name, array in saved["params"].items()}
+    for name, states in saved["state"].items():
+        flat |= {f"state.{name}.{key}": array for key, array in states.items()}
+    flat.update(arrays or {})
+    description = {key: value for key, value in saved.items() if key not in ("params", "state")}
+    with open(path, "wb") as file:
+        checkpoint._CONTAINERS[ending].write(file, description, flat)
+    content = sealed(ending, path.read_bytes())
+    assert content is not None
+    return content
+
+
+def fits_a_file(bad: Any) -> bool:
+    """Whether it can be written at all: arrays are arrays, and the others JSON."""
+    path, value, _ = bad
+    if path[0] not in ("params", "state"):
+        return True
+    return isinstance(value, np.ndarray) or (value is ... and path != ("state", "w"))
+
+
+@each_ending
+@pytest.mark.parametrize("bad", [bad for bad in BAD if fits_a_file(bad)], ids=bad_name)
+def test_bad_files_that_are_well_made(bad: Any, ending: str, tmp_path: Path) -> None:
+    path, value, message = bad
+    damage = Damage(ending, tmp_path)
+    content = written(ending, changed(damage.saved, path, value), tmp_path / "bad")
+    if getattr(value, "dtype", None) == np.dtype(">f4") and ending == ".safetensors":
+        assert not damage.tried(content, "bytes in another order, which this format puts right")
+        return
+    assert message in damage.refused(content, "bad")
+    damage.was_good()
+
+
+@each_ending
+def test_arrays_beyond_the_names(ending: str, tmp_path: Path) -> None:
+    damage = Damage(ending, tmp_path)
+    for key in ("other", "params", "params.", "state.", "state.w", "state..", "params.\\x", "params.\\N{DIGIT}", "x.w"):
+        damage.refused(written(ending, damage.saved, tmp_path / "bad", {key: np.zeros(2, f32)}), key)
+    for dtype in (bool, np.float16, np.int32, np.int64):
+        content = written(ending, damage.saved, tmp_path / "bad", {"params.w": np.zeros((3, 4), dtype)})
+        damage.refused(content, str(dtype))
+    damage.was_good()
+
+
+def with_description(ending: str, damage: Damage, text: str, path: Path) -> bytes:
+    """A well-made file whose JSON is ``text``."""
+    arrays = {f"params.{name}": array for name, array in damage.saved["params"].items()}
+    if ending == ".npz":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.comment = b"0" * 64
+            for key, array in {"metadata": np.frombuffer(text.encode(), np.uint8), **arrays}.items():
+                with archive.open(f"{key}.npy", "w") as member:
+                    np.lib.format.write_array(member, array, (1, 0))
+    else:
+        numpy = pytest.importorskip("safetensors.numpy")
+        text = '{"sha256":"' + "0" * 64 + '"' + (text.lstrip()[1:] if text.lstrip()[:1] == "{" else text)
+        numpy.save_file(arrays, path, {"fusedstep": text})
+    content = sealed(ending, path.read_bytes())
+    assert content is not None
+    return content
+
+
+@each_ending
+def test_hostile_json(ending: str, tmp_path: Path) -> None:
+    damage = Damage(ending, tmp_path)
+    deep = 200_000
+    for text in (
+        "", "{", "[]", "null", "1", '"x"', "{}", '{"format_version":1}', "[" * deep, '{"a":' * deep,
+        '{"a":' + "[" * deep, '{"step":' + "9" * 10_000 + "}", '{"format_version":' + "9" * 10_000 + "}", "{'a':1}",
+        "\x00", '{"format_version":1,"params":{},"state":{}}',
+    ):  # fmt: skip
+        damage.refused(with_description(ending, damage, text, tmp_path / "bad"), text[:30])
+    damage.was_good()
+
+
+def test_hostile_npz(tmp_path: Path) -> None:
+    """Pickles, compressed members, claims of huge arrays, lies about sizes, members that are no arrays."""
+    damage = Damage(".npz", tmp_path)
+    with zipfile.ZipFile(damage.path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+
+    def npz(changed: Mapping[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+        path = tmp_path / "bad"
+        with zipfile.ZipFile(path, "w", compression) as archive:
+            archive.comment = b"0" * 64
+            for name, member in {**members, **changed}.items():
+                archive.writestr(name, member)
+        content = sealed(".npz", path.read_bytes())
+        assert content is not None
+        return content
+
+    def npy(header: str, data: bytes = b"", version: bytes = b"\x01\x00") -> bytes:
+        text = header.encode("latin1")
+        length = len(text).to_bytes(2 if version == b"\x01\x00" else 4, "little")
+        return b"\x93NUMPY" + version + length + text + data
+
+    def header(descr: str = "'<f4'", fortran: str = "False", shape: str = "(3, 4)") -> str:
+        return f"{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}\n"
+
+    data = bytes(48)
+    damage.tried(npz({"params.w.npy": npy(header(), data)}), "a good one")
+    assert everything(damage.opt, damage.params) != damage.before, "the way these files are made is good"
+    damage.opt, damage.params = some_run()
+
+    class Trap:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (os.fspath(tmp_path / "trapped"),)
+
+    hostile = {
+        "pickle as a member": pickle.dumps(Trap()),
+        "object array": npy(header("'|O'"), pickle.dumps([Trap()] * 12)),
+        "structured object": npy(header("[('a', '|O')]"), pickle.dumps([Trap()] * 12)),
+        "addresses as objects": npy(header("'|O'"), bytes(range(96))),
+        "addresses as structured objects": npy(header("[('a', '|O')]"), bytes(range(96))),
+        "exabytes": npy(header(shape=f"({2**60},)"), data),
+        "overflow": npy(header(shape=f"({2**62}, {2**62})"), data),
+        "beyond 64 bit": npy(header(shape=f"({10**30}, 0)"), b""),
+        "negative": npy(header(shape="(-3, -4)"), data),
+        "too short": npy(header(), data[:-1]),
+        "too long": npy(header(), data + b"\0"),
+        "bool shape": npy(header(shape="(True, 12)"), data),
+        "float shape": npy(header(shape="(3.0, 4)"), data),
+        "no shape": npy("{'descr': '<f4', 'fortran_order': False}\n", data),
+        "code in the header": npy(f"__import__('os').mkdir({os.fspath(tmp_path / 'trapped')!r})\n"),
+        "deep header": npy("(" * 9000 + "\n", data),
+        "long header": npy(header() + " " * 60_000, data),
+        "Fortran order": npy(header(fortran="True"), data),
+        "dates": npy(header("'<M8[s]'"), data),
+        "no bytes": npy(header("'|V0'"), b""),
+        "version 2": npy(header(), data, b"\x02\x00"),
+        "version 9": npy(header(), data, b"\x09\x00"),
+        "empty": b"",
+        "magic alone": b"\x93NUMPY",
+        "many dimensions": npy(header(shape=f"({'1, ' * 70})"), data),
+    }
+    for what, content in hostile.items():
+        damage.refused(npz({"params.w.npy": content}), what)
+    bomb = npy(header(shape=f"({50_000_000 // 4},)"), bytes(50_000_000))
+    assert "compressed" in damage.refused(npz({"params.bomb.npy": bomb}, zipfile.ZIP_DEFLATED), "a bomb")
+    damage.refused(npz({"other.txt": b"hello"}), "a text")
+    damage.refused(npz({"metadata.npy": npy(header("'<f8'", shape="(1,)"), bytes(8))}), "no JSON")
+    assert not (tmp_path / "trapped").exists()
+    damage.was_good()
+
+
+def test_hostile_safetensors(tmp_path: Path) -> None:
+    """Headers that lie about lengths, offsets, types and shapes."""
+    pytest.importorskip("safetensors")
+    damage = Damage(".safetensors", tmp_path)
+    length = int.from_bytes(damage.good[:8], "little")
+    header = json.loads(damage.good[8 : 8 + length])
+    data = damage.good[8 + length :]
+
+    def file(changes: Mapping[str, Any], length: int | None = None) -> bytes:
+        text = json.dumps({**header, **changes}, separators=(",", ":")).encode()
+        made = (len(text) if length is None else length).to_bytes(8, "little") + text + data
+        return sealed(".safetensors", made) or made
+
+    entry = header["params.w"]
+    damage.tried(file({}), "a good one")
+    assert everything(damage.opt, damage.params) == damage.after, "the way these files are made is good"
+    damage.opt, damage.params = some_run()
+    begin, end = entry["data_offsets"]
+    lies: list[dict[str, Any]] = [
+        {"data_offsets": [begin, end - 4]}, {"data_offsets": [end, begin]}, {"data_offsets": [begin, 2**63]},
+        {"data_offsets": [-1, end]}, {"data_offsets": [begin + 4, end + 4]}, {"data_offsets": [0, 48]},
+        {"data_offsets": []}, {"shape": [4, 3]}, {"shape": [2**63, 4]}, {"shape": [-3, -4]}, {"shape": [12]},
+        {"shape": "34"}, {"shape": [2**33, 2**33]}, {"dtype": "F64"}, {"dtype": "I32"}, {"dtype": "BF16"},
+        {"dtype": "X"}, {"dtype": None},
+    ]  # fmt: skip
+    for lie in lies:
+        damage.refused(file({"params.w": {**entry, **lie}}), str(lie))
+    for length in (0, 1, 7, 2**31, 2**62, 2**64 - 1):
+        damage.refused(file({}, length), f"a header of {length}")
+    others: list[dict[str, Any]] = [
+        {"__metadata__": None}, {"__metadata__": {"fusedstep": 1}}, {"__metadata__": {}}, {"params.w": []},
+    ]  # fmt: skip
+    for other in others:
+        damage.refused(file(other), str(other))
+    damage.was_good()
+
+
+def test_files_of_others(tmp_path: Path) -> None:
+    """A model's .npz and .safetensors, a text, the one format under the other's name."""
+    opt, params = some_run()
+    before = everything(opt, params)
+    np.savez(tmp_path / "x.npz", w=np.ones(3))
+    (tmp_path / "empty.npz").write_bytes(b"")
+    (tmp_path / "text.npz").write_text("hello" * 100)
+    (tmp_path / "text.safetensors").write_text("hello" * 100)
+    (tmp_path / "empty.safetensors").write_bytes(b"")
+    numpy = pytest.importorskip("safetensors.numpy")
+    numpy.save_file({"w": np.ones(3)}, tmp_path / "x.safetensors", {"fusedstep": "{}"})
+    opt.save(tmp_path / "y.npz")
+    opt.save(tmp_path / "y.safetensors")
+    for a, b in (ENDINGS, ENDINGS[::-1]):
+        (tmp_path / f"z{a}").write_bytes((tmp_path / f"y{b}").read_bytes())
+    for name in sorted(os.listdir(tmp_path)):
+        if name.startswith("y"):
+            continue
+        with pytest.raises(ValueError, match=r"checksum|not a checkpoint") as raised:
+            opt.load(tmp_path / name)
+        assert str(raised.value).startswith(f"{tmp_path / name}: ")
+        assert everything(opt, params) == before
+
+
+# --------------------------------------------------------------------------------------- saves that fail or are killed
+
+
+@each_ending
+@pytest.mark.parametrize("fails", ["write", "mmap", "write to the file", "fsync", "replace"])
+def test_a_save_that_fails_leaves_the_old_file(
+    fails: str, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No space, an I/O error, Ctrl-C, at each stage: the old file is whole and nothing else is left."""
+    path = tmp_path / f"x{ending}"
+    opt, params = some_run()
+    opt.save(path)
+    old = path.read_bytes()
+    take_step(RESUMED[0], opt, params, 6)
+    for error in (OSError(errno.ENOSPC, "no space"), KeyboardInterrupt()):
+
+        def fail(*_: Any, error: BaseException = error, **__: Any) -> None:
+            raise error
+
+        with monkeypatch.context() as patch:
+            if fails == "write":
+                container = checkpoint._CONTAINERS[ending]
+
+                def half(file: Any, *_: Any, error: BaseException = error) -> None:
+                    file.write(b"half")
+                    raise error
+
+                broken = checkpoint._Container(half, container.read, container.place_of_checksum)
+                patch.setitem(checkpoint._CONTAINERS, ending, broken)
+            elif fails == "mmap":
+                patch.setattr("mmap.mmap", fail)
+            elif fails == "write to the file":
+                patch.setattr(checkpoint, "_checksum", fail)
+            else:
+                patch.setattr(os, fails, fail)
+            with pytest.raises(type(error)):
+                opt.save(path)
+        assert path.read_bytes() == old
+        assert os.listdir(tmp_path) == [path.name]
+    opt.save(path)
+    assert path.read_bytes() != old
+
+
+@each_ending
+def test_a_full_disk(ending: str, tmp_path: Path) -> None:
+    """The system itself refuses the bytes, in the middle of the file."""
+    path = tmp_path / f"x{ending}"
+    param = np.zeros(100_000)
+    opt = fs.RMSprop(param)
+    opt.save(path)
+    old = path.read_bytes()
+    opt.step(np.ones_like(param))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            opt.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == old
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@each_ending
+def test_synced_before_and_after_the_replacement(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole file is on the disk before it takes its name, and the name after: the calls, in their order."""
+    path = tmp_path / f"x{ending}"
+    opt, _ = some_run()
+    done: list[Any] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        target = os.readlink(f"/proc/self/fd/{descriptor}")
+        done.append(("fsync", target, Path(target).read_bytes() if os.path.isfile(target) else None))
+        fsync(descriptor)
+
+    def noted_replace(source: str, target: str) -> None:
+        done.append(("replace", source, target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    opt.save(path)
+    (_, temporary, content), second, third = done
+    assert os.path.dirname(temporary) == os.fspath(tmp_path)
+    assert content == path.read_bytes()
+    assert second == ("replace", temporary, os.fspath(path))
+    assert third == ("fsync", os.fspath(tmp_path), None)
+
+
+SAVER = """
+    import os, sys
+    import numpy as np
+    import fusedstep as fs
+
+    def save_without_end(path, first, done):
+        params = {f"p{i}": np.empty(size) for i, size in enumerate((40_000, 3, 20_000))}
+        opt = fs.RMSprop(params, momentum=0.5)
+        for k in range(first, 10**9):
+            for name, p in params.items():
+                p.fill(k)
+                for array in opt.state[name].values():
+                    array.fill(k)
+            opt._plan.steps = k
+            opt.save(path)
+            os.write(done, f"{k}\\n".encode())
+
+    # A child for each line "path first": its id, then what it saved, then "dead".
+    for line in sys.stdin:
+        path, first = line.split()
+        child = os.fork()
+        if child == 0:
+            os.write(1, f"pid {os.getpid()}\\n".encode())
+            save_without_end(path, int(first), 1)
+        os.waitpid(child, 0)
+        os.write(1, b"dead\\n")
+"""
+
+
+@contextlib.contextmanager
+def lines_of(process: subprocess.Popen[bytes]) -> Iterator[Callable[[], str]]:
+    """The lines that a process writes, with a limit of time."""
+    assert process.stdout is not None
+    output = process.stdout.fileno()
+    rest = b""
+
+    def line() -> str:
+        nonlocal rest
+        while b"\n" not in rest:
+            ready, _, _ = select.select([output], [], [], 60)
+            assert ready, "the saving process says nothing"
+            more = os.read(output, 65536)
+            assert more, "the saving process ended"
+            rest += more
+        found, rest = rest.split(b"\n", 1)
+        return found.decode()
+
+    try:
+        yield line
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        if process.stdin is not None:
+            process.stdin.close()
+
+
+@each_ending
+def test_killed_while_saving(ending: str, tmp_path: Path) -> None:
+    """50 processes are killed (SIGKILL) at random moments of a save: the last or the one before loads, every time."""
+    path = tmp_path / f"x{ending}"
+    params = {f"p{i}": np.empty(size) for i, size in enumerate((40_000, 3, 20_000))}
+    opt = fs.RMSprop(params, momentum=0.5)
+    opt.save(path)
+    rng = random.Random(ending)
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SAVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    last = 0
+    unfinished = 0
+    took = 0.01
+    with lines_of(process) as line:
+        assert process.stdin is not None
+        for kill in range(50):
+            process.stdin.write(f"{path} {last + 1}\n".encode())
+            process.stdin.flush()
+            child = int(line().removeprefix("pid "))
+            told = [line()]
+            start = time.perf_counter()
+            time.sleep(rng.uniform(0, 3 * took))
+            os.kill(child, signal.SIGKILL)
+            waited = time.perf_counter() - start
+            while (text := line()) != "dead":
+                told.append(text)
+            saved = [int(text) for text in told if text.isdigit()]
+            took = max(0.001, min(0.1, waited / max(1, len(saved) - 1)))
+            opt.load(path)
+            assert opt._plan.steps in (saved[-1], saved[-1] + 1), f"kill {kill}"
+            last = opt._plan.steps
+            for name, p in params.items():
+                assert (p == last).all(), f"kill {kill}"
+                assert all((array == last).all() for array in opt.state[name].values()), f"kill {kill}"
+            left = [name for name in os.listdir(tmp_path) if name != path.name]
+            assert all(name.startswith(".fusedstep-") and name.endswith(".tmp") for name in left)
+            unfinished += bool(left)
+            for name in left:
+                (tmp_path / name).unlink()
+    assert unfinished >= 10, "too few kills came in the middle of a save to show anything"
+
+
+@each_ending
+def test_many_threads_save_to_one_path(ending: str, tmp_path: Path) -> None:
+    """Each save is whole: a reader meets one or another, never a mixture."""
+    path = tmp_path / f"x{ending}"
+    opts = []
+    for k in range(4):
+        opt = fs.Adagrad({"w": np.full(2000, float(k))})
+        opt.state["w"]["square_sum"].fill(k)
+        opts.append(opt)
+    opts[0].save(path)
+    failures: list[BaseException] = []
+
+    def work(opt: Any) -> None:
+        try:
+            for _ in range(10):
+                opt.save(path)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(opt,)) for opt in opts]
+    for thread in threads:
+        thread.start()
+    met = set()
+    param = np.zeros(2000)
+    reader = fs.Adagrad({"w": param})
+    while any(thread.is_alive() for thread in threads):
+        reader.load(path)
+        met.add(param[0])
+        assert (param == param[0]).all()
+        assert (reader.state["w"]["square_sum"] == param[0]).all()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert met <= {0.0, 1.0, 2.0, 3.0}
+    assert os.listdir(tmp_path) == [path.name]
+
+
+# --------------------------------------------------------------------------------------------------------------- copies
+
+Model = tuple[dict[str, Array], Any]
+
+
+def deep(model: Model) -> Model:
+    return copy.deepcopy(model)
+
+
+def pickled(protocol: int) -> Callable[[Model], Model]:
+    return lambda model: pickle.loads(pickle.dumps(model, protocol))
+
+
+COPIES: dict[str, Callable[[Model], Model]] = {
+    "deepcopy": deep,
+    **{f"pickle {protocol}": pickled(protocol) for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1)},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("case", RESUMED, ids=str)
+def test_copies_are_independent_and_go_on_alike(case: Case, how: str, layout: Layout) -> None:
+    """Copied together with its model, an optimizer updates the copied model, with the same bits; the first is left."""
+    opt, params = some_run(case, layout=layout)
+    before = everything(opt, params)
+    new_params, new = COPIES[how]((params, opt))
+    assert type(new) is type(opt)
+    assert everything(new, new_params) == before
+    for name, p in new_params.items():
+        assert not np.shares_memory(p, params[name])
+        for key, array in new.state[name].items():
+            assert not np.shares_memory(array, opt.state[name][key])
+            assert array.strides == tuple(s // p.itemsize * array.itemsize for s in dense_strides(p))
+    for t in range(6, STEPS + 1):
+        take_step(case, new, new_params, t)
+    assert everything(opt, params) == before
+    for t in range(6, STEPS + 1):
+        take_step(case, opt, params, t)
+    assert everything(new, new_params) == everything(opt, params)
+    assert everything(new, new_params) != before
+    opt.load_state_dict(new.state_dict())
+
+
+def dense_strides(p: Array) -> tuple[int, ...]:
+    """Of a dense array in the layout of ``p``, as a state has."""
+    return tuple(next(iter(fs.RMSprop(p).state.values()))["square_avg"].strides)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_rule_copies(case: Case) -> None:
+    for how in ("deepcopy", f"pickle {pickle.HIGHEST_PROTOCOL}"):
+        opt, params = some_run(case, steps=3)
+        new_params, new = COPIES[how]((params, opt))
+        for t in (4, 5):
+            take_step(case, opt, params, t)
+            take_step(case, new, new_params, t)
+            assert everything(new, new_params) == everything(opt, params), how
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_copied_alone(how: str) -> None:
+    """Without its model, an optimizer takes parameters of its own along; they are in its groups."""
+    param = np.arange(4.0)
+    opt = fs.RMSprop(param, momentum=0.9)
+    opt.note = {"kept": [1]}  # type: ignore[attr-defined]
+    opt.step(np.ones(4))
+    new = COPIES[how](({}, opt))[1]
+    (own,) = new.param_groups[0]["params"]
+    assert own.tolist() == param.tolist()
+    assert new.note == {"kept": [1]}
+    for _ in range(3):
+        opt.step(np.ones(4))
+    assert own.tolist() != param.tolist()
+    for _ in range(3):
+        new.step(np.ones(4))
+    assert own.tolist() == param.tolist()
+
+
+def test_a_copy_of_a_subclass_and_of_states_that_are_not_in_use() -> None:
+    opt = Subclass({"w": np.ones(3)}, centered=True, verify="every")
+    opt.step({"w": np.arange(3.0)})
+    opt.param_groups[0]["centered"] = False
+    for new in (copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))):
+        assert type(new) is Subclass
+        assert new._verify == "every"
+        assert new.state["w"]["grad_avg"].tolist() == opt.state["w"]["grad_avg"].tolist() != [0, 0, 0]
+        new.param_groups[0]["centered"] = True
+        new.step({"w": np.arange(3.0)})
+        assert new.state_dict()["step"] == 2
+    assert opt.state_dict()["step"] == 1
+
+
+class Subclass(fs.RMSprop):
+    pass
+
+
+def test_a_shallow_copy_is_a_second_handle() -> None:
+    """``copy.copy`` shares all, counters included: whichever is stepped, it is one run."""
+    for case in RESUMED:
+        opt, params = some_run(case, steps=0)
+        handle = copy.copy(opt)
+        assert handle is not opt
+        assert type(handle) is type(opt)
+        alone, alone_params = some_run(case, steps=0)
+        for t in range(1, STEPS + 1):
+            take_step(case, (opt, handle)[t % 2], params, t)
+            take_step(case, alone, alone_params, t)
+            for one in (opt, handle):
+                assert everything(one, params) == everything(alone, alone_params), f"{case}, step {t}"
+
+
+def test_a_pickle_reaches_another_process(tmp_path: Path) -> None:
+    opt, params = some_run(layout=LAYOUT["F"])
+    (tmp_path / "x").write_bytes(pickle.dumps((params, opt)))
+    program = """
+        import pickle, sys
+        params, opt = pickle.load(open(sys.argv[1], "rb"))
+        opt.save(sys.argv[2])
+    """
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program), tmp_path / "x", tmp_path / "y.npz"],
+        check=True,
+        timeout=60,
+    )
+    fresh = new_params(C, seed=3)
+    other = new_optimizer(RESUMED[0], fresh)
+    other.load(tmp_path / "y.npz")
+    assert everything(other, fresh) == everything(opt, params)
