@@ -1,5 +1,6 @@
 // The public C++ API over the same checks and kernels that Python uses.
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -32,14 +33,21 @@ std::int64_t size_of(Type type) { return type == Type::int8 ? 1 : type == Type::
 
 Type stored_type(Storage storage, Type parameter) { return storage == Storage::int8 ? Type::int8 : parameter; }
 
+[[noreturn]] void wrong_type(const Label& label, const char* expected, Type found) {
+  throw std::invalid_argument(label.text() + ": expected dtype " + expected + ", got " + name(found) +
+                              "; arrays are borrowed, never converted: pass one of that dtype");
+}
+
 Array checked(const AnySpan& span, const Label& label, Type type, bool written) {
-  if (span.type != type) {
-    throw std::invalid_argument(label.text() + ": expected elements of " + name(type) + ", got " + name(span.type));
+  if (span.type != type) wrong_type(label, name(type), span.type);
+  if (written && span.read_only) {
+    throw std::invalid_argument(label.text() +
+                                ": expected a writeable array, got a read-only one; pass a writeable array");
   }
-  if (written && span.read_only) throw std::invalid_argument(label.text() + ": expected elements that are not const");
   const auto address = reinterpret_cast<std::uintptr_t>(span.data);
   if (address % static_cast<std::uintptr_t>(size_of(type)) != 0) {
-    throw std::invalid_argument(label.text() + ": expected memory aligned to " + name(type) + "; pass a copy");
+    throw std::invalid_argument(label.text() + ": expected an array aligned to its dtype " + name(type) +
+                                ", got a misaligned one; pass a copy");
   }
   Array array;
   array.label = label;
@@ -51,9 +59,7 @@ Array checked(const AnySpan& span, const Label& label, Type type, bool written) 
 }
 
 Array checked_parameter(const AnySpan& span, const Label& label) {
-  if (span.type == Type::int8) {
-    throw std::invalid_argument(label.text() + ": expected elements of float32 or float64, got int8");
-  }
+  if (span.type == Type::int8) wrong_type(label, "float32 or float64", span.type);
   return checked(span, label, span.type, true);
 }
 
@@ -74,16 +80,17 @@ constexpr int id_of<AdagradDA>() { return static_cast<int>(RuleId::adagrad_da); 
 template <>
 constexpr int id_of<AdagradNorm>() { return static_cast<int>(RuleId::adagrad_norm); }
 
-bool positive(double x) { return std::isfinite(x) && x > 0; }
+void check_positive(double x, const std::string& name) {
+  if (std::isfinite(x) && x > 0) return;
+  char digits[32];
+  const std::string text(digits, std::to_chars(digits, digits + sizeof digits, x).ptr);
+  throw std::invalid_argument(name + ": expected a finite number with " + name + " > 0, got " + text);
+}
 
 void check(const StepOptions& options) {
-  if (!positive(options.grad_scale)) throw std::invalid_argument("grad_scale: expected a finite number > 0");
-  if (options.clip_norm != 0 && !positive(options.clip_norm)) {
-    throw std::invalid_argument("clip_norm: expected a finite number > 0, or 0 for none");
-  }
-  if (options.clip_value != 0 && !positive(options.clip_value)) {
-    throw std::invalid_argument("clip_value: expected a finite number > 0, or 0 for none");
-  }
+  check_positive(options.grad_scale, "grad_scale");
+  if (options.clip_norm != 0) check_positive(options.clip_norm, "clip_norm");
+  if (options.clip_value != 0) check_positive(options.clip_value, "clip_value");
 }
 
 }  // namespace
@@ -123,7 +130,7 @@ void step(const AnyRule& rule, std::int64_t time, const AnySpan& parameter, cons
   for (std::size_t k = 0; k < description.states.size(); ++k) {
     if (!description.uses(options.bytes, static_cast<int>(k))) continue;
     if (given == states.size()) {
-      throw std::invalid_argument(std::string(description.states[k].name) + ": needed by these hyperparameters");
+      throw std::invalid_argument(std::string(description.states[k].name) + ": needed by these hyperparameters, got None; pass an array");
     }
     s[k] = checked(states[given++], {description.states[k].name},
                    stored_type(description.states[k].storage, parameter.type), true);
@@ -139,7 +146,7 @@ double norm(std::span<const AnySpan> gradients) {
   std::vector<std::unique_ptr<MemoryOrder>> orders;
   std::vector<NormOperand> operands;
   for (const AnySpan& gradient : gradients) {
-    if (gradient.type == Type::int8) throw std::invalid_argument("gradient: expected float32 or float64, got int8");
+    if (gradient.type == Type::int8) wrong_type({"gradient"}, "float32 or float64", gradient.type);
     const Array array = checked(gradient, {"gradient"}, gradient.type, false);
     orders.push_back(memory_order(array));
     operands.push_back({array.data, array.size(), dtype_of(gradient.type), orders.back().get()});
@@ -228,7 +235,8 @@ StepReport Optimizer::step(std::span<const AnySpan> gradients, const StepOptions
         impl_->last_loss && *options.loss > *impl_->last_loss;
   }
   for (std::size_t i = 0; i < plan.size(); ++i) {
-    if (gradients[i].data == nullptr && plan.member(i).parameter.size() != 0) {
+    // An empty array may have no data either, but it has a shape.
+    if (gradients[i].data == nullptr && (gradients[i].dimensions == 0 || plan.member(i).parameter.size() != 0)) {
       plan.leave_out(i);
       continue;
     }

@@ -152,21 +152,32 @@ AnyRule rule_from(const std::string& name, const void* options) {
   throw std::invalid_argument("rule: no rule is called '" + name + "'");
 }
 
+constexpr fusedstep_step_options default_step_options{
+    sizeof(fusedstep_step_options), 1.0, 0.0, 0.0, std::numeric_limits<double>::quiet_NaN(), 0, FUSEDSTEP_PROPAGATE};
+
 StepOptions step_options_from(const fusedstep_step_options* options) {
   StepOptions result;
   if (options == nullptr) return result;
-  if (options->size != sizeof(fusedstep_step_options)) {
-    throw std::invalid_argument("step options: expected a size of " + std::to_string(sizeof(fusedstep_step_options)) +
-                                ", got " + std::to_string(options->size) + "; call fusedstep_step_options_init first");
+  const std::uint64_t size = options->size;
+  if (size <= sizeof size || size > sizeof(fusedstep_step_options)) {
+    throw std::invalid_argument("step options: expected a size of at most " +
+                                std::to_string(sizeof(fusedstep_step_options)) + ", got " + std::to_string(size) +
+                                "; call fusedstep_step_options_init first");
   }
-  if (options->zero_grads > 1) throw std::invalid_argument("zero_grads: expected 0 or 1");
-  if (options->nonfinite > FUSEDSTEP_RAISE) throw std::invalid_argument("nonfinite: expected a value below 3");
-  result.grad_scale = options->grad_scale;
-  result.clip_norm = options->clip_norm;
-  result.clip_value = options->clip_value;
-  if (!std::isnan(options->loss)) result.loss = options->loss;
-  result.zero_grads = options->zero_grads != 0;
-  result.nonfinite = static_cast<Nonfinite>(options->nonfinite);
+  fusedstep_step_options known = default_step_options;
+  std::memcpy(&known, options, size);
+  if (known.zero_grads > 1) {
+    throw std::invalid_argument("zero_grads: expected a value below 2, got " + std::to_string(known.zero_grads));
+  }
+  if (known.nonfinite > FUSEDSTEP_RAISE) {
+    throw std::invalid_argument("nonfinite: expected a value below 3, got " + std::to_string(known.nonfinite));
+  }
+  result.grad_scale = known.grad_scale;
+  result.clip_norm = known.clip_norm;
+  result.clip_value = known.clip_value;
+  if (!std::isnan(known.loss)) result.loss = known.loss;
+  result.zero_grads = known.zero_grads != 0;
+  result.nonfinite = static_cast<Nonfinite>(known.nonfinite);
   return result;
 }
 
@@ -210,6 +221,7 @@ std::int32_t fusedstep_optimizer_create(const char* rule, const void* const* opt
     given(optimizer, "optimizer") = nullptr;
     const std::string name = &given(rule, "rule");
     if (groups < 1) throw std::invalid_argument("groups: expected at least 1, got " + std::to_string(groups));
+    if (count < 0) throw std::invalid_argument("count: expected >= 0, got " + std::to_string(count));
     if (count > 0) given(parameters, "parameters");
     given(options, "options");
     std::vector<AnyRule> rules;
@@ -228,26 +240,24 @@ std::int32_t fusedstep_optimizer_create(const char* rule, const void* const* opt
 void fusedstep_optimizer_destroy(fusedstep_optimizer* optimizer) { delete optimizer; }
 
 std::int32_t fusedstep_step_options_init(fusedstep_step_options* options) {
-  return guarded([&] {
-    given(options, "options") = {sizeof(fusedstep_step_options), 1.0, 0.0, 0.0,
-                                 std::numeric_limits<double>::quiet_NaN(), 0, FUSEDSTEP_PROPAGATE};
-  });
+  return guarded([&] { given(options, "options") = default_step_options; });
 }
 
 std::int32_t fusedstep_optimizer_step(fusedstep_optimizer* optimizer, const fusedstep_array* gradients,
                                       std::int64_t count, const fusedstep_step_options* options,
                                       fusedstep_step_report* report) {
   return guarded([&] {
-    if (report != nullptr && report->size != sizeof(fusedstep_step_report)) {
-      throw std::invalid_argument("report: expected a size of " + std::to_string(sizeof(fusedstep_step_report)) +
-                                  ", got " + std::to_string(report->size));
+    const std::uint64_t size = report == nullptr ? 0 : report->size;
+    if (report != nullptr && (size <= sizeof size || size > sizeof(fusedstep_step_report))) {
+      throw std::invalid_argument("report: expected a size of at most " +
+                                  std::to_string(sizeof(fusedstep_step_report)) + ", got " + std::to_string(size));
     }
     const StepReport done =
         given(optimizer, "optimizer").optimizer.step(spans_from(gradients, count), step_options_from(options));
     if (report == nullptr) return;
-    report->step = done.step;
-    report->grad_norm = done.grad_norm.value_or(std::numeric_limits<double>::quiet_NaN());
-    report->skipped = done.skipped;
+    const fusedstep_step_report full{size, done.step,
+                                     done.grad_norm.value_or(std::numeric_limits<double>::quiet_NaN()), done.skipped};
+    std::memcpy(report, &full, size);
   });
 }
 

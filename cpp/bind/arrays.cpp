@@ -1,6 +1,7 @@
 #include "arrays.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <string>
 
@@ -12,6 +13,7 @@ static_assert(sizeof(py::ssize_t) == sizeof(std::int64_t));
 
 constexpr const char* names[] = {"float32", "float64", "int8"};
 constexpr int type_numbers[] = {npy::NPY_FLOAT_, npy::NPY_DOUBLE_, npy::NPY_BYTE_};
+constexpr char foreign_byte_order = std::endian::native == std::endian::little ? '>' : '<';
 
 const py::detail::PyArray_Proxy* proxy(PyObject* object) { return py::detail::array_proxy(object); }
 
@@ -23,24 +25,50 @@ PyObject* native_descriptor(Element element) {
   return descriptors[static_cast<int>(element)];
 }
 
-bool is_array(PyObject* object) {
-  PyTypeObject* const array_type = npy::get().PyArray_Type_;
-  return Py_TYPE(object) == array_type || PyType_IsSubtype(Py_TYPE(object), array_type) != 0;
-}
-
 std::string type_name(py::handle object) { return py::str(py::type::handle_of(object).attr("__name__")); }
 
 void check_is_array(py::handle object, const Label& label) {
   if (is_array(object.ptr())) return;
-  throw py::type_error(label.text() + ": expected a numpy.ndarray, got " + type_name(object) +
+  throw py::type_error(label.text() + ": expected a numpy.ndarray, or what offers its memory by DLPack or the buffer " +
+                       "protocol, got " + type_name(object) +
                        "; arrays are updated in place, never converted: pass the array itself");
+}
+
+// The protocol of before 2023 does not know the argument, nor copies.
+py::object from_dlpack(const py::module_& numpy, py::handle object) {
+  const py::object function = numpy.attr("from_dlpack");
+  try {
+    return function(object, py::arg("copy") = false);
+  } catch (const py::error_already_set& error) {
+    if (!error.matches(PyExc_TypeError)) throw;
+  }
+  return function(object);
+}
+
+// An ndarray of the memory that an object offers. NumPy's scalars offer theirs, too, but are values, not arrays.
+py::object array_of(py::handle object, const Label& label) {
+  const auto numpy = py::module_::import("numpy");
+  const bool buffer = PyObject_CheckBuffer(object.ptr()) != 0 && !py::isinstance(object, numpy.attr("generic"));
+  if (!buffer && !py::hasattr(object, "__dlpack__")) check_is_array(object, label);
+  try {
+    if (!buffer) return from_dlpack(numpy, object);
+    const auto memory = py::reinterpret_steal<py::object>(PyMemoryView_FromObject(object.ptr()));
+    if (!memory) throw py::error_already_set();
+    return numpy.attr("array")(memory, py::arg("copy") = false);
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_Exception)) throw;
+    const std::string why = py::str(error.value());
+    const std::string what = label.text() + ": no numpy.ndarray can be made of the memory of this " + type_name(object);
+    py::raise_from(error, PyExc_TypeError, (what + ": " + why).c_str());
+    throw py::error_already_set();
+  }
 }
 
 bool has_element(PyObject* object, Element element) {
   const auto* array = proxy(object);
   if (array->descr == native_descriptor(element)) return true;
   const auto dtype = py::reinterpret_borrow<py::dtype>(array->descr);
-  return dtype.num() == type_numbers[static_cast<int>(element)] && dtype.byteorder() != '>' && dtype.byteorder() != '<';
+  return dtype.num() == type_numbers[static_cast<int>(element)] && dtype.byteorder() != foreign_byte_order;
 }
 
 std::string dtype_text(PyObject* object) { return py::str(py::handle(proxy(object)->descr)); }
@@ -76,6 +104,10 @@ Array view(PyObject* object, const Label& label, Element element, bool written) 
 }
 
 }  // namespace
+
+PyObject* Arrays::make(py::handle object, const Label& label) {
+  return made_.emplace_back(array_of(object, label)).ptr();
+}
 
 Borrowed borrow_parameter(py::handle object, const Label& label) {
   check_is_array(object, label);

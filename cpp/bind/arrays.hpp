@@ -1,8 +1,10 @@
-// NumPy arrays, borrowed: never converted, never copied.
+// Arrays, borrowed: never converted, never copied.
 #pragma once
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+
+#include <vector>
 
 #include "../border.hpp"
 #include "../description.hpp"
@@ -15,6 +17,26 @@ enum class Element : std::uint8_t { float32, float64, int8 };
 
 inline DType dtype_of(Element element) { return element == Element::float32 ? DType::float32 : DType::float64; }
 inline Element element_of(DType dtype) { return dtype == DType::float32 ? Element::float32 : Element::float64; }
+
+inline bool is_array(PyObject* object) {
+  PyTypeObject* const array_type = py::detail::npy_api::get().PyArray_Type_;
+  return Py_TYPE(object) == array_type || PyType_IsSubtype(Py_TYPE(object), array_type) != 0;
+}
+
+// The arrays of a call. What is no numpy.ndarray but offers its memory, by the buffer protocol or DLPack, gets an
+// ndarray of that memory, which keeps it in place as long as this object lives.
+class Arrays {
+ public:
+  // The object itself where it is an ndarray. TypeError if it has no memory to offer.
+  PyObject* operator()(py::handle object, const Label& label) {
+    return is_array(object.ptr()) ? object.ptr() : make(object, label);
+  }
+
+ private:
+  PyObject* make(py::handle object, const Label& label);
+
+  std::vector<py::object> made_;
+};
 
 struct Borrowed {
   Array array;

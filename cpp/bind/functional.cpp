@@ -129,6 +129,7 @@ void update(const Function& function, PyObject* const* values) {
   }
   check_states(function, rule, options, values);
 
+  Arrays arrays;
   Borrowed parameter{};
   Array gradient;
   Array states[max_states];
@@ -136,12 +137,12 @@ void update(const Function& function, PyObject* const* values) {
     const Argument& argument = function.arguments[k];
     const Label label{argument.text.c_str()};
     if (argument.role == Role::parameter) {
-      parameter = borrow_parameter(values[k], label);
+      parameter = borrow_parameter(arrays(values[k], label), label);
     } else if (argument.role == Role::gradient) {
-      gradient = borrow(values[k], label, parameter.element, false);
+      gradient = borrow(arrays(values[k], label), label, parameter.element, false);
     } else if (argument.role == Role::state && given(values[k])) {
       const bool int8 = rule.states[static_cast<std::size_t>(argument.state)].storage == Storage::int8;
-      states[argument.state] = borrow(values[k], label, int8 ? Element::int8 : parameter.element, true);
+      states[argument.state] = borrow(arrays(values[k], label), label, int8 ? Element::int8 : parameter.element, true);
     }
   }
   const SingleUpdate prepared(function.rule, options, time, dtype_of(parameter.element), parameter.array, gradient,
@@ -150,7 +151,7 @@ void update(const Function& function, PyObject* const* values) {
     prepared.run();
     return;
   }
-  const py::gil_scoped_release release;  // the caller's frame holds the arrays
+  const py::gil_scoped_release release;  // the caller's frame holds what the arrays belong to
   prepared.run();
 }
 

@@ -70,6 +70,17 @@ class Gradients {
     }
   }
 
+  // The gradient of a leaf as an ndarray. What offers its memory may run any code first, also such that empties the
+  // containers: so all gradients are held before.
+  PyObject* array(std::size_t leaf, const Label& label) {
+    if (is_array(by_leaf[leaf])) return by_leaf[leaf];
+    if (!held_) {
+      for (PyObject* gradient : by_leaf) kept_.push_back(py::reinterpret_borrow<py::object>(gradient));
+      held_ = true;
+    }
+    return arrays_(by_leaf[leaf], label);
+  }
+
   std::vector<PyObject*> by_leaf;
 
  private:
@@ -121,6 +132,8 @@ class Gradients {
   }
 
   std::vector<py::object> kept_;
+  Arrays arrays_;
+  bool held_ = false;
 };
 
 // A group's dict of hyperparameters, as read last: values are compared by identity, and read again where they differ.
@@ -179,7 +192,7 @@ class Optimizer {
     const std::vector<Options> now = options_now(loss, loss_now);
     Gradients gradients(plan_.size());
     gradients.collect(tree_, grads, "");
-    accept(gradients.by_leaf, options.zero_grads);
+    accept(gradients, options.zero_grads);
 
     const Outcome report = run(gradients.by_leaf, now, options);
     if (options.nonfinite == Nonfinite::raise && report.skipped) {
@@ -200,7 +213,10 @@ class Optimizer {
     Gradients found(plan_.size());
     found.collect(tree_, grads, "");
     py::list list;
-    for (PyObject* gradient : found.by_leaf) list.append(py::handle(gradient));
+    for (std::size_t i = 0; i < plan_.size(); ++i) {
+      const bool none = found.by_leaf[i] == Py_None;
+      list.append(py::handle(none ? Py_None : found.array(i, plan_.member(i).gradient.label)));
+    }
     return list;
   }
 
@@ -256,9 +272,10 @@ class Optimizer {
 
   void add(std::string name, int group, py::handle parameter, const py::list& states) {
     const Label label{"", &name, groups_.size() > 1 ? group : -1};
-    const Borrowed borrowed = borrow_parameter(parameter, label);
+    const auto array = py::reinterpret_borrow<py::object>(Arrays()(parameter, label));
+    const Borrowed borrowed = borrow_parameter(array, label);
     std::vector<Array> state_arrays(description_.states.size());
-    arrays_.push_back(py::reinterpret_borrow<py::object>(parameter));
+    arrays_.push_back(array);
     for (std::size_t s = 0; s < state_arrays.size(); ++s) {
       const py::handle state = states[s];
       states_.push_back(py::reinterpret_borrow<py::object>(state));
@@ -267,7 +284,7 @@ class Optimizer {
       state_arrays[s] = borrow(state, of, element_of_state(s, borrowed.element), true);
     }
     plan_.add(name, group, dtype_of(borrowed.element), borrowed.array, state_arrays);
-    Bound bound{parameter.ptr(), borrowed.array.data, nullptr, geometry_.size(),
+    Bound bound{array.ptr(), borrowed.array.data, nullptr, geometry_.size(),
                 static_cast<std::uint8_t>(borrowed.array.shape.size()), borrowed.element, Accepted::no};
     const auto& shape = borrowed.array.shape;
     geometry_.insert(geometry_.end(), shape.begin(), shape.end());
@@ -320,24 +337,26 @@ class Optimizer {
 
   // Every parameter is where it was bound, and every gradient fit for this step; nothing is taken for granted but what
   // was looked at now. The states need no look: they are views, which NumPy does not resize.
-  void accept(const std::vector<PyObject*>& gradients, bool written) {
+  void accept(Gradients& gradients, bool written) {
     bool any_new = false;
-    for (std::size_t i = 0; i < gradients.size(); ++i) {
+    for (std::size_t i = 0; i < bound_.size(); ++i) {
       Bound& bound = bound_[i];
       const std::int64_t* geometry = geometry_.data() + bound.geometry;
       const std::span<const std::int64_t> shape(geometry, bound.ndim);
       if (!unchanged(bound.parameter, bound.element, bound.data, shape, geometry + bound.ndim, true)) check_bound(i);
-      if (gradients[i] == Py_None) {
+      if (gradients.by_leaf[i] == Py_None) {
         plan_.leave_out(i);
         continue;
       }
       const bool accepted = written ? bound.accepted == Accepted::to_be_zeroed : bound.accepted != Accepted::no;
-      if (accepted && unchanged(gradients[i], bound.element, bound.gradient, shape, geometry + 2 * bound.ndim, written)) {
+      if (accepted && unchanged(gradients.by_leaf[i], bound.element, bound.gradient, shape, geometry + 2 * bound.ndim,
+                                written)) {
         any_new |= !plan_.present(i);
         plan_.keep(i);
         continue;
       }
-      const Array gradient = borrow(gradients[i], plan_.member(i).gradient.label, bound.element, written);
+      const Label& label = plan_.member(i).gradient.label;
+      const Array gradient = borrow(gradients.array(i, label), label, bound.element, written);
       plan_.accept(i, gradient, written);
       bound.gradient = gradient.data;
       bound.accepted = written ? Accepted::to_be_zeroed : Accepted::to_be_read;

@@ -1,4 +1,4 @@
-from typing import Any, Final
+from typing import Any, Final, final, type_check_only
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +24,12 @@ def make_function(
     rule: str, name: str, documentation: str, parameters: list[tuple[str, Any, bool]], positional: int
 ) -> Any: ...
 
+@final
 class StepReport(tuple[int, float | None, bool, tuple[str, ...] | None]):
     n_fields: Final = 4
     n_sequence_fields: Final = 4
     n_unnamed_fields: Final = 0
+    __match_args__: Final = ("step", "grad_norm", "skipped", "nonfinite")
     @property
     def step(self) -> int: ...
     @property
@@ -37,7 +39,10 @@ class StepReport(tuple[int, float | None, bool, tuple[str, ...] | None]):
     @property
     def nonfinite(self) -> tuple[str, ...] | None: ...
 
-class Plan:
+@type_check_only
+class _PybindType(type): ...
+
+class Plan(metaclass=_PybindType):
     steps: int
     last_loss: float | None
     times: list[int]

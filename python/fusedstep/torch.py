@@ -1,0 +1,501 @@
+"""RMSprop, Rprop and Adagrad for PyTorch on the CPU: drop-in for those of ``torch.optim``, one call into C++ a step.
+
+Dense tensors of float32 or float64, of any layout, are updated where they are: neither parameters nor gradients nor
+states are copied. Results have the bits of the NumPy reference. Those of ``torch.optim`` differ from them in the last
+digits, for it rounds once where some formulas round twice; with Rprop there is no such place.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from . import _core
+
+__all__ = ["Adagrad", "RMSprop", "Rprop"]
+
+Group = dict[str, Any]
+Entry = dict[str, Any]
+"""The states of one parameter, by torch's names."""
+
+
+class _Bound:
+    """The parameters with a state, in a plan: good for as long as all of their tensors stay where they are."""
+
+    def __init__(
+        self, rule: str, states: Sequence[str], groups: list[Group], params: list[Tensor], entries: list[Entry | None]
+    ) -> None:
+        self._sizes = _sizes(groups)
+        self._params = params
+        self._entries = entries
+        self.members = [i for i, entry in enumerate(entries) if entry]
+        mine = [entry for entry in entries if entry]
+        names = _names(groups)
+        self.names = [names[i] for i in self.members]
+        group_of = [k for k, group in enumerate(groups) for _ in group["params"]]
+        self.steps = torch.tensor([float(entry["step"]) for entry in mine], dtype=torch.float32)
+        """The states ``step``, which are views of it."""
+        self._plan = _core.Plan(
+            rule,
+            self.names,
+            [group_of[i] for i in self.members],
+            len(groups),
+            [_array(params[i], f"parameter {names[i]!r}") for i in self.members],
+            [[entry[state].numpy() if state in entry else None for state in states] for entry in mine],
+            list(range(len(mine))),
+        )
+        self._plan.times = [int(step) for step in self.steps.tolist()]
+        for i, entry in enumerate(mine):
+            entry["step"] = self.steps[i]
+        self._values = _values(entries)
+        self._states = [entry[state] for entry in mine for state in states if state in entry]
+        self._places = self._places_now()
+        self._version = self.steps._version
+
+    def is_current(self, groups: list[Group], params: list[Tensor], entries: list[Entry | None]) -> bool:
+        """Whether groups, tensors and their memory are those of before, and nobody else counted steps."""
+        return (
+            _sizes(groups) == self._sizes
+            and _same(params, self._params)
+            and _same(entries, self._entries)
+            and _same(_values(entries), self._values)
+            and self._places_now() == self._places
+            and self.steps._version == self._version
+        )
+
+    def step(self, grads: list[Tensor | None], options: list[Group], grad_scale: float | None) -> None:
+        """Update the parameters whose gradient is not None; the gradients are those of all parameters."""
+        params = self._params
+        if len(self.members) < len(params):
+            params = [params[i] for i in self.members]
+            grads = [grads[i] for i in self.members]
+        present = [i for i, grad in enumerate(grads) if grad is not None]
+        if not present:
+            return
+        self._plan.step(self._arrays(grads), options, None, grad_scale, None, None, False, "propagate")
+        if len(present) == len(params):
+            self.steps += 1
+        else:
+            self.steps[present] += 1
+            params = [params[i] for i in present]
+        self._version = self.steps._version
+        torch.autograd.graph.increment_version(params)
+
+    def _places_now(self) -> list[Any]:
+        moves = [*self._params, *self._states]
+        return [*map(Tensor.data_ptr, moves), *map(Tensor.size, self._params), *map(Tensor.stride, self._params)]
+
+    def _arrays(self, grads: list[Tensor | None]) -> list[NDArray[Any] | None]:
+        try:
+            return [None if grad is None else grad.numpy() for grad in grads]
+        except (TypeError, RuntimeError):  # not on the CPU, or part of a graph
+            return [
+                None if grad is None else _array(grad, f"gradient of parameter {name!r}")
+                for name, grad in zip(self.names, grads, strict=True)
+            ]
+
+
+def _sizes(groups: list[Group]) -> list[int]:
+    return [len(group["params"]) for group in groups]
+
+
+def _names(groups: list[Group]) -> list[str]:
+    """Return the names of all parameters, which are running numbers where the caller gave none."""
+    names: list[str] = []
+    for group in groups:
+        names += group.get("param_names") or map(str, range(len(names), len(names) + len(group["params"])))
+    return names
+
+
+def _values(entries: list[Entry | None]) -> list[Any]:
+    return list(chain.from_iterable(map(dict.values, filter(None, entries))))
+
+
+def _same(a: list[Any], b: list[Any]) -> bool:
+    return len(a) == len(b) and all(map(operator.is_, a, b))
+
+
+def _array(tensor: Tensor, what: str) -> NDArray[Any]:
+    """Return the memory of a tensor as an array."""
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        raise ValueError(f"{what}: expected a dense tensor on the CPU, got one of {tensor.layout} on {tensor.device}")
+    if tensor.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{what}: expected torch.float32 or torch.float64, got {tensor.dtype}")
+    array: NDArray[Any] = tensor.detach().numpy()
+    return array
+
+
+class _Optimizer(torch.optim.Optimizer):
+    """What the three optimizers have in common."""
+
+    _rule: ClassVar[str]
+    _states: ClassVar[tuple[str, ...]]
+    """torch's names of the rule's states, in the rule's order."""
+    _fixed: ClassVar[dict[str, Any]] = {}
+    """Hyperparameters of the rule that torch does not have."""
+
+    _step_supports_amp_scaling = True
+    _bound: _Bound | None = None
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update all parameters that have a gradient.
+
+        Called by a ``GradScaler``, it divides the gradients by the scale in passing: ``param.grad`` stays scaled. To
+        look at gradients or to clip them, call ``unscale_`` before, as ever.
+
+        Parameters
+        ----------
+        closure : callable, optional
+            Evaluates the model once more, with gradients enabled, and returns the loss.
+
+        Returns
+        -------
+        object
+            What ``closure`` returned.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A gradient that is not dense, elsewhere or of another type; parameters that share memory; a hyperparameter
+            out of range. Nothing was written.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is None or float(found_inf) == 0:
+            with torch.no_grad():
+                self._update(getattr(self, "grad_scale", None))
+        return loss
+
+    @torch.compiler.disable
+    def _update(self, grad_scale: Any) -> None:
+        params = [param for group in self.param_groups for param in group["params"]]
+        grads = [param.grad for param in params]
+        entries = [self.state.get(param) for param in params]
+        if any(grad is not None and not entry for grad, entry in zip(grads, entries, strict=True)):
+            entries = self._with_new_entries(params, grads)
+        bound = self._bound
+        if bound is None or not bound.is_current(self.param_groups, params, entries):
+            bound = self._bound = _Bound(self._rule, self._states, self.param_groups, params, entries)
+        options = [self._options(group) for group in self.param_groups]
+        bound.step(grads, options, None if grad_scale is None else float(grad_scale))
+
+    def _with_new_entries(self, params: list[Tensor], grads: list[Tensor | None]) -> list[Entry | None]:
+        groups = [group for group in self.param_groups for _ in group["params"]]
+        for group, param, grad in zip(groups, params, grads, strict=True):
+            if grad is not None and not self.state.get(param):
+                self.state[param] = self._new_entry(param, group)
+        return [self.state.get(param) for param in params]
+
+    def _new_entry(self, param: Tensor, group: Group) -> Entry:
+        raise NotImplementedError
+
+    def _options(self, group: Group) -> Group:
+        """Return the hyperparameters of a group as the rule takes them."""
+        lr = group["lr"]
+        if isinstance(lr, Tensor):
+            if lr.numel() != 1:
+                raise ValueError(f"lr: expected a number or a tensor of one element, got shape {tuple(lr.shape)}")
+            lr = lr.item()
+        return {**{name: group[name] for name in self.defaults}, **self._fixed, "lr": lr}
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group of parameters.
+
+        Parameters
+        ----------
+        param_group : dict
+            ``params``, and hyperparameters where they differ from the defaults.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A tensor that is not dense, elsewhere or of another type; a hyperparameter out of range; an option of torch
+            that does not exist here.
+        """
+        super().add_param_group(param_group)
+        try:
+            self._check(self.param_groups[-1])
+            params = self.param_groups[-1]["params"]
+            names = _names(self.param_groups)
+            for name, param in zip(names[len(names) - len(params) :], params, strict=True):
+                _array(param, f"parameter {name!r}")
+        except (TypeError, ValueError, RuntimeError):
+            self.param_groups.pop()
+            raise
+
+    def _check(self, group: Group) -> None:
+        for name in ("capturable", "differentiable"):
+            if group.get(name):
+                raise ValueError(f"{name}: expected False, got {group[name]!r}; it is for graphs of CUDA or autograd")
+        for name in ("foreach", "fused"):  # which of torch's implementations: this one takes their place
+            if group.get(name) not in (None, False, True):
+                raise TypeError(f"{name}: expected None, False or True, got {group[name]!r}")
+        if group.get("foreach") and group.get("fused"):
+            raise RuntimeError("foreach, fused: expected one of them to be True at most")
+        known = _core.rules()[self._rule]["fields"]
+        options = {key: value for key, value in self._options(group).items() if key in known}
+        _core.check_hyperparameters(self._rule, options)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what ``load_state_dict``, ``copy`` or ``pickle`` have."""
+        self.defaults = {**vars(self), **state}["defaults"]
+        for group in state["param_groups"]:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+            self._check(group)
+        super().__setstate__(state)
+        self._bound = None
+
+
+class RMSprop(_Optimizer):
+    """Divide each step by a moving average of the gradient's magnitude.
+
+    ::
+
+        v <- alpha v + (1 - alpha) g^2
+        p <- p - lr g / (sqrt(v) + eps)
+
+    As ``torch.optim.RMSprop``, whose ``state_dict`` it loads and which loads its own. Differences:
+
+    - Centred, ``v - m^2`` is clamped at 0. Rounding makes it negative where gradients hardly change, which ends in NaN
+      in torch.
+    - ``alpha`` and ``momentum`` are at most 1, and all numbers finite.
+
+    Parameters
+    ----------
+    params : iterable of torch.Tensor, of (str, torch.Tensor) or of dict
+        What to update: dense, float32 or float64, on the CPU.
+    lr : float or torch.Tensor
+        Step size, ``lr >= 0``.
+    alpha : float
+        Decay of the average, ``0 <= alpha <= 1``.
+    eps : float
+        Added to the root, ``eps >= 0``.
+    weight_decay : float
+        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
+    momentum : float
+        ``mu``, ``0 <= momentum <= 1``: ``b <- mu b + g / (sqrt(v) + eps), p <- p - lr b``.
+    centered : bool
+        Whether to subtract the square of the average gradient from ``v`` (Graves 2013).
+    capturable, differentiable : bool
+        False: they are for graphs of CUDA and of autograd.
+    foreach : bool, optional
+        Makes no difference, for it chooses among torch's implementations.
+    maximize : bool
+        Whether to ascend.
+    """
+
+    _rule = "rmsprop"
+    _states = ("square_avg", "grad_avg", "momentum_buffer")
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum: float = 0,
+        centered: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "alpha": alpha,
+            "eps": eps,
+            "centered": centered,
+            "weight_decay": weight_decay,
+            "capturable": capturable,
+            "foreach": foreach,
+            "maximize": maximize,
+            "differentiable": differentiable,
+        }
+        super().__init__(params, defaults)
+
+    def _new_entry(self, param: Tensor, group: Group) -> Entry:
+        entry = {"step": torch.zeros(()), "square_avg": torch.zeros_like(param)}
+        if group["momentum"] > 0:
+            entry["momentum_buffer"] = torch.zeros_like(param)
+        if group["centered"]:
+            entry["grad_avg"] = torch.zeros_like(param)
+        return entry
+
+
+class Adagrad(_Optimizer):
+    """Divide each step by the root of the sum of all squared gradients so far.
+
+    ::
+
+        s <- s + g^2
+        p <- p - lr / (1 + (t - 1) lr_decay) g / (sqrt(s) + eps)
+
+    As ``torch.optim.Adagrad``, whose ``state_dict`` it loads and which loads its own, but for dense gradients alone and
+    with finite numbers alone.
+
+    Parameters
+    ----------
+    params : iterable of torch.Tensor, of (str, torch.Tensor) or of dict
+        What to update: dense, float32 or float64, on the CPU.
+    lr : float or torch.Tensor
+        Step size, ``lr >= 0``.
+    lr_decay : float
+        Decay of the step size with the updates of a parameter, ``lr_decay >= 0``.
+    weight_decay : float
+        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
+    initial_accumulator_value : float
+        Where ``s`` starts, ``>= 0``.
+    eps : float
+        Added to the root, ``eps >= 0``.
+    foreach, fused : bool, optional
+        Make no difference, for they choose among torch's implementations.
+    maximize : bool
+        Whether to ascend.
+    differentiable : bool
+        False: it is for graphs of autograd.
+    """
+
+    _rule = "adagrad"
+    _states = ("sum",)
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-2,
+        lr_decay: float = 0,
+        weight_decay: float = 0,
+        initial_accumulator_value: float = 0,
+        eps: float = 1e-10,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        if not 0.0 <= initial_accumulator_value < float("inf"):
+            raise ValueError(
+                f"initial_accumulator_value: expected a finite number >= 0, got {initial_accumulator_value!r}"
+            )
+        defaults = {
+            "lr": lr,
+            "lr_decay": lr_decay,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "initial_accumulator_value": initial_accumulator_value,
+            "foreach": foreach,
+            "maximize": maximize,
+            "differentiable": differentiable,
+            "fused": fused,
+        }
+        super().__init__(params, defaults)
+        for group in self.param_groups:
+            for param in group["params"]:
+                self.state[param] = self._new_entry(param, group)
+
+    def _new_entry(self, param: Tensor, group: Group) -> Entry:
+        start = self.defaults["initial_accumulator_value"]
+        return {"step": torch.zeros(()), "sum": torch.full_like(param, start)}
+
+    def share_memory(self) -> None:
+        """Move the sums of squares to memory that other processes can share."""
+        for entry in self.state.values():
+            entry["sum"].share_memory_()
+
+
+class Rprop(_Optimizer):
+    """Move each element by a step size of its own, by the sign of its gradient alone: for full batches.
+
+    ::
+
+        D <- clip(D eta+, lo, hi)  where the sign of g is that of the step before
+        D <- clip(D eta-, lo, hi)  where it flipped; there p stays, and the sign is forgotten
+        p <- p - sign(g) D
+
+    As ``torch.optim.Rprop``, whose ``state_dict`` it loads and which loads its own. Differences:
+
+    - The state ``prev`` holds the sign of the previous gradient, as int8; torch holds that gradient. ``state_dict()``
+      has the sign as a number of the parameter's type, from which torch goes on. The magnitude is lost, both ways.
+    - Signs are compared. torch looks at the product of both gradients, which may underflow to 0: there ``D`` stops
+      growing.
+    - A NaN in a gradient makes the parameter NaN, but not ``D``.
+
+    Parameters
+    ----------
+    params : iterable of torch.Tensor, of (str, torch.Tensor) or of dict
+        What to update: dense, float32 or float64, on the CPU.
+    lr : float or torch.Tensor
+        First step size, ``lr >= 0``.
+    etas : pair of float
+        ``(eta-, eta+)``, ``0 < eta- < 1 < eta+``.
+    step_sizes : pair of float
+        ``(lo, hi)``, ``0 <= lo <= hi``.
+    capturable, differentiable : bool
+        False: they are for graphs of CUDA and of autograd.
+    foreach : bool, optional
+        Makes no difference, for it chooses among torch's implementations.
+    maximize : bool
+        Whether to ascend.
+    """
+
+    _rule = "rprop"
+    _states = ("step_size", "prev")
+    _fixed: ClassVar = {"variant": "irprop-"}
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-2,
+        etas: tuple[float, float] = (0.5, 1.2),
+        step_sizes: tuple[float, float] = (1e-6, 50),
+        *,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "etas": etas,
+            "step_sizes": step_sizes,
+            "foreach": foreach,
+            "maximize": maximize,
+            "differentiable": differentiable,
+            "capturable": capturable,
+        }
+        super().__init__(params, defaults)
+
+    def _new_entry(self, param: Tensor, group: Group) -> Entry:
+        return {
+            "step": torch.zeros(()),
+            "prev": torch.zeros_like(param, dtype=torch.int8),
+            "step_size": torch.full_like(param, self._options(group)["lr"]),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the optimizer as ``torch.optim.Rprop`` has it, but for the magnitudes of ``prev``."""
+        state_dict: dict[str, Any] = super().state_dict()
+        state = {
+            key: {**entry, "prev": entry["prev"].to(entry["step_size"].dtype)} if "prev" in entry else entry
+            for key, entry in state_dict["state"].items()
+        }
+        return {**state_dict, "state": state}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what ``load_state_dict``, ``copy`` or ``pickle`` have."""
+        super().__setstate__(state)
+        for entry in self.state.values():
+            if "prev" in entry:
+                prev = entry["prev"]
+                entry["prev"] = (prev > 0).to(torch.int8) - (prev < 0).to(torch.int8)

@@ -1,0 +1,298 @@
+"""What the tests measure with: arrays between guard bands, a comparison of bits, runs against the reference."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import math
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import fusedstep as fs
+from registry import CLASS_ONLY, STEPS, VALUES, C, Case, Layout, Shape, Values, rose
+
+Array = np.ndarray[Any, Any]
+
+# ---------------------------------------------------------------------------------------------------------------- bits
+
+
+def bits(array: Array) -> Array:
+    """The elements as unsigned integers, in C order."""
+    return np.ascontiguousarray(array).reshape(-1).view(f"u{array.itemsize}")
+
+
+def is_nan(array: Array) -> Array:
+    """Which elements are NaN, told from their bits."""
+    if array.dtype.kind != "f":
+        return np.zeros(array.size, bool)
+    unsigned = bits(array)
+    magnitude = unsigned & unsigned.dtype.type(2 ** (8 * array.itemsize - 1) - 1)
+    return magnitude > bits(np.array([math.inf], array.dtype))[0]
+
+
+def difference(found: Array, expected: Array) -> str:
+    """Say where two arrays first differ in a bit, any NaN being equal to any other; nothing if nowhere."""
+    if found.dtype != expected.dtype or found.shape != expected.shape:
+        return f"{found.dtype} {found.shape} in place of {expected.dtype} {expected.shape}"
+    different = bits(found) != bits(expected)
+    if not different.any():
+        return ""
+    different &= ~(is_nan(found) & is_nan(expected))
+    if not different.any():
+        return ""
+    first = int(np.argmax(different))
+    index = tuple(int(i) for i in np.unravel_index(first, found.shape))
+    return (
+        f"{int(different.sum())} of {found.size} elements differ, the first at {index}: "
+        f"{found.reshape(-1)[first]!r} in place of {expected.reshape(-1)[first]!r}"
+    )
+
+
+def assert_same(found: Mapping[str, Array], expected: Mapping[str, Array], where: str) -> None:
+    assert list(found) == list(expected), where
+    for name, array in expected.items():
+        if told := difference(found[name], array):
+            raise AssertionError(f"{where}: {name}: {told}")
+
+
+class Unchanged:
+    """All bytes of the memory that some arrays lie in: ``check`` fails if one of them changed."""
+
+    def __init__(self, arrays: Iterable[Any]) -> None:
+        roots = {id(root): root for root in map(self._root, arrays) if root is not None}
+        self._before = [(root, self._bytes(root)) for root in roots.values()]
+
+    @staticmethod
+    def _root(array: Any) -> Any:
+        while isinstance(array, memoryview):
+            array = array.obj
+        while isinstance(array, np.ndarray) and isinstance(array.base, np.ndarray):
+            array = array.base
+        return array
+
+    @staticmethod
+    def _bytes(root: Any) -> Any:
+        return root.tobytes() if isinstance(root, np.ndarray) else repr(root)
+
+    def check(self, where: str = "") -> None:
+        for root, before in self._before:
+            assert self._bytes(root) == before, f"{where}: memory was changed"
+
+
+class Guarded:
+    """An array of some layout in a larger piece of memory that is filled with a canary."""
+
+    CANARY = 0xA5
+    GUARD = 128
+
+    def __init__(self, shape: Shape, dtype: np.dtype[Any], layout: Layout = C, offset: int = 0) -> None:
+        self._shape, self._dtype, self._layout, self._offset = shape, dtype, layout, offset
+        self.array = layout.make(self._allocate, shape)
+
+    def _allocate(self, shape: Shape) -> Array:
+        size = math.prod(shape) * self._dtype.itemsize
+        shift = self._offset * self._dtype.itemsize
+        self.memory = np.full(size + shift + 2 * self.GUARD + 64, self.CANARY, np.uint8)
+        start = self.GUARD + -(self.memory.ctypes.data + self.GUARD) % 64 + shift
+        self._place = slice(start, start + size)
+        return self.memory[self._place].view(self._dtype).reshape(shape)
+
+    def _shadow(self, shape: Shape) -> Array:
+        self._marks = np.zeros(self.memory.size, np.uint8)
+        return self._marks[self._place].view(f"u{self._dtype.itemsize}").reshape(shape)
+
+    def damaged(self) -> bool:
+        """Whether a byte beside the array's elements changed."""
+        mine = self._layout.make(self._shadow, self._shape)
+        mine[...] = np.iinfo(mine.dtype).max
+        return bool((self.memory[self._marks == 0] != self.CANARY).any())
+
+
+# ----------------------------------------------------------------------------------------------------- functional form
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Values to start from, and all arrays as the reference has them after each step."""
+
+    case: Case
+    dtype: np.dtype[Any]
+    shape: Shape
+    values: Values
+    after: list[dict[str, Array]]
+
+
+def reference_step(case: Case, arrays: Mapping[str, Array], grad: Array, t: int, rises: bool, **changed: Any) -> None:
+    """Update ``arrays`` (``param`` and the states) in place by the reference, at update ``t`` of the parameter."""
+    options = {**case.options, **case.at_step(t, rises), **case.reference_at_step(t, rises), **changed}
+    getattr(fs.reference, case.function_name)(grad=grad, **arrays, **options)
+
+
+def solve(case: Case, dtype: np.dtype[Any], shape: Shape, values: Values) -> Problem:
+    """Run the reference over dense arrays; the layout and the threads of a kernel make no difference to it."""
+    now = {"param": values.param.copy(), **{name: state.copy() for name, state in values.states.items()}}
+    after = []
+    for t, grad in enumerate(values.grads, 1):
+        reference_step(case, now, grad, t, rose(t))
+        after.append({name: array.copy() for name, array in now.items()})
+    return Problem(case, dtype, shape, values, after)
+
+
+def make_problem(case: Case, dtype: np.dtype[Any], shape: Shape, kind: str = "ordinary") -> Problem:
+    rng = np.random.default_rng(zlib.crc32(repr((case.name, dtype.name, shape, kind)).encode()))
+    return solve(case, dtype, shape, VALUES[kind](case, dtype, shape, rng))
+
+
+problem = functools.lru_cache(maxsize=512)(make_problem)
+large_problem = functools.lru_cache(maxsize=4)(make_problem)
+
+
+def run_function(
+    problem: Problem,
+    where: str,
+    *layouts: Layout,
+    offset: int = 0,
+    grads: list[Array] | None = None,
+    call: Callable[[dict[str, Array], int], None] | None = None,
+    compare: Iterable[int] = range(1, 1 + STEPS),
+) -> None:
+    """Run the functional form from a problem's start: after each step (of ``compare``) every bit is the reference's,
+    and no other byte changed.
+
+    ``layouts`` are those of the parameter, the gradient and the states, where not given that of the parameter; all
+    arrays start ``offset`` elements from a cache line.
+    """
+    case = problem.case
+    start = {"param": problem.values.param, "grad": problem.values.grads[0], **problem.values.states}
+    lying = itertools.chain(layouts, itertools.repeat(layouts[0] if layouts else C))
+    guarded = {
+        name: Guarded(array.shape, array.dtype, layout, offset)
+        for (name, array), layout in zip(start.items(), lying, strict=False)
+    }
+    arrays = {name: own.array for name, own in guarded.items()}
+    for name, array in arrays.items():
+        array[...] = start[name]
+    for t, (grad, after) in enumerate(zip(problem.values.grads, problem.after, strict=True), 1):
+        if grads is None:
+            arrays["grad"][...] = grad
+        else:
+            arrays["grad"] = grads[t - 1]
+        (call or case.call)(arrays, t)
+        if t not in compare:
+            continue
+        assert_same(
+            {name: array for name, array in arrays.items() if name != "grad"}, after, f"{where}, after step {t}"
+        )
+        assert not difference(arrays["grad"], grad), f"{where}, after step {t}: the gradient changed"
+    for name, own in guarded.items():
+        assert not own.damaged(), f"{where}: memory beside {name} changed"
+
+
+# --------------------------------------------------------------------------------------------------------- class form
+
+
+class Mirror:
+    """What an optimizer should hold: parameters and states by name, updated by the reference."""
+
+    def __init__(self, case: Case, params: Mapping[str, Array], options: Mapping[str, Mapping[str, Any]] | None = None):
+        self.case = case
+        self.options = {name: dict((options or {}).get(name, {})) for name in params}
+        self.arrays = {name: {"param": param.copy(), **self._states(name, param)} for name, param in params.items()}
+        self.times = dict.fromkeys(params, 0)
+        self.steps = 0
+        self.last_loss: float | None = None
+
+    def _states(self, name: str, param: Array) -> dict[str, Array]:
+        made = {}
+        for state in self.case.states:
+            start = state.start
+            if state.name == "step_size":
+                start = self.options[name].get("lr", start)
+            made[state.name] = np.full(state.shape(param.shape), start, state.dtype(param.dtype))
+        return made
+
+    def _of_reference(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Leave out what says which states there are and where they start: the class's business alone."""
+        return {key: value for key, value in options.items() if key not in CLASS_ONLY}
+
+    def step(
+        self,
+        grads: Mapping[str, Array | None],
+        *,
+        loss: float | None = None,
+        grad_scale: float | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        zero_grads: bool = False,
+        nonfinite: str = "propagate",
+    ) -> float | None:
+        """Do a step; return the norm where an option asks for it."""
+        norm = None
+        coef = 1.0
+        if clip_norm is not None or nonfinite != "propagate":
+            present = [grad for grad in grads.values() if grad is not None]
+            norm = fs.reference.norm(present, grad_scale=grad_scale, clip_value=clip_value)
+            if clip_norm is not None:
+                coef = clip_norm / (norm if norm > clip_norm or math.isnan(norm) else clip_norm)
+        rises = loss is not None and self.last_loss is not None and loss > self.last_loss
+        members = {}
+        for name, grad in grads.items():
+            if grad is None:
+                continue
+            self.times[name] += 1
+            t = self.times[name]
+            options = {
+                **self.case.class_options,
+                **self.options[name],
+                **self.case.at_step(t, rises),
+                **self.case.reference_at_step(t, rises),
+            }
+            prologue = {"grad_scale": grad_scale, "clip_value": clip_value, "clip_coef": coef}
+            members[name] = (self.arrays[name], grad, self._of_reference(options) | prologue)
+        more = self.case.across(list(members.values()))
+        for (arrays, grad, options), own in zip(members.values(), more, strict=True):
+            getattr(fs.reference, self.case.function_name)(grad=grad, **arrays, **options, **own)
+        self.steps += 1
+        if loss is not None:
+            self.last_loss = loss
+        return norm
+
+    def assert_like(self, optimizer: Any, params: Mapping[str, Array], where: str) -> None:
+        """Every bit of parameters and states is as it should be, in the optimizer's live arrays."""
+        assert list(optimizer.state) == list(self.arrays), where
+        for name, expected in self.arrays.items():
+            found = {"param": params[name], **optimizer.state[name]}
+            assert_same(found, expected, f"{where}: {name}")
+
+
+def memory_of(optimizer: Any, *more: Any) -> list[Any]:
+    """All arrays that an optimizer writes, and ``more``."""
+    params = [array for group in optimizer.param_groups for array in group["params"]]
+    return [*params, *(array for states in optimizer.state.values() for array in states.values()), *more]
+
+
+@contextlib.contextmanager
+def threads(n: int) -> Iterator[None]:
+    before = fs.get_num_threads()
+    fs.set_num_threads(n)
+    try:
+        yield
+    finally:
+        fs.set_num_threads(before)
+
+
+def shows(message: str, value: Any) -> bool:
+    """Whether a message shows a value, in one of the ways in which numbers are written."""
+    if isinstance(value, tuple | list) and value:
+        return repr(value) in message or any(shows(message, part) for part in value)
+    texts = {repr(value), str(value)}
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        texts |= {f"{float(value):g}", repr(float(value)), np.format_float_positional(float(value), trim="-")}
+        if math.isfinite(value) and float(value).is_integer():
+            texts.add(str(int(value)))
+    return any(text in message for text in texts)

@@ -1,0 +1,420 @@
+// The C++ API, checked from outside. Without an argument: checks that need nothing else. With "rules": a line a rule
+// with a hash of every array after some steps; with "messages": a line an error with what it says. Both are compared
+// with what Python has by tests/test_embedding.py.
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <concepts>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <fusedstep/fusedstep.hpp>
+
+#include "lcg.hpp"
+
+namespace fs = fusedstep;
+
+namespace {
+
+int failures = 0;
+
+#define CHECK(condition)                                              \
+  do {                                                                \
+    if (!(condition)) {                                               \
+      std::fprintf(stderr, "line %d: not so: %s\n", __LINE__, #condition); \
+      ++failures;                                                     \
+    }                                                                 \
+  } while (false)
+
+template <class T>
+std::vector<T> random_values(std::size_t n, std::uint64_t seed) {
+  Lcg random(seed);
+  std::vector<T> values(n);
+  for (T& value : values) value = random.next<T>();
+  return values;
+}
+
+template <class T>
+bool same(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+}
+
+template <class Error = std::invalid_argument>
+std::string message(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+// ------------------------------------------------------------------------------------------------- compared with Python
+
+template <class T>
+void print_hash(const std::vector<T>& values) {
+  std::uint64_t hash = 0xcbf29ce484222325u;
+  std::vector<unsigned char> bytes(values.size() * sizeof(T));
+  if (!bytes.empty()) std::memcpy(bytes.data(), values.data(), bytes.size());
+  for (const unsigned char byte : bytes) hash = (hash ^ byte) * 0x100000001b3u;
+  std::printf(" %016llx", static_cast<unsigned long long>(hash));
+}
+
+// Three steps of one rule on 777 elements; `start` is what its first state starts at.
+template <class T, class Rule>
+void run_rule(const char* name, const Rule& rule, double start) {
+  std::vector<T> param = random_values<T>(777, 1);
+  const std::vector<std::string> names = fs::AnyRule(rule).states();
+  std::vector<std::vector<T>> states;
+  std::vector<std::int8_t> signs(param.size());
+  std::vector<fs::AnySpan> spans;
+  states.reserve(names.size());
+  for (const std::string& state : names) {
+    if (state == "prev_sign") {
+      spans.push_back(fs::span{signs});
+      continue;
+    }
+    const bool scalar = std::same_as<Rule, fs::AdagradNorm>;
+    states.emplace_back(scalar ? 1 : param.size(), static_cast<T>(spans.empty() ? start : 0.0));
+    spans.push_back(scalar ? fs::AnySpan(fs::span(states.back().data(), {}, {})) : fs::span{states.back()});
+  }
+  for (std::int64_t t = 1; t <= 3; ++t) {
+    const std::vector<T> grad = random_values<T>(param.size(), static_cast<std::uint64_t>(10 + t));
+    fs::step(fs::AnyRule(rule), t, fs::span{param}, fs::span{grad}, spans);
+  }
+  std::printf("%s", name);
+  print_hash(param);
+  for (std::size_t k = 0; k < names.size(); ++k) {
+    if (names[k] == "prev_sign") {
+      print_hash(signs);
+    } else {
+      print_hash(states[k]);
+    }
+  }
+  std::printf("\n");
+}
+
+template <class T>
+void print_rules() {
+  run_rule<T>("rmsprop", fs::RMSprop{.lr = 0.02}, 0.0);
+  run_rule<T>("rmsprop full",
+              fs::RMSprop{.lr = 0.02,
+                          .alpha = 0.95,
+                          .eps = 1e-4,
+                          .eps_inside_sqrt = true,
+                          .centered = true,
+                          .momentum = 0.9,
+                          .nesterov = true,
+                          .momentum_form = fs::MomentumForm::tf,
+                          .bias_correction = true,
+                          .weight_decay = 0.01,
+                          .maximize = true},
+              0.0);
+  run_rule<T>("adagrad", fs::Adagrad{.eps = 1e-7, .eps_inside_sqrt = true, .weight_decay = 0.1,
+                                     .decoupled_weight_decay = true}, 0.1);
+  run_rule<T>("proximal_adagrad", fs::ProximalAdagrad{.lr = 0.1, .l1 = 0.3, .l2 = 0.2}, 0.1);
+  run_rule<T>("adagrad_da", fs::AdagradDA{.lr = 0.1, .l1 = 0.3, .l2 = 0.2}, 0.0);
+  run_rule<T>("adagrad_norm", fs::AdagradNorm{.lr = 0.5}, 0.0);
+  const char* variants[] = {"rprop-", "rprop+", "irprop-", "irprop-move", "irprop+", "grprop-slr", "grprop-sag"};
+  for (int k = 0; k < 7; ++k) {
+    run_rule<T>(variants[k],
+                fs::Rprop{.etas = {0.4, 1.3}, .variant = static_cast<fs::RpropVariant>(k), .loss_increased = k == 4},
+                0.01);
+  }
+}
+
+void print_messages() {
+  std::vector<float> p(6), g(6), v(6), b(6), shorter(5);
+  std::vector<double> wide(6);
+  const fs::span param{p};
+  const fs::span grad{g};
+  const fs::span state{v};
+  const auto print = [](const std::function<void()>& call) { std::printf("%s\n", message(call).c_str()); };
+  const auto step = [&](const fs::RMSprop& rule) {
+    return [&, rule] { fs::step(rule, param, grad, state); };
+  };
+  print(step({.lr = -0.5}));
+  print(step({.alpha = 1.5}));
+  print(step({.eps = std::numeric_limits<double>::quiet_NaN()}));
+  print(step({.nesterov = true}));
+  print(step({.momentum = 0.9}));
+  print([&] { fs::step(fs::Rprop{.step_sizes = {2.5, 1.5}}, param, grad, state, state); });
+  print([&] { fs::step(fs::Rprop{.etas = {0.5, 0.75}}, param, grad, state, state); });
+  print([&] { fs::step(fs::RMSprop{}, param, fs::span{shorter}, state); });
+  print([&] { fs::step(fs::RMSprop{}, param, fs::span{wide}, state); });
+  print([&] { fs::step(fs::RMSprop{}, param, grad, param); });
+  print([&] { fs::step(fs::RMSprop{}, param, fs::span{p}, state); });
+  print([&] { fs::step(fs::RMSprop{}, fs::span(p.data(), {6}, {0}), grad, state); });
+  print([&] { fs::step(fs::RMSprop{}, fs::span<const float>(p.data(), 6), grad, state); });
+  fs::Optimizer optimizer({fs::RMSprop{}}, {{"w", param}});
+  const auto options = [&](const fs::StepOptions& with) {
+    return [&, with] { optimizer.step(std::array<fs::AnySpan, 1>{grad}, with); };
+  };
+  print(options({.grad_scale = -0.5}));
+  print(options({.clip_norm = -0.5}));
+  print(options({.clip_value = std::numeric_limits<double>::infinity()}));
+  print([&] { optimizer.step(std::array<fs::AnySpan, 1>{fs::span{shorter}}); });
+  print([&] { optimizer.step(std::array<fs::AnySpan, 1>{param}); });
+  print([&] { optimizer.set_rule(0, fs::RMSprop{.momentum = 0.9}); });
+  print([&] { fs::Optimizer({fs::RMSprop{}}, {{"w", param}, {"v", fs::span{p}}}); });
+  print([&] { fs::Optimizer({fs::RMSprop{}, fs::RMSprop{}}, {{"w", param}, {"v", fs::span{p}, 1}}); });
+  print([&] { fs::set_num_threads(0); });
+  print([&] { fs::force_isa("sse9"); });
+  g[3] = std::numeric_limits<float>::infinity();
+  std::printf("%s\n", message<std::domain_error>(options({.nonfinite = fs::Nonfinite::raise})).c_str());
+  for (const auto* array : {&p, &v}) {
+    for (const float x : *array) CHECK(x == 0.0f);  // nothing was written
+  }
+}
+
+// ------------------------------------------------------------------------------------------------------ checked here
+
+constexpr std::int64_t large = 100'003;  // enough for threads
+const fs::RMSprop rule{.lr = 0.02, .weight_decay = 0.1};
+
+struct Arrays {
+  std::vector<float> w = random_values<float>(large, 1);
+  std::vector<float> g = random_values<float>(large, 2);
+  std::vector<float> v = std::vector<float>(large);
+
+  bool operator==(const Arrays& other) const { return same(w, other.w) && same(g, other.g) && same(v, other.v); }
+};
+
+Arrays stepped() {
+  Arrays a;
+  fs::step(rule, fs::span{a.w}, fs::span{a.g}, fs::span{a.v});
+  return a;
+}
+
+void check_values() {
+  // RMSprop's first step by hand: v = 0.1 g^2, p = p - lr g / (sqrt(v) + eps), in powers of 2.
+  std::vector<double> w{1.0, -2.0}, v{0.0, 0.0};
+  const std::vector<double> g{4.0, -8.0};
+  fs::step(fs::RMSprop{.lr = 0.5, .alpha = 0.75, .eps = 0.0}, fs::span{w}, fs::span{g}, fs::span{v});
+  CHECK(v[0] == 4.0 && v[1] == 16.0);
+  CHECK(w[0] == 0.0 && w[1] == -1.0);
+}
+
+void check_strided_spans() {
+  constexpr std::size_t rows = 7, columns = 13;
+  std::vector<double> w = random_values<double>(rows * columns, 3);
+  const std::vector<double> g = random_values<double>(rows * columns, 4);
+  std::vector<double> v(rows * columns);
+  // The same elements, where every other array has another layout: w transposed, g backwards, v every third.
+  std::vector<double> w2(w.size()), g2(w.size()), v2(3 * w.size(), -1.0);
+  for (std::size_t i = 0; i < rows; ++i) {
+    for (std::size_t j = 0; j < columns; ++j) {
+      w2[j * rows + i] = w[i * columns + j];
+      g2[w.size() - 1 - (i * columns + j)] = g[i * columns + j];
+      v2[3 * (i * columns + j)] = 0.0;
+    }
+  }
+  fs::step(rule, fs::span{w}, fs::span{g}, fs::span{v});
+  fs::step(rule, fs::span(w2.data(), {7, 13}, {1, 7}), fs::span(g2.data() + g2.size() - 1, {7, 13}, {-13, -1}),
+           fs::span(v2.data(), {7, 13}, {39, 3}));
+  for (std::size_t i = 0; i < rows; ++i) {
+    for (std::size_t j = 0; j < columns; ++j) {
+      CHECK(w2[j * rows + i] == w[i * columns + j]);
+      CHECK(v2[3 * (i * columns + j)] == v[i * columns + j]);
+      CHECK(v2[3 * (i * columns + j) + 1] == -1.0 && v2[3 * (i * columns + j) + 2] == -1.0);
+    }
+  }
+  CHECK(message([&] { fs::span(w.data(), {7, 13}, {13}); }) != "no error");
+  CHECK(message([&] { fs::span(w.data(), {1, 1, 1, 1, 1, 1, 1, 1, 1}, {1, 1, 1, 1, 1, 1, 1, 1, 1}); }) != "no error");
+}
+
+void check_own_threads() {
+  Arrays a;
+  std::vector<std::thread> threads;
+  constexpr int n = 3;
+  for (int k = 0; k < n; ++k) {
+    threads.emplace_back([&a, k] {
+      const std::int64_t begin = large * k / n;
+      const std::int64_t size = large * (k + 1) / n - begin;
+      fs::step(rule, fs::span{a.w}.part(begin, size), fs::span{a.g}.part(begin, size), fs::span{a.v}.part(begin, size));
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  CHECK(a == stepped());
+
+  Arrays rows;  // as a matrix whose rows run backwards
+  const auto matrix = [](std::vector<float>& x) { return fs::span(x.data() + 99'990, {10'000, 10}, {-10, 1}); };
+  Arrays whole;
+  fs::step(rule, matrix(whole.w), matrix(whole.g), matrix(whole.v));
+  for (std::int64_t begin = 0; begin < 10'000; begin += 2'500) {
+    fs::step(rule, matrix(rows.w).part(begin, 2'500), matrix(rows.g).part(begin, 2'500),
+             matrix(rows.v).part(begin, 2'500));
+  }
+  CHECK(rows == whole);
+}
+
+void check_executor() {
+  const int before = fs::num_threads();
+  fs::set_num_threads(4);
+  std::atomic<std::int64_t> asked = 0, run_by_us = 0;
+  fs::set_executor([&](std::int64_t ranges, const std::function<void(std::int64_t)>& run) {
+    asked += ranges;
+    std::vector<std::thread> threads;
+    for (std::int64_t k = ranges; k-- > 0;) {
+      threads.emplace_back([&run, &run_by_us, k] {
+        run(k);
+        ++run_by_us;
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+  });
+  const Arrays a = stepped();
+  CHECK(asked == 4 && run_by_us == 4);
+  const double norm = fs::norm(std::array<fs::AnySpan, 1>{fs::span{a.g}});
+  CHECK(asked == 8);
+  fs::set_executor({});
+  const Arrays b = stepped();
+  CHECK(asked == 8);
+  CHECK(a == b);
+  CHECK(norm == fs::norm(std::array<fs::AnySpan, 1>{fs::span{a.g}}));
+  fs::set_num_threads(before);
+}
+
+void check_threads_and_isas() {
+  const int before = fs::num_threads();
+  CHECK(before >= 1);
+  fs::set_num_threads(1);
+  CHECK(fs::num_threads() == 1);
+  const Arrays one = stepped();
+  for (const int n : {2, 3, 8}) {
+    fs::set_num_threads(n);
+    CHECK(fs::num_threads() == n);
+    CHECK(stepped() == one);
+  }
+  fs::set_num_threads(before);
+  const std::string best = fs::isa();
+  for (const std::string& isa : fs::available_isas()) {
+    fs::force_isa(isa);
+    CHECK(fs::isa() == isa);
+    CHECK(stepped() == one);
+  }
+  fs::force_isa("");
+  CHECK(fs::isa() == best);
+}
+
+void check_lists() {
+  // An optimizer of many arrays does what step() does to each, by groups, and leaves out what has no gradient.
+  const fs::RMSprop fast{.lr = 0.5, .momentum = 0.9};
+  std::vector<std::vector<double>> params, expected, grads, squares, buffers;
+  std::vector<fs::Optimizer::Parameter> list;
+  for (std::uint64_t k = 0; k < 20; ++k) {
+    params.push_back(random_values<double>(k * k, k));
+    grads.push_back(random_values<double>(k * k, 100 + k));
+  }
+  expected = params;
+  squares.resize(params.size());
+  buffers.resize(params.size());
+  for (std::size_t k = 0; k < params.size(); ++k) {
+    list.push_back({std::string("p").append(std::to_string(k)), fs::span{params[k]}, k % 2});
+    squares[k].resize(params[k].size());
+    buffers[k].resize(params[k].size());
+  }
+  fs::Optimizer optimizer({rule, fast}, list);
+  for (std::int64_t t = 1; t <= 3; ++t) {
+    std::vector<fs::AnySpan> gradients;
+    for (std::size_t k = 0; k < params.size(); ++k) {
+      const bool left_out = k == 5 && t == 2;
+      gradients.push_back(left_out ? fs::AnySpan() : fs::span{std::as_const(grads[k])});
+      if (left_out) continue;
+      if (k % 2 == 0) {
+        fs::step(rule, t, fs::span{expected[k]}, fs::span{grads[k]}, fs::span{squares[k]});
+      } else {
+        fs::step(fast, t, fs::span{expected[k]}, fs::span{grads[k]}, fs::span{squares[k]}, fs::span{buffers[k]});
+      }
+    }
+    const fs::StepReport report = optimizer.step(gradients);
+    CHECK(report.step == t && !report.skipped && !report.grad_norm && report.nonfinite.empty());
+    for (std::size_t k = 0; k < params.size(); ++k) CHECK(same(params[k], expected[k]));
+  }
+  const fs::AnySpan state = optimizer.state(7, "momentum_buffer");
+  CHECK(state.dimensions == 1 && state.shape[0] == 49 && state.strides[0] == 8 && state.type == fs::Type::float64);
+  CHECK(std::memcmp(state.data, buffers[7].data(), 49 * sizeof(double)) == 0);
+  CHECK(optimizer.state(6, "momentum_buffer").data == nullptr);
+  CHECK(optimizer.state(7, "no such state").data == nullptr);
+
+  // New hyperparameters from the next step on; a moved optimizer goes on.
+  fs::Optimizer moved = std::move(optimizer);
+  fs::RMSprop slow = rule;
+  slow.lr = 0.001;
+  moved.set_rule(0, slow);
+  std::vector<fs::AnySpan> gradients(params.size());
+  gradients[4] = fs::span{grads[4]};
+  CHECK(moved.step(gradients).step == 4);
+  fs::step(slow, fs::span{expected[4]}, fs::span{grads[4]}, fs::span{squares[4]});
+  for (std::size_t k = 0; k < params.size(); ++k) CHECK(same(params[k], expected[k]));
+
+  // A bad array at the end: nothing is changed.
+  for (std::size_t k = 0; k < params.size(); ++k) gradients[k] = fs::span{grads[k]};
+  gradients.back() = fs::span{grads[3]};
+  CHECK(message([&] { moved.step(gradients); }).find("p19") != std::string::npos);
+  for (std::size_t k = 0; k < params.size(); ++k) CHECK(same(params[k], expected[k]));
+}
+
+void check_prologue() {
+  std::vector<double> w{1.0, 2.0}, g{3.0, 4.0};
+  fs::Optimizer optimizer({fs::Adagrad{.lr = 1.0, .eps = 0.0}}, {{"w", fs::span{w}}});
+  const std::array<fs::AnySpan, 1> gradients{fs::span{g}};
+  CHECK(fs::norm(gradients) == 5.0);
+  const fs::StepReport report =
+      optimizer.step(gradients, {.grad_scale = 2.0, .clip_norm = 1.25, .zero_grads = true});
+  CHECK(report.grad_norm == 2.5);  // unscaled
+  const auto* square_sum = static_cast<const double*>(optimizer.state(0, "square_sum").data);
+  CHECK(square_sum[0] == 0.75 * 0.75 && square_sum[1] == 1.0);
+  CHECK(w[0] == 0.0 && w[1] == 1.0);
+  CHECK(g[0] == 0.0 && g[1] == 0.0);
+  g[1] = std::numeric_limits<double>::quiet_NaN();
+  const fs::StepReport skipped = optimizer.step(gradients, {.zero_grads = true, .nonfinite = fs::Nonfinite::skip});
+  CHECK(skipped.skipped && skipped.step == 1 && skipped.nonfinite == std::vector<std::size_t>{0});
+  CHECK(w[0] == 0.0 && w[1] == 1.0 && std::isnan(g[1]));
+  const std::array<fs::AnySpan, 1> read_only{fs::span{std::as_const(g)}};
+  CHECK(message([&] { optimizer.step(read_only, {.zero_grads = true}); }).find("read-only") != std::string::npos);
+
+  // irprop+ asks for the loss, and takes a move back where it rose and a sign flipped.
+  std::vector<double> x{1.0}, slope{1.0};
+  fs::Optimizer rprop({fs::Rprop{.lr = 0.25, .variant = fs::RpropVariant::irprop_plus}}, {{"x", fs::span{x}}});
+  const std::array<fs::AnySpan, 1> slopes{fs::span{slope}};
+  CHECK(message([&] { rprop.step(slopes); }).find("loss") != std::string::npos);
+  CHECK(static_cast<const double*>(rprop.state(0, "step_size").data)[0] == 0.25);
+  rprop.step(slopes, {.loss = 1.0});
+  CHECK(x[0] == 0.75);
+  slope[0] = -1.0;
+  rprop.step(slopes, {.loss = 2.0});
+  CHECK(x[0] == 1.0);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string_view what = argc > 1 ? argv[1] : "";
+  if (what == "rules") {
+    print_rules<float>();
+    print_rules<double>();
+  } else if (what == "messages") {
+    print_messages();
+  } else {
+    check_values();
+    check_strided_spans();
+    check_own_threads();
+    check_executor();
+    check_threads_and_isas();
+    check_lists();
+    check_prologue();
+  }
+  if (failures != 0) std::fprintf(stderr, "%d checks failed\n", failures);
+  return failures == 0 ? 0 : 1;
+}

@@ -1,0 +1,835 @@
+"""The border contract: what is refused, with which words, and that nothing was written; and what is not refused."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.lib.stride_tricks import as_strided
+
+import fusedstep as fs
+from checks import Mirror, Unchanged, assert_same, difference, memory_of, reference_step, shows
+from registry import (
+    BAD_ARRAYS,
+    BAD_CLASS_OPTIONS,
+    BAD_FUNCTION_OPTIONS,
+    BAD_STEP_OPTIONS,
+    BYTE_PAIRS,
+    CONFLICTS,
+    DTYPES,
+    FIRST_OF_RULE,
+    FULLEST_OF_RULE,
+    GOOD_NUMBERS,
+    PAIRS,
+    RULES,
+    SCALAR_PAIRS,
+    START_ONLY,
+    TOO_LARGE,
+    TOO_LARGE_IN_CLASS,
+    Bad,
+    BadArray,
+    Case,
+    Pair,
+    loss,
+)
+
+Array = np.ndarray[Any, Any]
+
+each_rule = pytest.mark.parametrize("case", FULLEST_OF_RULE, ids=lambda case: case.rule)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+of_rule = {case.rule: case for case in FIRST_OF_RULE}
+
+
+def good_arrays(case: Case, dtype: np.dtype[Any], shape: tuple[int, ...] = (3, 4)) -> dict[str, Array]:
+    rng = np.random.default_rng(1)
+    arrays = {name: np.array(rng.standard_normal(shape), dtype) for name in ("param", "grad")}
+    for state in case.states:
+        own = state.shape(shape)
+        start = rng.integers(-1, 2, own) if state.sign else np.abs(rng.standard_normal(own))
+        arrays[state.name] = np.array(start, state.dtype(dtype))
+    return arrays
+
+
+def loss_of(case: Case) -> dict[str, float]:
+    return {"loss": loss(1)} if case.needs_loss else {}
+
+
+@contextlib.contextmanager
+def refused(error: type[Exception], says: list[str], arrays: Any, where: str = "") -> Iterator[None]:
+    """The block raises, its message shows all of ``says``, and not a byte of the arrays' memory changes."""
+    unchanged = Unchanged(arrays)
+    with pytest.raises(error) as caught:
+        yield
+    assert caught.type is error, where
+    for part in says:
+        assert part in str(caught.value), f"{where}: {part!r} is not in the message {str(caught.value)!r}"
+    unchanged.check(where)
+
+
+# ----------------------------------------------------------------------------------------------------------- bad arrays
+
+
+def role_of(name: str) -> str:
+    return name if name in ("param", "grad") else "state"
+
+
+@pytest.mark.parametrize("bad", BAD_ARRAYS, ids=lambda bad: bad.name)
+@each_rule
+def test_functions_refuse_bad_arrays(case: Case, bad: BadArray) -> None:
+    """Each bad array in each role that it is bad in: the error names the argument and shows both values."""
+    for dtype, name in itertools.product(DTYPES, good_arrays(case, DTYPES[0])):
+        arrays = good_arrays(case, dtype)
+        good = arrays[name]
+        if role_of(name) not in bad.roles or not bad.fits(good):
+            continue
+        arrays[name] = bad.make(good)
+        memory = [good, *arrays.values()]
+        with refused(bad.error, [name, *bad.says(good, arrays[name])], memory, f"{bad.name} as {name}, {dtype}"):
+            case.call(arrays)
+
+
+def class_arrays(dtype: np.dtype[Any], last: bool) -> dict[str, Array]:
+    """Good parameters, among them ``bad``, the first or the last."""
+    rng = np.random.default_rng(2)
+    names = ("a", "b", "bad") if last else ("bad", "a", "b")
+    return {name: rng.standard_normal((3, 4)).astype(dtype) for name in names}
+
+
+def in_two(first: dict[str, Any], second: dict[str, Any]) -> Any:
+    return [first, second] if first else second
+
+
+def as_groups(first: dict[str, Any], second: dict[str, Any]) -> Any:
+    return [{"params": first}, {"params": second}] if first else second
+
+
+@pytest.mark.parametrize("bad", BAD_ARRAYS, ids=lambda bad: bad.name)
+@each_rule
+def test_classes_refuse_bad_arrays(case: Case, bad: BadArray) -> None:
+    """A bad parameter when the optimizer is made, a bad gradient at a step, first or last of a list or of the second
+    group: named, and nothing of any array is written; with all well again the step is what it would have been."""
+    for dtype, grouped, last in itertools.product(DTYPES, (True, False), (True, False)):
+        where = f"{bad.name}, {dtype}, {grouped=}, {last=}"
+        name = "parameter 'bad'" + (" (group 1)" if grouped else "")
+        c = {"c": np.ones(5, dtype)} if grouped else {}
+        grad_c = {"c": np.ones(5, dtype)} if grouped else {}
+
+        params = class_arrays(dtype, last)
+        good = params["bad"]
+        broken = {**params, "bad": bad.make(good)} if "param" in bad.roles and bad.fits(good) else params
+        if broken is not params and not isinstance(broken["bad"], list):  # a list is a container
+            memory = [good, *c.values(), *broken.values()]
+            with refused(bad.error, [name, *bad.says(good, broken["bad"])], memory, where):
+                case.new(as_groups(c, broken))
+
+        for role, zero in (("grad", False), ("zeroed", True)):
+            params = class_arrays(dtype, last)
+            if role not in bad.roles or not bad.fits(params["bad"]):
+                continue
+            optimizer, mirror = case.new(as_groups(c, params)), Mirror(case, {**c, **params})
+            grads = class_arrays(dtype, last)
+            good = grads["bad"].copy()
+            broken = {**grads, "bad": bad.make(grads["bad"])}
+            memory = memory_of(optimizer, *grad_c.values(), *grads.values(), *broken.values())
+            with refused(bad.error, [f"gradient of {name}", *bad.says(good, broken["bad"])], memory, where):
+                optimizer.step(in_two(grad_c, broken), zero_grads=zero, **loss_of(case))
+            grads["bad"] = good
+            assert optimizer.step(in_two(grad_c, grads), **loss_of(case)).step == 1
+            mirror.step({**grad_c, **grads}, **loss_of(case))
+            mirror.assert_like(optimizer, {**c, **params}, where)
+            if grouped:
+                c["c"][...] = 1
+
+
+@each_rule
+def test_parameters_of_types_that_are_none_of_ours(case: Case) -> None:
+    """int8 is a type of a state, not of a parameter; float16 and longdouble are refused in the message's own words."""
+    for dtype in ("i1", "f2", "g"):
+        array = np.ones(3, dtype)
+        with refused(TypeError, ["'0'", "float32 or float64", str(array.dtype)], [array]):
+            case.new([array])
+
+
+# ------------------------------------------------------------------------------------------------------------- overlaps
+
+
+def fill(memory: Array, seed: int = 3) -> Array:
+    memory[...] = np.abs(np.random.default_rng(seed).standard_normal(memory.shape)) + 0.5
+    return memory
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
+@each_dtype
+@each_rule
+def test_functions_and_overlaps(case: Case, dtype: np.dtype[Any], pair: Pair) -> None:
+    """Each pair of views in each pair of roles, both ways round: refused if they share an element, with both names,
+    else the result has the reference's bits."""
+    roles = ["param", "grad", *(state.name for state in case.states if not state.sign and not state.scalar)]
+    for first, second in itertools.permutations(roles, 2):
+        memory = fill(np.zeros(64, dtype))
+        a, b = pair.make(memory)
+        assert np.shares_memory(a, b) == pair.overlap
+        arrays = {**good_arrays(case, dtype, a.shape), first: a, second: b}
+        where = f"{first} and {second}, {pair.name}"
+        if pair.overlap:
+            with refused(ValueError, [first, second, "shares memory"], arrays.values(), where):
+                case.call(arrays)
+            continue
+        outside = np.ones(64, bool)
+        for view in pair.make(np.arange(64)):
+            outside[view] = False
+        before = memory[outside].copy()
+        expected = {name: array.copy() for name, array in arrays.items()}
+        grad = expected.pop("grad")
+        reference_step(case, expected, grad, 1, False)
+        case.call(arrays)
+        assert not difference(arrays.pop("grad"), grad), where
+        assert_same({name: arrays[name] for name in expected}, expected, where)
+        assert not difference(memory[outside], before), where
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in BYTE_PAIRS])
+@each_dtype
+def test_functions_and_overlaps_of_bytes(dtype: np.dtype[Any], name: str) -> None:
+    """A state of single bytes in the memory, or in the gaps, of an array of floats."""
+    make, overlap = next((make, overlap) for own, make, overlap in BYTE_PAIRS if own == name)
+    case = of_rule["rprop"]
+    for role in ("param", "grad", "step_size"):
+        memory = fill(np.zeros(64, dtype)).view(np.uint8)
+        floats, signs = make(memory, dtype)
+        arrays = {**good_arrays(case, dtype, floats.shape), role: floats, "prev_sign": signs}
+        if overlap:
+            with refused(ValueError, [role, "prev_sign", "shares memory"], arrays.values(), name):
+                case.call(arrays)
+            continue
+        signs[...] = 1
+        expected = {key: array.copy() for key, array in arrays.items()}
+        grad = expected.pop("grad")
+        reference_step(case, expected, grad, 1, False)
+        case.call(arrays)
+        del arrays["grad"]
+        assert_same({key: arrays[key] for key in expected}, expected, f"{role}, {name}")
+
+
+@pytest.mark.parametrize("pair", SCALAR_PAIRS, ids=lambda pair: pair.name)
+@each_dtype
+def test_functions_and_overlaps_of_numbers(dtype: np.dtype[Any], pair: Pair) -> None:
+    """A state of one number in the memory, or in the gaps, of a parameter or a gradient."""
+    for case in FULLEST_OF_RULE:
+        scalars = [state.name for state in case.states if state.scalar]
+        for role, state in itertools.product(("param", "grad"), scalars):
+            a, b = pair.make(fill(np.zeros(64, dtype)))
+            arrays = {**good_arrays(case, dtype, a.shape), role: a, state: b}
+            if pair.overlap:
+                with refused(ValueError, [role, state, "shares memory"], arrays.values(), pair.name):
+                    case.call(arrays)
+                continue
+            expected = {key: array.copy() for key, array in arrays.items()}
+            grad = expected.pop("grad")
+            reference_step(case, expected, grad, 1, False)
+            case.call(arrays)
+            assert_same({key: arrays[key] for key in expected}, expected, f"{role}, {pair.name}")
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
+@pytest.mark.parametrize("grouped", [True, False], ids=("in two groups", "in one list"))
+@each_rule
+def test_two_parameters_of_an_optimizer(case: Case, grouped: bool, pair: Pair) -> None:
+    """Parameters that share an element are refused by their names, in any group; others are updated right."""
+    dtype = DTYPES[0]
+    memory = fill(np.zeros(64, dtype))
+    a, b = pair.make(memory)
+    own = np.ones(5, dtype)
+    params: Any = {"a": a, "own": own, "b": b}
+    if grouped:
+        params = [{"params": {"a": a, "own": own}}, {"params": {"b": b}}]
+    if pair.overlap:
+        with refused(ValueError, ["parameter 'a'", "parameter 'b'", "shares memory"], [memory, own], pair.name):
+            case.new(params)
+        return
+    optimizer = case.new(params)
+    named = {"a": a, "own": own, "b": b}
+    mirror = Mirror(case, named)
+    rng = np.random.default_rng(4)
+    for t in (1, 2, 3):
+        grads = {name: rng.standard_normal(array.shape).astype(dtype) for name, array in named.items()}
+        optimizer.step(list(grads.values()) if grouped else grads, loss=loss(t))
+        mirror.step(grads, loss=loss(t))
+        mirror.assert_like(optimizer, named, pair.name)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
+@each_rule
+def test_a_gradient_and_a_parameter_of_an_optimizer(case: Case, pair: Pair) -> None:
+    """The gradient of the last parameter against its own parameter, another one, and states: refused if they overlap,
+    right if not; two gradients may overlap unless they are set to 0."""
+    dtype = DTYPES[1]
+    for whose in ("own", "other"):
+        memory = fill(np.zeros(64, dtype))
+        a, b = pair.make(memory)
+        params = (
+            {"other": a, "own": np.ones(a.shape, dtype)} if whose == "other" else {"other": np.ones(3, dtype), "own": a}
+        )
+        optimizer = case.new(params)
+        mirror = Mirror(case, params)
+        grads = {"other": np.ones(params["other"].shape, dtype), "own": b}
+        where = f"{whose}, {pair.name}"
+        if pair.overlap:
+            says = ["gradient of parameter 'own'", f"parameter '{whose}'", "shares memory"]
+            with refused(ValueError, says, memory_of(optimizer, *grads.values()), where):
+                optimizer.step(grads, **loss_of(case))
+        else:
+            mirror.step({name: grad.copy() for name, grad in grads.items()}, **loss_of(case))
+            optimizer.step(grads, **loss_of(case))
+            mirror.assert_like(optimizer, params, where)
+
+    memory = fill(np.zeros(64, dtype))
+    a, b = pair.make(memory)
+    params = {"first": np.ones(a.shape, dtype), "second": np.ones(b.shape, dtype)}
+    optimizer = case.new(params)
+    mirror = Mirror(case, params)
+    grads = {"first": a, "second": b}
+    mirror.step(grads, **loss_of(case))
+    optimizer.step(grads, **loss_of(case))
+    mirror.assert_like(optimizer, params, pair.name)
+    if pair.overlap:
+        with refused(ValueError, ["'first'", "'second'", "shares memory"], memory_of(optimizer, memory), pair.name):
+            optimizer.step(grads, zero_grads=True, **loss_of(case))
+    else:
+        optimizer.step(grads, zero_grads=True, **loss_of(case))
+        assert not a.any()
+        assert not b.any()
+
+
+@each_dtype
+@each_rule
+def test_a_gradient_and_a_state_of_an_optimizer(case: Case, dtype: np.dtype[Any]) -> None:
+    """A gradient in the memory of a state, of its own or of another parameter, is refused."""
+    params = {"a": np.ones((8, 8), dtype), "b": np.ones(2, dtype), "c": np.ones((), dtype)}
+    optimizer = case.new(params)
+    grads = {name: np.ones_like(param) for name, param in params.items()}
+    for name, owner, state in itertools.product(params, params, case.states):
+        memory = optimizer.state[owner][state.name].reshape(-1).view(np.uint8)
+        if memory.nbytes < grads[name].nbytes:
+            continue
+        grad = memory[: grads[name].nbytes].view(dtype).reshape(grads[name].shape)
+        for own in (grad, grad[::-1] if grad.ndim else grad):
+            given = {**grads, name: own}
+            says = [f"gradient of parameter '{name}'", f"{state.name} of parameter '{owner}'", "shares memory"]
+            with refused(ValueError, says, memory_of(optimizer, *given.values()), f"{name}, {owner}, {state.name}"):
+                optimizer.step(given, **loss_of(case))
+
+
+@st.composite
+def views(draw: st.DrawFn) -> tuple[tuple[int, ...], list[tuple[int, tuple[int, ...]]]]:
+    """A shape and, twice, an offset and strides (in elements) within a memory of 60 elements."""
+    shape = tuple(draw(st.lists(st.integers(0, 4), max_size=3)))
+    both = []
+    for _ in range(2):
+        strides = tuple(draw(st.integers(-9, 9)) for _ in shape)
+        if draw(st.booleans()):  # as slices of an array of 4 x 4 x 4 have them
+            strides = tuple(
+                s * draw(st.sampled_from((1, -1, 2))) for s in draw(st.permutations((16, 4, 1)))[: len(shape)]
+            )
+        low = sum(min(0, (n - 1) * s) for n, s in zip(shape, strides, strict=True))
+        high = sum(max(0, (n - 1) * s) for n, s in zip(shape, strides, strict=True))
+        if 0 in shape:
+            low = high = 0
+        room = 120 - (high - low)
+        both.append((draw(st.integers(0, min(room, 20))) - low, strides))
+    return shape, both
+
+
+def view(memory: Array, shape: tuple[int, ...], offset: int, strides: tuple[int, ...]) -> Array:
+    return as_strided(memory[offset:], shape, tuple(s * memory.itemsize for s in strides))
+
+
+each_pair_of_views = settings(
+    max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+
+
+@each_pair_of_views
+@given(views(), st.sampled_from(DTYPES), st.sampled_from(("param", "grad", "square_sum")), st.booleans())
+def test_functions_see_overlaps_as_numpy_does(drawn: Any, dtype: np.dtype[Any], beside: str, turned: bool) -> None:
+    """Random pairs of views: refused if and only if an element is shared, with itself where written or with the other;
+    else the result has the reference's bits."""
+    shape, both = drawn
+    memory = fill(np.zeros(128, dtype))
+    a, b = (view(memory, shape, *place) for place in both)
+    places = [view(np.arange(128), shape, *place).reshape(-1).tolist() for place in both]
+    first, second = {"param": ("param", "square_sum"), "grad": ("param", "grad"), "square_sum": ("square_sum", "grad")}[
+        beside
+    ]
+    if turned:
+        first, second = second, first
+    arrays = {**good_arrays(of_rule["adagrad"], dtype, shape), first: a, second: b}
+    overlap = bool(set(places[0]) & set(places[1]))
+    assert overlap == np.shares_memory(a, b)
+    itself = any(len(set(p)) < len(p) for p, name in zip(places, (first, second), strict=True) if name != "grad")
+    if overlap or itself:
+        with refused(ValueError, ["share"], [memory, *arrays.values()]):
+            fs.adagrad_(**arrays, lr=0.1)
+        return
+    expected = {name: array.copy() for name, array in arrays.items()}
+    fs.reference.adagrad_(**expected, lr=0.1)
+    fs.adagrad_(**arrays, lr=0.1)
+    assert_same(arrays, expected, f"{first} and {second}")
+
+
+@each_pair_of_views
+@given(views(), st.booleans())
+def test_optimizers_see_overlaps_as_numpy_does(drawn: Any, gradients: bool) -> None:
+    """The same for two parameters of an optimizer among others, and for a gradient and another parameter."""
+    shape, both = drawn
+    memory = fill(np.zeros(128, np.float32))
+    others = [np.ones(2, np.float32), np.ones((3, 3), np.float32)]
+    a, b = (view(memory, shape, *place) for place in both)
+    places = [view(np.arange(128), shape, *place).reshape(-1).tolist() for place in both]
+    overlap = bool(set(places[0]) & set(places[1]))
+    written = places[:1] if gradients else places
+    itself = any(len(set(p)) < len(p) for p in written)
+    params = {"x": others[0], "a": a, "y": others[1], "b": np.ones(shape, np.float32) if gradients else b}
+    if itself or (overlap and not gradients):
+        with refused(ValueError, ["share"], [memory, *others]):
+            fs.Adagrad(params)
+        return
+    optimizer = fs.Adagrad(params)
+    mirror = Mirror(of_rule["adagrad"], params)
+    grads = {name: np.ones(param.shape, np.float32) for name, param in params.items()}
+    if gradients:
+        grads["b"] = b
+    if overlap:
+        with refused(ValueError, ["gradient of parameter 'b'", "'a'", "shares memory"], memory_of(optimizer, b)):
+            optimizer.step(grads)
+        return
+    mirror.step(grads)
+    optimizer.step(grads)
+    mirror.assert_like(optimizer, params, "random views")
+
+
+# ------------------------------------------------------------------------------------------------------ hyperparameters
+
+
+def named(value: Any) -> str:
+    return f"{value!r:.40}"
+
+
+def choices(table: dict[str, dict[str, tuple[Bad, ...]]]) -> list[tuple[str, str]]:
+    return [(rule, key) for rule in table for key in table[rule]]
+
+
+def judged(attempt: Callable[[], Any], name: str, bad: Bad) -> str:
+    """Say what is wrong with the error that an attempt with a bad value of ``name`` raises; nothing if it is right."""
+    told = f"{name}={named(bad.value)}: "
+    try:
+        attempt()
+    except Exception as error:
+        message = str(error)
+        if type(error) is not bad.error:
+            return f"{told}{type(error).__name__} in place of {bad.error.__name__}: {message}"
+        if name not in message or not any(word in message for word in ("expected", "must be", "needed")):
+            return f"{told}the message lacks the name or what was expected: {message}"
+        return "" if shows(message, bad.value) else f"{told}the message lacks the value: {message}"
+    return f"{told}accepted"
+
+
+@pytest.mark.parametrize(("rule", "name"), choices(BAD_FUNCTION_OPTIONS))
+def test_functions_refuse_bad_hyperparameters(rule: str, name: str) -> None:
+    """NaN, inf, out of range, bool, str and all else that is not what it should be: the error has the name, what was
+    expected and the value, and nothing is written."""
+    case = of_rule[rule]
+    wrong = []
+    for dtype, bad in itertools.product(DTYPES, BAD_FUNCTION_OPTIONS[rule][name]):
+        arrays = good_arrays(case, dtype)
+        unchanged = Unchanged(arrays.values())
+        wrong.append(judged(partial(case.call, arrays, **{name: bad.value}), name, bad))
+        unchanged.check(named(bad.value))
+    assert not any(wrong), "\n".join(filter(None, wrong))
+
+
+def step_with(optimizer: Any, grads: Any, name: str, value: Any, more: dict[str, Any]) -> None:
+    """Make a step with another value of a hyperparameter of the last group, which then is as before."""
+    group = optimizer.param_groups[-1]
+    before = group[name]
+    group[name] = value
+    try:
+        optimizer.step(grads, **more)
+    finally:
+        group[name] = before
+
+
+@pytest.mark.parametrize(("rule", "name"), choices(BAD_CLASS_OPTIONS))
+def test_classes_refuse_bad_hyperparameters(rule: str, name: str) -> None:
+    """The same when an optimizer is made, in one of its groups, and between two steps."""
+    case = of_rule[rule]
+    wrong = []
+    for bad in BAD_CLASS_OPTIONS[rule][name]:
+        params = [np.ones(3, np.float32), np.ones(4, np.float64)]
+        grads = [np.ones(3, np.float32), np.ones(4, np.float64)]
+        optimizer = case.new([{"params": params[:1]}, {"params": params[1:]}])
+
+        unchanged = Unchanged(memory_of(optimizer, *grads))
+        wrong.append(judged(partial(case.new, params, **{name: bad.value}), name, bad))
+        in_group = [{"params": params[:1]}, {"params": params[1:], name: bad.value}]
+        wrong.append(judged(partial(case.new, in_group), name, bad))
+        if name not in START_ONLY:
+            wrong.append(judged(partial(step_with, optimizer, grads, name, bad.value, loss_of(case)), name, bad))
+        unchanged.check(named(bad.value))
+        assert optimizer.step(grads, **loss_of(case)).step == 1, named(bad.value)
+    assert not any(wrong), "\n".join(filter(None, wrong))
+
+
+@pytest.mark.parametrize(("rule", "name", "value"), TOO_LARGE, ids=lambda value: f"{value!r:.24}")
+def test_functions_refuse_numbers_that_are_too_large(rule: str, name: str, value: Any) -> None:
+    """An integer beyond any double, or beyond a counter, is out of range like any other."""
+    arrays = good_arrays(of_rule[rule], DTYPES[0])
+    with refused(ValueError, [name], arrays.values()):
+        of_rule[rule].call(arrays, **{name: value})
+
+
+@pytest.mark.parametrize(("rule", "name", "value"), TOO_LARGE_IN_CLASS, ids=lambda value: f"{value!r:.24}")
+def test_classes_refuse_numbers_that_are_too_large(rule: str, name: str, value: Any) -> None:
+    """The same when an optimizer is made."""
+    param = np.ones(3, np.float32)
+    with refused(ValueError, [name], [param]):
+        of_rule[rule].new([param], **{name: value})
+
+
+@pytest.mark.parametrize(("rule", "options", "says"), CONFLICTS, ids=str)
+def test_hyperparameters_that_do_not_go_together(rule: str, options: dict[str, Any], says: tuple[str, ...]) -> None:
+    """Each good alone, together not: refused by functions and classes."""
+    case = of_rule[rule]
+    arrays = good_arrays(case, DTYPES[0])
+    with refused(ValueError, list(says), arrays.values()):
+        case.call(arrays, **options)
+    with refused(ValueError, list(says), arrays.values()):
+        case.new([arrays["param"]], **options)
+    optimizer = case.new([arrays["param"]])
+    optimizer.param_groups[0].update(options)
+    with refused(ValueError, list(says), memory_of(optimizer, *arrays.values())):
+        optimizer.step([arrays["grad"]], **loss_of(case))
+
+
+def test_alpha_1_and_bias_correction() -> None:
+    """1 - alpha^t would be 0."""
+    arrays = good_arrays(of_rule["rmsprop"], DTYPES[0])
+    with refused(ValueError, ["bias correction", "alpha"], arrays.values()):
+        fs.rmsprop_(**arrays, lr=0.1, alpha=1.0, step=3)
+    with refused(ValueError, ["bias correction", "alpha"], arrays.values()):
+        fs.RMSprop([arrays["param"]], alpha=1.0, bias_correction=True)
+
+
+@each_dtype
+def test_states_come_where_they_are_used(dtype: np.dtype[Any]) -> None:
+    """A state that the hyperparameters need must be given, one that they have no use for must not."""
+    arrays = good_arrays(of_rule["rmsprop"], dtype)
+    buffer = np.ones((3, 4), dtype)
+    with refused(ValueError, ["momentum_buffer", "None"], arrays.values()):
+        fs.rmsprop_(**arrays, lr=0.1, momentum=0.9)
+    with refused(ValueError, ["momentum_buffer", "no use"], [buffer, *arrays.values()]):
+        fs.rmsprop_(**arrays, lr=0.1, momentum_buffer=buffer)
+    rprop = good_arrays(of_rule["rprop"], dtype)
+    with refused(ValueError, ["lr", "decoupled", "None"], rprop.values()):
+        fs.rprop_(**rprop, weight_decay=0.1, decoupled_weight_decay=True)
+
+
+def test_arguments_that_are_missing_or_unknown() -> None:
+    """As of any Python function: by name, and nothing is written."""
+    for case in FIRST_OF_RULE:
+        arrays = good_arrays(case, DTYPES[0])
+        memory = list(arrays.values())
+        for name in arrays:
+            with refused(TypeError, [case.function_name, "missing", name], memory):
+                case.call({key: array for key, array in arrays.items() if key != name})
+        with refused(TypeError, [case.function_name, "unexpected", "typo"], memory):
+            case.call(arrays, typo=1.0)
+        function = getattr(fs, case.function_name)
+        with refused(TypeError, [case.function_name, "positional"], memory):
+            function(*memory, 0.1)
+        with refused(TypeError, [case.function_name, "multiple", "param"], memory):
+            function(memory[0], **{**arrays, **case.options})
+        with refused(TypeError, [case.class_name, "typo", "lr"], memory):
+            case.new([{"params": memory[:1], "typo": 1.0}])
+        with refused(TypeError, ["typo"], memory):
+            case.new(memory[:1], typo=1.0)
+    arrays = good_arrays(of_rule["rmsprop"], DTYPES[0])
+    with refused(TypeError, ["rmsprop_", "missing", "lr"], arrays.values()):
+        fs.rmsprop_(**arrays)
+
+
+@pytest.mark.parametrize("good", GOOD_NUMBERS, ids=lambda value: type(value).__name__)
+def test_numbers_of_any_real_type(good: Any) -> None:
+    """Integers and NumPy's numbers are numbers."""
+    arrays, same = (good_arrays(of_rule["adagrad"], DTYPES[0]) for _ in range(2))
+    fs.adagrad_(**arrays, lr=good, eps=good)
+    fs.adagrad_(**same, lr=float(good), eps=float(good))
+    assert_same(arrays, same, repr(good))
+    optimizer = fs.Adagrad([np.ones(2, np.float32)], lr=good)
+    assert (
+        optimizer.step([np.ones(2, np.float32)], grad_scale=good, clip_norm=good, clip_value=good, loss=good).step == 1
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ options of step
+
+
+@pytest.mark.parametrize("name", BAD_STEP_OPTIONS)
+@each_rule
+def test_step_refuses_bad_options(case: Case, name: str) -> None:
+    """The same of the options of a step."""
+    params, grads = [np.ones(3, np.float32)], [np.ones(3, np.float32)]
+    wrong = []
+    for verify, bad in itertools.product(("never", "every"), BAD_STEP_OPTIONS[name]):
+        optimizer = case.new(params, verify=verify)
+        unchanged = Unchanged(memory_of(optimizer, *grads))
+        wrong.append(judged(partial(optimizer.step, grads, **{**loss_of(case), name: bad.value}), name, bad))
+        unchanged.check(named(bad.value))
+    assert not any(wrong), "\n".join(filter(None, wrong))
+    assert optimizer.step(grads, **loss_of(case)).step == 1
+
+
+def test_the_loss_where_it_is_needed() -> None:
+    """``irprop+`` asks for the loss; without it nothing is written."""
+    param, grad = np.ones(3, np.float32), np.ones(3, np.float32)
+    optimizer = fs.Rprop([param], variant="irprop+")
+    with refused(ValueError, ["loss", "irprop+", "None"], memory_of(optimizer, grad)):
+        optimizer.step([grad])
+    assert optimizer.step([grad], loss=1.0).step == 1
+
+
+def test_groups_that_were_taken_away() -> None:
+    """``param_groups`` keeps its groups; an optimizer whose list was changed says so."""
+    param, grad = np.ones(3, np.float32), np.ones(3, np.float32)
+    for change in (lambda groups: groups.clear(), lambda groups: groups.append({"params": [param], "lr": 0.1})):
+        optimizer = fs.RMSprop([param])
+        change(optimizer.param_groups)
+        with refused(ValueError, ["param_groups", "1"], [param, grad, *optimizer.state["0"].values()]):
+            optimizer.step([grad])
+
+
+def test_whether_the_loss_rose_is_no_hyperparameter_of_a_class() -> None:
+    """Classes see it from ``step(grads, loss=...)``; an argument without effect is refused."""
+    param = np.ones(3, np.float32)
+    with refused(TypeError, ["Rprop", "loss_increased"], [param]):
+        fs.Rprop([{"params": [param], "loss_increased": True}])
+
+
+@pytest.mark.parametrize("key", ["typo", "LR", "loss_increased", "square_avg"])
+def test_a_hyperparameter_in_a_group_that_does_not_exist(key: str) -> None:
+    """A misspelt hyperparameter, set between two steps, is not silently without effect."""
+    param, grad = np.ones(3, np.float32), np.ones(3, np.float32)
+    optimizer = fs.RMSprop([param])
+    optimizer.param_groups[0][key] = 0.5
+    with refused(TypeError, [key], memory_of(optimizer, grad)):
+        optimizer.step([grad])
+
+
+@pytest.mark.parametrize("key", ["lr", "variant", "maximize"])
+def test_a_hyperparameter_that_was_taken_from_a_group(key: str) -> None:
+    """A step needs each of them; it does not go on with a value that is nowhere to be seen."""
+    param, grad = np.ones(3, np.float32), np.ones(3, np.float32)
+    optimizer = fs.Rprop([param])
+    optimizer.step([grad])
+    del optimizer.param_groups[0][key]
+    unchanged = Unchanged(memory_of(optimizer, grad))
+    with pytest.raises((KeyError, TypeError, ValueError), match=key):
+        optimizer.step([grad])
+    unchanged.check()
+
+
+def test_a_pair_that_was_changed_in_place() -> None:
+    """A hyperparameter that is a list counts as it is at the step."""
+    param = np.ones(3, np.float32)
+    optimizer = fs.Rprop([param], etas=[0.5, 1.2], step_sizes=[1e-6, 50.0])
+    mirror = Mirror(of_rule["rprop"], {"0": param})
+    etas = optimizer.param_groups[0]["etas"]
+    for eta_plus in (1.2, 3.0, 1.5):
+        if isinstance(etas, list):
+            etas[1] = eta_plus
+        else:
+            optimizer.param_groups[0]["etas"] = (0.5, eta_plus)
+        mirror.options["0"]["etas"] = (0.5, eta_plus)
+        grad = np.ones(3, np.float32)
+        optimizer.step([grad])
+        mirror.step({"0": grad})
+        mirror.assert_like(optimizer, {"0": param}, f"{eta_plus=}")
+
+
+# --------------------------------------------------------------------------------------------- arrays that were changed
+
+
+def _set(attribute: str, value: Any) -> Callable[[Array], None]:
+    def change(array: Array) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            setattr(array, attribute, value)
+
+    return change
+
+
+CHANGES: dict[str, Callable[[Array], None]] = {
+    "resized to less": lambda array: array.resize((2,), refcheck=False),
+    "resized to more": lambda array: array.resize((4000, 5), refcheck=False),
+    "resized to nothing": lambda array: array.resize((0,), refcheck=False),
+    "reshaped": _set("shape", (4, 3)),
+    "flattened": _set("shape", (12,)),
+    "one axis more": _set("shape", (3, 4, 1)),
+    "read-only": lambda array: array.setflags(write=False),
+    "of another type": _set("dtype", np.dtype(np.int32)),
+    "of another byte order": _set("dtype", np.dtype(np.float32).newbyteorder("S")),
+    "of another type and shape": lambda array: (_set("shape", (3, 4))(array), _set("dtype", np.dtype("f2"))(array))[0],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("last", [True, False], ids=("last", "first"))
+@each_rule
+def test_a_parameter_that_changed_since(case: Case, last: bool, change: str) -> None:
+    """A parameter resized in place, reshaped, made read-only or of another type since the optimizer was made, first or
+    last of the list: an error with its name, and nothing is written."""
+    changed, other = np.ones((3, 4), np.float32), np.ones(5, np.float64)
+    params = {"other": other, "w": changed} if last else {"w": changed, "other": other}
+    optimizer = case.new(params)
+    grads = {name: np.ones(param.shape, param.dtype) for name, param in params.items()}
+    optimizer.step(grads, **loss_of(case))
+    try:
+        CHANGES[change](changed)
+    except (AttributeError, TypeError, ValueError) as error:
+        pytest.skip(f"this NumPy does not allow it: {error}")
+    states = [array for own in optimizer.state.values() for array in own.values()]
+    for passed in (grads, {**grads, "w": np.ones(changed.shape, np.float32)}):
+        memory = [changed, other, *states, *passed.values()]
+        with refused(
+            TypeError if "type" in change or "order" in change else ValueError, ["parameter 'w'"], memory, change
+        ):
+            optimizer.step(passed, **loss_of(case))
+
+
+@each_rule
+def test_a_state_that_changed_since(case: Case) -> None:
+    """The memory of a state can't be taken away: it can't be resized; seen in another shape it is updated all the same,
+    or the step says that it changed."""
+    params = {"w": np.ones((3, 4), np.float32)}
+    for state in case.states:
+        if state.scalar:
+            continue
+        optimizer, mirror = case.new(params), Mirror(case, params)
+        grads = {"w": np.ones((3, 4), np.float32)}
+        live = optimizer.state["w"][state.name]
+        with pytest.raises(ValueError, match=r"resize|own"):
+            live.resize((4000, 5), refcheck=False)
+        CHANGES["flattened"](live)
+        unchanged = Unchanged(memory_of(optimizer))
+        try:
+            optimizer.step(grads, **loss_of(case))
+        except ValueError:
+            unchanged.check()
+            continue
+        mirror.step(grads, **loss_of(case))
+        _set("shape", (3, 4))(live)
+        mirror.assert_like(optimizer, params, state.name)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@each_rule
+def test_a_gradient_that_changed_since(case: Case, change: str) -> None:
+    """A gradient that was accepted before is looked at again: changed in place it is refused; read-only it is not,
+    unless it is to be set to 0."""
+    params = {"other": np.ones(5, np.float64), "w": np.ones((3, 4), np.float32)}
+    optimizer = case.new(params)
+    grads = {"other": np.ones(5, np.float64), "w": np.ones((3, 4), np.float32)}
+    optimizer.step(grads, **loss_of(case))
+    try:
+        CHANGES[change](grads["w"])
+    except (AttributeError, TypeError, ValueError) as error:
+        pytest.skip(f"this NumPy does not allow it: {error}")
+    if change == "read-only":
+        assert optimizer.step(grads, **loss_of(case)).step == 2
+    error = TypeError if "type" in change or "order" in change else ValueError
+    for more in ({"zero_grads": True}, {"zero_grads": change == "read-only", "clip_norm": 1.0}):
+        with refused(error, ["gradient of parameter 'w'"], memory_of(optimizer, *grads.values()), change):
+            optimizer.step(grads, **more, **loss_of(case))
+
+
+@each_rule
+def test_gradients_are_looked_at_anew(case: Case) -> None:
+    """What was accepted once is not accepted for ever: the same gradients overlapping now, in other places now, to be
+    set to 0 now, or freed and their memory used by others."""
+    rng = np.random.default_rng(5)
+    params = {"a": np.ones(6, np.float32), "b": np.ones(6, np.float32)}
+    optimizer, mirror = case.new(params), Mirror(case, params)
+    memory = rng.standard_normal(40).astype(np.float32)
+    t = 0
+
+    def step(a: Any, b: Any, **options: Any) -> None:
+        nonlocal t
+        t += 1
+        grads = {"a": a, "b": b}
+        mirror.step(
+            {name: None if grad is None else grad.copy() for name, grad in grads.items()}, loss=loss(t), **options
+        )
+        optimizer.step(grads, loss=loss(t), **options)
+        mirror.assert_like(optimizer, params, f"{case}, step {t}")
+
+    step(memory[:6], memory[3:9])  # two gradients may overlap
+    with refused(ValueError, ["'a'", "'b'", "shares memory"], memory_of(optimizer, memory)):
+        optimizer.step({"a": memory[:6], "b": memory[3:9]}, zero_grads=True, **loss_of(case))
+    step(memory[:6], memory[6:12], zero_grads=True)
+    with refused(ValueError, ["shares memory"], memory_of(optimizer, memory)):
+        optimizer.step({"a": memory[:6], "b": memory[5:11]}, zero_grads=True, **loss_of(case))
+    step(None, memory[5:11])
+    with refused(ValueError, ["shares memory"], memory_of(optimizer, memory)):
+        optimizer.step({"a": memory[:6], "b": memory[5:11]}, zero_grads=True, **loss_of(case))
+    step(memory[:6], memory[6:12], zero_grads=True)
+    memory[...] = rng.standard_normal(40)
+    step(memory[:12:2], memory[1:13:2], zero_grads=True)
+    step(memory[5::-1], memory[6:12])
+    step(memory[20:26], memory[20:26], clip_norm=1.0)
+    for _ in range(50):  # fresh ones, often in the place of freed ones
+        step(
+            rng.standard_normal(6).astype(np.float32),
+            rng.standard_normal(12).astype(np.float32)[::2],
+            zero_grads=t % 2 == 0,
+        )
+    with refused(ValueError, ["gradient of parameter 'b'", "parameter 'a'"], memory_of(optimizer, memory)):
+        optimizer.step({"a": memory[:6], "b": params["a"]}, **loss_of(case))
+    step(memory[:6], memory[6:12])
+
+
+def test_messages_say_what_to_do() -> None:
+    """A few messages in full: the name, both values, a remedy."""
+    p, g, v = (np.ones((2, 3), np.float32) for _ in range(3))
+    attempts: list[tuple[Callable[[], Any], str]] = [
+        (lambda: fs.rmsprop_(p, g.astype("f8"), v, lr=0.1), r"grad: .*float32.*float64.*pass"),
+        (lambda: fs.rmsprop_(p, g.T, v, lr=0.1), r"grad: .*\(3, 2\).*\(2, 3\).*pass"),
+        (lambda: fs.rmsprop_(p, p, v, lr=0.1), r"grad.*param.*pass a copy"),
+        (lambda: fs.rmsprop_(p, g, v, lr=-1.0), r"lr: .*lr >= 0.*-1"),
+        (lambda: fs.rmsprop_(p, g, v, lr=0.1, alpha=1.5), r"alpha: .*0 <= alpha <= 1.*1\.5"),
+        (lambda: fs.rmsprop_(p, g, v, lr="0.1"), r"lr: .*'0\.1' \(str\)"),
+        (lambda: fs.RMSprop({"a": [p, g.astype("f2")]}), r"parameter 'a\.1': .*float32 or float64.*float16"),
+        (lambda: fs.RMSprop([p]).step([g[0]]), r"gradient of parameter '0'.*\(3,\).*\(2, 3\)"),
+        (lambda: fs.RMSprop([p, p[:1]]), r"'1'.*'0'.*copy"),
+    ]
+    for attempt, message in attempts:
+        with pytest.raises((TypeError, ValueError)) as caught:
+            attempt()
+        assert re.search(message, str(caught.value)), (message, str(caught.value))
+
+
+def test_every_rule_is_in_the_tables() -> None:
+    """A new rule comes with its bad hyperparameters; each of its own is listed."""
+    for rule in RULES:
+        case = of_rule[rule]
+        group = case.new([np.ones(1, np.float32)]).param_groups[0]
+        assert set(group) - {"params"} <= set(BAD_CLASS_OPTIONS[rule])
+        assert rule in BAD_FUNCTION_OPTIONS

@@ -1,0 +1,335 @@
+"""The C++ library in somebody else's project: found in the wheel, found where it was installed, or built as a part."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fusedstep as fs
+import native
+
+Array = np.ndarray[Any, Any]
+DTYPES = ("float32", "float64")
+
+
+def wheel() -> Path:
+    return native.consumer_of("consumer-of-the-wheel", fs.get_cmake_dir())
+
+
+def install() -> Path:
+    return native.consumer_of("consumer-of-the-install", native.installed())
+
+
+@pytest.fixture(scope="session", params=[wheel, install, native.subproject], ids=lambda way: way.__name__)
+def consumer(request: pytest.FixtureRequest) -> Path:
+    """Its build folder, for each way in which it can get the library."""
+    build: Callable[[], Path] = request.param
+    return build()
+
+
+def test_the_consumers_own_tests_pass(consumer: Path) -> None:
+    told = native.run(native.tool("ctest"), "--test-dir", consumer, "--output-on-failure", "--no-tests=error")
+    assert re.findall(r"Test +#\d+: (\w+) \.+ +Passed", told) == ["trainer", "checks"]
+
+
+# ----------------------------------------------------------------------------------------- the same training in Python
+
+
+class Lcg:
+    """The consumer's generator."""
+
+    def __init__(self, seed: int) -> None:
+        self._state = seed
+
+    def next(self) -> float:
+        self._state = (self._state * 6364136223846793005 + 1442695040888963407) % 2**64
+        return ((self._state >> 40) - 2**23) / 2**23
+
+
+def add_gradient(net: dict[str, Array], x: Any, y: Any, target: Any, gradient: dict[str, Array]) -> Any:
+    z = net["hidden.w"][:, 0] * x + net["hidden.w"][:, 1] * y + net["hidden.b"]
+    scale = 1 / (1 + np.abs(z))
+    unit = z * scale
+    slope = scale * scale
+    output = net["out.b"][0]
+    for k in range(unit.size):
+        output = output + net["out.w"][k] * unit[k]
+    error = output - target
+    back = error * net["out.w"] * slope
+    gradient["hidden.w"][:, 0] += back * x
+    gradient["hidden.w"][:, 1] += back * y
+    gradient["hidden.b"] += back
+    gradient["out.w"] += error * unit
+    gradient["out.b"][0] += error
+    return output
+
+
+def hexadecimal(values: Array) -> str:
+    values = values.reshape(-1)
+    return " ".join(f"{bits:0{2 * values.itemsize}x}" for bits in values.view(f"u{values.itemsize}").tolist())
+
+
+def train(dtype: str) -> list[str]:
+    """Return what the consumer's trainer should print."""
+    points, hidden, steps = 96, 8, 150
+    number = np.dtype(dtype).type
+    random = Lcg(2024)
+    data = []
+    for _ in range(points):
+        x, y = number(random.next()), number(random.next())
+        data.append((x, y, number(1 if x * x + y * y < number(0.5) else -1)))
+    net = {"hidden.w": np.zeros((hidden, 2), dtype), "hidden.b": np.zeros(hidden, dtype),
+           "out.w": np.zeros(hidden, dtype), "out.b": np.zeros(1, dtype)}  # fmt: skip
+    for name in ("hidden.w", "hidden.b", "out.w"):
+        net[name].reshape(-1)[:] = [random.next() for _ in range(net[name].size)]
+    optimizer = fs.RMSprop(
+        [
+            {"params": {name: net[name] for name in ("hidden.w", "out.w")}, "weight_decay": 1e-4},
+            {"params": {name: net[name] for name in ("hidden.b", "out.b")}},
+        ],
+        lr=0.005, alpha=0.95, centered=True, momentum=0.8,
+    )  # fmt: skip
+    gradient = {name: np.zeros_like(array) for name, array in net.items()}
+    order = [{name: gradient[name] for name in group} for group in (("hidden.w", "out.w"), ("hidden.b", "out.b"))]
+    norms = []
+    right = 0
+    for _ in range(steps):
+        right = sum(bool(add_gradient(net, x, y, target, gradient) > 0) == bool(target > 0) for x, y, target in data)
+        report = optimizer.step(order, grad_scale=points, clip_norm=0.1, zero_grads=True)
+        norms.append(report.grad_norm)
+    clipped = sum(norm > 0.1 for norm in norms)
+    assert right > 0.9 * points
+    assert 0 < clipped < steps
+    return [
+        f"{dtype}: {right} of {points} points right, {clipped} of {steps} steps clipped",
+        *(f"{name} {hexadecimal(array)}" for name, array in net.items()),
+        f"norms {hexadecimal(np.array(norms))}",
+        f"momentum {hexadecimal(optimizer.state['out.w']['momentum_buffer'])}",
+    ]
+
+
+@pytest.fixture(scope="session")
+def trained() -> list[str]:
+    return [line for dtype in DTYPES for line in train(dtype)]
+
+
+def test_training_ends_with_the_bits_of_the_same_run_in_python(consumer: Path, trained: list[str]) -> None:
+    assert native.run(consumer / "trainer").splitlines() == trained
+
+
+# ---------------------------------------------------------------------------------------------------- rules, messages
+
+
+def values(n: int, seed: int, dtype: str) -> Array:
+    random = Lcg(seed)
+    return np.array([random.next() for _ in range(n)], dtype)
+
+
+def fnv(array: Array) -> str:
+    hash_ = 0xCBF29CE484222325
+    for byte in array.tobytes():
+        hash_ = (hash_ ^ byte) * 0x100000001B3 % 2**64
+    return f"{hash_:016x}"
+
+
+def run_rule(name: str, dtype: str) -> str:
+    n = 777
+    param = values(n, 1, dtype)
+    zeros = [np.zeros(n, dtype) for _ in range(3)]
+    states: dict[str, Array]
+    options: dict[str, Any] = {}
+    function = name.partition(" ")[0]
+    timed = name in ("rmsprop full", "adagrad_da")
+    if name == "rmsprop":
+        states, options = {"square_avg": zeros[0]}, {"lr": 0.02}
+    elif name == "rmsprop full":
+        states = {"square_avg": zeros[0], "grad_avg": zeros[1], "momentum_buffer": zeros[2]}
+        options = {"lr": 0.02, "alpha": 0.95, "eps": 1e-4, "eps_inside_sqrt": True, "momentum": 0.9, "nesterov": True,
+                   "momentum_form": "tf", "weight_decay": 0.01, "maximize": True}  # fmt: skip
+    elif name == "adagrad":
+        states = {"square_sum": zeros[0] + zeros[0].dtype.type(0.1)}
+        options = {"lr": 0.01, "eps": 1e-7, "eps_inside_sqrt": True, "weight_decay": 0.1}
+        options["decoupled_weight_decay"] = True
+    elif name == "proximal_adagrad":
+        states = {"square_sum": zeros[0] + zeros[0].dtype.type(0.1)}
+        options = {"lr": 0.1, "l1": 0.3, "l2": 0.2}
+    elif name == "adagrad_da":
+        states, options = {"grad_sum": zeros[0], "square_sum": zeros[1]}, {"lr": 0.1, "l1": 0.3, "l2": 0.2}
+    elif name == "adagrad_norm":
+        states, options = {"square_sum": np.zeros((), dtype)}, {"lr": 0.5}
+    else:
+        function = "rprop"
+        states = {"step_size": np.full(n, 0.01, dtype), "prev_sign": np.zeros(n, np.int8)}
+        options = {"etas": (0.4, 1.3), "variant": name, "loss_increased": name == "irprop+"}
+    for t in range(1, 4):
+        grad = values(n, 10 + t, dtype)
+        getattr(fs, f"{function}_")(param, grad, **states, **options, **({"step": t} if timed else {}))
+    return " ".join([name, fnv(param), *map(fnv, states.values())])
+
+
+RULES = ("rmsprop", "rmsprop full", "adagrad", "proximal_adagrad", "adagrad_da", "adagrad_norm", "rprop-", "rprop+",
+         "irprop-", "irprop-move", "irprop+", "grprop-slr", "grprop-sag")  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def checks() -> Path:
+    """The consumer's checks, from the way that is built soonest."""
+    return native.subproject() / "checks"
+
+
+def test_every_rule_has_the_bits_of_python(checks: Path) -> None:
+    found = native.run(checks, "rules").splitlines()
+    assert found == [run_rule(name, dtype) for dtype in DTYPES for name in RULES]
+
+
+def python_errors() -> Iterator[Callable[[], object]]:
+    """What the consumer's ``print_messages`` does, in the same order."""
+    p, g, v = (np.zeros(6, np.float32) for _ in range(3))
+    sign = np.zeros(6, np.int8)
+    shorter, wide = np.zeros(5, np.float32), np.zeros(6)
+    read_only = p.view()
+    read_only.flags.writeable = False
+    for options in ({"lr": -0.5}, {"alpha": 1.5}, {"eps": math.nan}, {"nesterov": True}, {"momentum": 0.9}):
+        yield lambda options=options: fs.rmsprop_(p, g, v, **{"lr": 0.01, **options})
+    yield lambda: fs.rprop_(p, g, v, sign, step_sizes=(2.5, 1.5))
+    yield lambda: fs.rprop_(p, g, v, sign, etas=(0.5, 0.75))
+    yield lambda: fs.rmsprop_(p, shorter, v, lr=0.01)
+    yield lambda: fs.rmsprop_(p, wide, v, lr=0.01)
+    yield lambda: fs.rmsprop_(p, g, p, lr=0.01)
+    yield lambda: fs.rmsprop_(p, p, v, lr=0.01)
+    yield lambda: fs.rmsprop_(np.lib.stride_tricks.as_strided(p, (6,), (0,)), g, v, lr=0.01)
+    yield lambda: fs.rmsprop_(read_only, g, v, lr=0.01)
+    optimizer = fs.RMSprop({"w": p})
+    yield lambda: optimizer.step({"w": g}, grad_scale=-0.5)
+    yield lambda: optimizer.step({"w": g}, clip_norm=-0.5)
+    yield lambda: optimizer.step({"w": g}, clip_value=math.inf)
+    yield lambda: optimizer.step({"w": shorter})
+    yield lambda: optimizer.step({"w": p})
+
+    def with_momentum() -> None:
+        optimizer.param_groups[0]["momentum"] = 0.9
+        try:
+            optimizer.step({"w": g})
+        finally:
+            optimizer.param_groups[0]["momentum"] = 0.0
+
+    yield with_momentum
+    yield lambda: fs.RMSprop({"w": p, "v": p.view()})
+    yield lambda: fs.RMSprop([{"params": {"w": p}}, {"params": {"v": p.view()}}])
+    yield lambda: fs.set_num_threads(0)
+    yield lambda: fs.use_isa("sse9").__enter__()
+    infinite = np.array([0, 0, 0, math.inf, 0, 0], np.float32)
+    yield lambda: optimizer.step({"w": infinite}, nonfinite="raise")
+
+
+def test_errors_say_what_they_say_in_python(checks: Path) -> None:
+    expected = []
+    for call in python_errors():
+        with pytest.raises((TypeError, ValueError, FloatingPointError)) as caught:
+            call()
+        expected.append(str(caught.value))
+    assert len(expected) > 20
+    assert native.run(checks, "messages").splitlines() == expected
+
+
+# ----------------------------------------------------------------------------------------------------------- packages
+
+
+def test_the_shared_library_shows_the_public_api_alone() -> None:
+    library = native.shared_library()
+    headers = native.sources() / "cpp" / "include" / "fusedstep"
+    of_c = set(re.findall(r"\b(fusedstep_\w+)\(", (headers / "fusedstep.h").read_text()))
+    rules = re.findall(r"^FUSEDSTEP_DECLARE\((\w+)\);", (headers / "fusedstep.h").read_text(), re.MULTILINE)
+    of_c |= {f"fusedstep_{rule}_{verb}" for rule in rules for verb in ("init", "step")}
+    of_c -= {name for name in of_c if name.endswith("_")}
+    assert len(rules) == 6
+    lines = native.run(native.tool("nm"), "-D", "-C", "--defined-only", library).splitlines()
+    names = {line.split(maxsplit=2)[2] for line in lines}
+    assert {name for name in names if "::" not in name} == of_c
+    of_cpp = {re.sub(r"\[abi:\w+\]", "", name).partition("(")[0] for name in names if "::" in name}
+    functions = {"step", "norm", "isa", "available_isas", "force_isa", "num_threads", "set_num_threads", "set_executor"}
+    methods = {"AnyRule::AnyRule", "AnyRule::states", "Optimizer::Optimizer", "Optimizer::~Optimizer",
+               "Optimizer::operator=", "Optimizer::step", "Optimizer::set_rule", "Optimizer::state"}  # fmt: skip
+    assert of_cpp == {f"fusedstep::{name}" for name in functions | methods}
+
+
+def test_pkg_config_leads_a_compiler_to_the_installed_library(tmp_path: Path) -> None:
+    prefix = native.installed()
+    [file] = prefix.rglob("fusedstep.pc")
+    told = file.read_text()
+    assert f"\nVersion: {fs.__version__}\n" in told
+    folders = dict(re.findall(r"^(\w+)=\$\{pcfiledir\}/(.*)$", told, re.MULTILINE))
+    include = (file.parent / folders["includedir"]).resolve()
+    library = (file.parent / folders["libdir"]).resolve()
+    assert (include / "fusedstep" / "fusedstep.hpp").is_file()
+    assert (library / "libfusedstep.a").is_file()
+    assert str(prefix) not in told  # it may be moved
+    environment = {**os.environ, "PKG_CONFIG_PATH": str(file.parent)}
+    command = [native.tool("pkg-config"), "--cflags", "--libs", "--static", "fusedstep"]
+    flags = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+    (tmp_path / "main.cpp").write_text(
+        "#include <fusedstep/fusedstep.hpp>\n#include <cstdio>\nint main() { std::puts(fusedstep::isa().c_str()); }\n"
+    )
+    program = tmp_path / "main"
+    native.run(native.cxx(), "-std=c++20", tmp_path / "main.cpp", "-o", program, *flags)
+    assert native.run(program).strip() in fs.available_isas()
+
+
+def test_pkg_config_of_the_wheel_points_into_it() -> None:
+    cmake = Path(fs.get_cmake_dir())
+    told = (cmake.parents[1] / "pkgconfig" / "fusedstep.pc").read_text()
+    folders = dict(re.findall(r"^(\w+)=\$\{pcfiledir\}/(.*)$", told, re.MULTILINE))
+    for folder, file in (("includedir", "fusedstep/fusedstep.h"), ("libdir", "libfusedstep.a")):
+        assert (cmake.parents[1] / "pkgconfig" / folders[folder] / file).is_file()
+
+
+def test_info_prints_the_folders() -> None:
+    def info(*options: str) -> str:
+        return native.run(sys.executable, "-m", "fusedstep", "info", *options).removesuffix("\n")
+
+    assert info("--cmake-dir") == fs.get_cmake_dir()
+    assert (Path(fs.get_cmake_dir()) / "fusedstepConfig.cmake").is_file()
+    assert (Path(info("--include-dir")) / "fusedstep" / "fusedstep.hpp").is_file()
+    assert fs.__version__ in info()
+
+
+def test_scikit_build_core_finds_the_package() -> None:
+    """Its entry point names the module under which CMake looks: the package itself, in whose lib/cmake it lies."""
+    [entry] = [e for e in importlib.metadata.entry_points(group="cmake.root") if e.name == "fusedstep"]
+    root = Path(fs.get_cmake_dir()).parents[2]
+    assert entry.value == "fusedstep"
+    build = native.scratch("by-root")
+    native.cxx()
+    options = [*native.generator(), f"-Dfusedstep_ROOT={root}"]
+    told = native.run(native.tool("cmake"), "-S", native.CONSUMER, "-B", build, *options)
+    assert "Build files have been written" in told
+    assert f"fusedstep_DIR:PATH={fs.get_cmake_dir()}" in (build / "CMakeCache.txt").read_text()
+
+
+def test_another_minor_version_is_refused() -> None:
+    build = native.scratch("another-version")
+    source = native.scratch("another-version-source")
+    major, minor = map(int, fs.__version__.split(".")[:2])
+    lines = ["cmake_minimum_required(VERSION 3.21)", "project(other LANGUAGES CXX)"]
+    for version in (f"{major}.{minor + 1}", f"{major + 1}.{minor}", f"{major}.{minor}"):
+        lines.append(f"find_package(fusedstep {version} CONFIG QUIET)")
+        lines.append(f'message(STATUS "{version}: ${{fusedstep_FOUND}} at ${{fusedstep_VERSION}}")')
+    (source / "CMakeLists.txt").write_text("\n".join(lines))
+    native.cxx()
+    where = f"-Dfusedstep_ROOT={Path(fs.get_cmake_dir()).parents[2]}"
+    told = native.run(native.tool("cmake"), "-S", source, "-B", build, *native.generator(), where)
+    found = re.findall(r"^-- ([\d.]+): (\w+) at (.*)$", told, re.MULTILINE)
+    assert [(version, answer) for version, answer, _ in found] == [
+        (f"{major}.{minor + 1}", "0"), (f"{major + 1}.{minor}", "0"), (f"{major}.{minor}", "1")
+    ]  # fmt: skip
+    assert found[-1][2] == fs.__version__

@@ -1,0 +1,327 @@
+"""The functional forms equal the reference bit for bit: any layout, length, instruction set and number of threads.
+
+The full product of rules, types, instruction sets, threads, layouts, lengths and values would take hours. Each test
+runs all rules x types x instruction sets and, of the rest, the products named in its docstring; together they meet
+each pair.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fusedstep as fs
+from checks import (
+    Guarded,
+    assert_same,
+    difference,
+    large_problem,
+    make_problem,
+    problem,
+    run_function,
+    solve,
+    threads,
+)
+from registry import (
+    CASES,
+    COMBINATIONS,
+    DRAWN,
+    DTYPES,
+    FIRST_OF_RULE,
+    ISAS,
+    LARGE_LENGTH,
+    LARGE_SHAPE,
+    LAYOUT,
+    LAYOUTS,
+    MIDDLE_LENGTHS,
+    SMALL_SHAPES,
+    SPECIAL_LENGTH,
+    SWITCHES,
+    THREADS,
+    C,
+    Case,
+    broadcast_gradients,
+    ordinary,
+    short_lengths,
+)
+
+EVERY_2ND = LAYOUT["every 2nd of the last axis"]
+FUNCTIONS = [case for case in CASES if case.has_function]
+
+each_case = pytest.mark.parametrize("case", FUNCTIONS, ids=str)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+each_isa = pytest.mark.parametrize("isa", ISAS)
+
+
+def offsets(dtype: np.dtype[Any]) -> range:
+    return range(64 // dtype.itemsize)
+
+
+@each_isa
+@each_dtype
+@each_case
+def test_short_lengths_and_offsets(case: Case, dtype: np.dtype[Any], isa: str) -> None:
+    """Lengths 0 to two vectors and 1, each at one offset; offsets 0 to a vector's elements, each at three lengths."""
+    pairs = [(n, n % len(offsets(dtype))) for n in short_lengths(dtype)]
+    pairs += itertools.product((7, len(offsets(dtype)), 37), offsets(dtype))
+    with fs.use_isa(isa):
+        for n, offset in pairs:
+            run_function(problem(case, dtype, (n,)), f"{case} {dtype} {isa}, {n=} {offset=}", offset=offset)
+
+
+@each_isa
+@each_dtype
+@each_case
+def test_small_shapes_and_layouts(case: Case, dtype: np.dtype[Any], isa: str) -> None:
+    """All small shapes x layouts, all arrays lying alike; then parameter, gradient and states in layouts of their own,
+    each pair of a parameter's and a gradient's (with one of the instruction sets)."""
+    with fs.use_isa(isa):
+        for shape, layout in itertools.product(SMALL_SHAPES, LAYOUTS):
+            if shape == () and layout is not C and layout.name != "offset by 1 element":
+                continue  # has no axes to lie otherwise
+            run_function(problem(case, dtype, shape), f"{case} {dtype} {isa}, {shape} {layout}", layout)
+        shape = (5, 7, 3)
+        for i, j in itertools.product(range(len(LAYOUTS)), repeat=2):
+            if (i + j) % len(ISAS) != ISAS.index(isa):
+                continue
+            run_function(
+                problem(case, dtype, shape),
+                f"{case} {dtype} {isa}, {shape}, parameter {LAYOUTS[i]}, gradient {LAYOUTS[j]}",
+                *(LAYOUTS[k % len(LAYOUTS)] for k in (i, j, i + 2 * j, 2 * i + j, i + j)),
+            )
+
+
+def some_threads(*choices: int) -> int:
+    """A number of threads, another one for each neighbouring choice: all of them meet all choices."""
+    return THREADS[sum(choices) % len(THREADS)]
+
+
+@each_isa
+@each_dtype
+@each_case
+def test_middle_lengths_in_threads(case: Case, dtype: np.dtype[Any], isa: str) -> None:
+    """1,000 and the lengths around which work is cut, dense and every 2nd in turn; with 1, 2 and 3 threads where they
+    can share the work."""
+    with fs.use_isa(isa):
+        for k, n in enumerate(MIDDLE_LENGTHS):
+            for count in THREADS if n >= 8000 else (some_threads(k),):
+                layout = (C, EVERY_2ND)[(k + count) % 2]
+                with threads(count):
+                    where = f"{case} {dtype} {isa}, {n=} {layout}, {count} threads"
+                    run_function(problem(case, dtype, (n,)), where, layout)
+
+
+@each_isa
+@each_dtype
+@each_case
+def test_large_in_threads(case: Case, dtype: np.dtype[Any], isa: str) -> None:
+    """100,003 elements dense with 1, 2 and 3 threads and in other layouts; a large matrix in every second layout, which
+    ones and with how many threads changing with type and instruction set, some with a gradient in another layout."""
+    choice = (ISAS.index(isa), DTYPES.index(dtype))
+    runs = [((LARGE_LENGTH,), C, C, count) for count in THREADS]
+    runs += [
+        ((LARGE_LENGTH,), LAYOUT[name], LAYOUT[name], some_threads(k, *choice))
+        for k, name in enumerate(("offset by 1 element", "every 2nd of the last axis", "last axis reversed"))
+    ]
+    for k, layout in enumerate(LAYOUTS):
+        if (k + sum(choice)) % 2 and layout is not C:
+            continue
+        other = LAYOUTS[(k + 1 + sum(choice)) % len(LAYOUTS)] if (k + sum(choice)) % 3 == 0 else layout
+        runs.append((LARGE_SHAPE, layout, other, some_threads(k // 3, *choice)))
+    with fs.use_isa(isa):
+        for shape, layout, other, count in runs:
+            where = f"{case} {dtype} {isa}, {shape} {layout}, gradient {other}, {count} threads"
+            with threads(count):
+                run_function(large_problem(case, dtype, shape), where, layout, other, compare=(1, 5))
+
+
+@each_isa
+@each_dtype
+@each_case
+def test_special_values(case: Case, dtype: np.dtype[Any], isa: str) -> None:
+    """Zeros, subnormals, the largest numbers, infinities and NaN, all in all arrays: dense at two offsets, every 2nd,
+    and repeated until threads share the work."""
+    with fs.use_isa(isa):
+        run_function(problem(case, dtype, (SPECIAL_LENGTH,), "tiny"), f"{case} {dtype} {isa}, tiny values")
+        short = problem(case, dtype, (SPECIAL_LENGTH,), "special")
+        for offset in (0, 1):
+            run_function(short, f"{case} {dtype} {isa}, special values, {offset=}", offset=offset)
+        run_function(short, f"{case} {dtype} {isa}, special values, every 2nd", EVERY_2ND)
+        long = large_problem(case, dtype, (10 * SPECIAL_LENGTH,), "special")
+        for count in THREADS[1:]:
+            with threads(count):
+                run_function(long, f"{case} {dtype} {isa}, special values, {count} threads", offset=1, compare=(1, 5))
+
+
+@each_isa
+@each_dtype
+@each_case
+def test_gradients_that_are_only_read(case: Case, dtype: np.dtype[Any], isa: str) -> None:
+    """A gradient may be read-only, broadcast from fewer elements, or share its memory with other gradients."""
+    rng = np.random.default_rng(5)
+    with fs.use_isa(isa):
+        for shape in ((3,), (4, 5), (3, 1, 37), (200, 180)):
+            values = ordinary(case, dtype, shape, rng)
+            choices = broadcast_gradients(shape, lambda small: rng.standard_normal(small).astype(dtype))
+            for k, layout in itertools.product(range(len(choices)), (C, LAYOUT["F"])):
+                if shape == (200, 180) and k + ISAS.index(isa) != 2:
+                    continue
+                grads = [choices[(k + t) % len(choices)] for t in range(len(values.grads))]
+                values.grads[:] = [grad.copy() for grad in grads]
+                run_function(
+                    solve(case, dtype, shape, values),
+                    f"{case} {dtype} {isa}, {shape} {layout}, read-only gradients from {k}",
+                    layout,
+                    grads=grads,
+                )
+
+
+@each_isa
+@each_dtype
+@pytest.mark.parametrize("rule", dict.fromkeys(case.rule for case in COMBINATIONS))
+def test_every_combination_of_options(rule: str, dtype: np.dtype[Any], isa: str) -> None:
+    """Each combination of the options that choose a kernel or a prologue: one length, dense and every 2nd."""
+    with fs.use_isa(isa):
+        for case in COMBINATIONS:
+            if case.rule != rule:
+                continue
+            for name in ("C", "every 2nd of the last axis"):
+                run_function(problem(case, dtype, (53,)), f"{case} {dtype} {isa}, {name}", LAYOUT[name])
+
+
+@each_isa
+@each_dtype
+@each_case
+def test_random_hyperparameters(case: Case, dtype: np.dtype[Any], isa: str) -> None:
+    """50 draws of all hyperparameters that a case has, and of the number of the step: the constants that are derived
+    from them have the reference's last bit too."""
+    rng = np.random.default_rng(7)
+    values = ordinary(case, dtype, (5,), rng)
+    takes = {*inspect.signature(getattr(fs.reference, case.function_name)).parameters} - SWITCHES | {*case.options}
+    with fs.use_isa(isa):
+        for _ in range(50):
+            options = {**case.options, **{key: draw(rng) for key, draw in DRAWN.items() if key in takes}}
+            before = int(10 ** rng.uniform(0, 5))
+
+            def later(t: int, rises: bool, before: int = before) -> dict[str, Any]:
+                return case.at_step(t + before, rises)
+
+            drawn = dataclasses.replace(case, options=options, at_step=later)
+            run_function(solve(drawn, dtype, (5,), values), f"{options} after {before} steps, {dtype} {isa}")
+
+
+@each_isa
+@each_dtype
+@pytest.mark.parametrize("case", FIRST_OF_RULE, ids=str)
+def test_the_order_of_axes_and_many_of_them(case: Case, dtype: np.dtype[Any], isa: str) -> None:
+    """All orders of four axes for parameter and gradient, and arrays of as many axes as NumPy has."""
+    shape = (2, 3, 4, 5)
+    wanted = problem(case, dtype, shape)
+    with fs.use_isa(isa):
+        for k, (p, g) in enumerate(itertools.product(itertools.permutations(range(4)), repeat=2)):
+            if k % 5:
+                continue
+            orders = (p, g, *[p] * len(case.states))
+            start = [wanted.values.param, wanted.values.grads[0], *wanted.values.states.values()]
+            arrays = [
+                a.transpose(order).copy().transpose(np.argsort(order)) if a.ndim else a.copy()
+                for a, order in zip(start, orders, strict=True)
+            ]
+            named = dict(zip(("param", "grad", *wanted.values.states), arrays, strict=True))
+            case.call(named)
+            del named["grad"]
+            assert_same(named, wanted.after[0], f"{case} {dtype} {isa}, axes in order {p} and {g}")
+        deep = (2, 1, 3) + (1,) * 58 + (2, 1, 2)
+        run_function(problem(case, dtype, deep), f"{case} {dtype} {isa}, 64 axes")
+        run_function(
+            problem(case, dtype, (2,) * 13),
+            f"{case} {dtype} {isa}, 13 axes",
+            C,
+            LAYOUT["F"],
+        )
+
+
+@pytest.mark.parametrize("case", FIRST_OF_RULE, ids=str)
+def test_arrays_of_subclasses_and_mapped_files(case: Case, tmp_path: Any) -> None:
+    """A memory-mapped file is an array like any other."""
+    dtype = np.dtype(np.float32)
+    wanted = problem(case, dtype, (1000,))
+    mapped = np.memmap(tmp_path / "param", dtype, "w+", shape=(1000,))
+    mapped[...] = wanted.values.param
+    case.call(
+        {"param": mapped, "grad": wanted.values.grads[0], **{k: v.copy() for k, v in wanted.values.states.items()}}
+    )
+    assert not difference(np.asarray(mapped), wanted.after[0]["param"])
+
+
+# ------------------------------------------------------------------------------------------- that these tests can fail
+
+
+@pytest.mark.parametrize("case", FIRST_OF_RULE, ids=str)
+def test_a_wrong_reference_is_noticed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the last bit of one element of a result changed, or one step's gradient negated, the run fails."""
+    true = getattr(fs.reference, case.function_name)
+
+    def one_bit(param: Any, *args: Any, **kwargs: Any) -> None:
+        true(param, *args, **kwargs)
+        param[-1:] = np.nextafter(param[-1:], np.inf)
+
+    def negated(param: Any, grad: Any, *args: Any, **kwargs: Any) -> None:
+        true(param, -grad, *args, **kwargs)
+
+    for wrong, dtype in itertools.product((one_bit, negated), DTYPES):
+        monkeypatch.setattr(fs.reference, case.function_name, wrong)
+        wanted = make_problem(case, dtype, (37,))
+        with pytest.raises(AssertionError, match=r"after step 1: param: \d+ of 37 elements differ"):
+            run_function(wanted, "here")
+
+
+def test_a_write_beside_an_array_is_noticed() -> None:
+    """The guard bands, the gaps of a slice and the gradient are watched."""
+    case, dtype = FIRST_OF_RULE[0], DTYPES[0]
+    wanted = problem(case, dtype, (8,))
+
+    def stray(beyond: Any, role: str) -> Any:
+        def call(arrays: dict[str, Any], t: int) -> None:
+            case.call(arrays, t)
+            beyond(arrays[role])
+
+        return call
+
+    def behind(array: Any) -> None:
+        np.lib.stride_tricks.as_strided(array, (array.size + 1,))[-1] = 0
+
+    def between(array: Any) -> None:
+        np.lib.stride_tricks.as_strided(array, (2 * array.size,), (array.itemsize,))[1] = 0
+
+    def within(array: Any) -> None:
+        array[3] = 0
+
+    sliced = EVERY_2ND
+    with pytest.raises(AssertionError, match="memory beside square_avg changed"):
+        run_function(wanted, "here", call=stray(behind, "square_avg"))
+    with pytest.raises(AssertionError, match="memory beside param changed"):
+        run_function(wanted, "here", sliced, call=stray(between, "param"))
+    with pytest.raises(AssertionError, match="the gradient changed"):
+        run_function(wanted, "here", call=stray(within, "grad"))
+
+
+def test_the_comparison_of_bits() -> None:
+    """-0 is not 0, any NaN equals any NaN, a NaN equals no number, types and shapes count."""
+    for dtype in DTYPES:
+        unsigned = np.dtype(f"u{dtype.itemsize}")
+        nan = np.array([np.nan, np.nan], dtype)
+        other = (nan.view(unsigned) ^ unsigned.type(5) ^ unsigned.type(2 ** (8 * dtype.itemsize - 1))).view(dtype)
+        assert not difference(nan, other)
+        assert "2 of 2" in difference(np.zeros(2, dtype), -np.zeros(2, dtype))
+        assert "at (1,)" in difference(np.array([1, np.nan], dtype), np.ones(2, dtype))
+        assert "1 of 2" in difference(np.array([1, np.inf], dtype), np.array([1, np.nan], dtype))
+        assert difference(np.zeros(2, dtype), np.zeros((2, 1), dtype))
+    assert difference(np.zeros(2, np.float32), np.zeros(2, np.float64))
+    assert not difference(np.zeros((), np.float32), np.zeros((), np.float32))
+    assert Guarded((3,), DTYPES[0]).damaged() is False

@@ -1,0 +1,158 @@
+"""The norm of all gradients: the same bits everywhere, and right to the last bit or the one before."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fusedstep as fs
+from checks import Guarded, difference, threads
+from registry import DTYPES, ISAS, LAYOUTS, MIDDLE_LENGTHS, SMALL_SHAPES, THREADS, C, Layout, short_lengths, specials
+
+Array = np.ndarray[Any, Any]
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+each_isa = pytest.mark.parametrize("isa", ISAS)
+
+
+def norm(grads: list[Array | None], shapes: Any = None, **options: Any) -> float:
+    """The norm that a step reports, which it measures for ``clip_norm``."""
+    params = [np.zeros(3, np.float32) if grad is None else np.zeros(grad.shape, grad.dtype) for grad in grads]
+    report = fs.RMSprop(params).step(grads, clip_norm=1.0, **options)
+    assert isinstance(report.grad_norm, float)
+    return report.grad_norm
+
+
+def laid_out(values: Array, layout: Layout) -> Array:
+    array = Guarded(values.shape, values.dtype, layout).array
+    array[...] = values
+    return array
+
+
+def same(a: float, b: float) -> bool:
+    return not difference(np.float64(a)[...], np.float64(b)[...])
+
+
+@each_isa
+@each_dtype
+def test_equals_the_reference(dtype: np.dtype[Any], isa: str) -> None:
+    """Lengths, shapes and layouts, each with 1, 2 and 3 threads: the bits of ``reference.norm``."""
+    rng = np.random.default_rng(1)
+    with fs.use_isa(isa):
+        for n in (*short_lengths(dtype), *MIDDLE_LENGTHS, 100_003):
+            grad = rng.standard_normal(n).astype(dtype)
+            for count, layout in itertools.product(THREADS, LAYOUTS if n > 32000 else LAYOUTS[:1]):
+                own = laid_out(grad, layout)
+                with threads(count):
+                    assert norm([own]) == fs.reference.norm([own]), f"{dtype} {isa} {n=} {layout}, {count} threads"
+        for shape, layout in itertools.product((*SMALL_SHAPES, (3, 4, 5), (130, 150, 2)), LAYOUTS):
+            own = laid_out(rng.standard_normal(shape).astype(dtype), layout)
+            assert norm([own]) == fs.reference.norm([own]), f"{dtype} {isa} {shape} {layout}"
+
+
+@each_dtype
+def test_gradients_that_are_broadcast(dtype: np.dtype[Any]) -> None:
+    """Strides of 0 count each element as often as it stands there."""
+    rng = np.random.default_rng(2)
+    shapes: list[tuple[tuple[int, ...], tuple[int, ...]]] = [
+        ((), (40, 50)), ((40, 1), (40, 50)), ((50,), (40, 50)), ((1, 1, 70), (30, 3, 70)), ((30, 1, 70), (30, 50, 70)),
+    ]  # fmt: skip
+    for small, shape in shapes:
+        grad = np.broadcast_to(rng.standard_normal(small).astype(dtype), shape)
+        for own, options in itertools.product(
+            (grad, grad.T, grad[::-1]), ({}, {"grad_scale": 3.0}, {"clip_value": 0.5})
+        ):
+            found = norm([own], **options)
+            assert found == fs.reference.norm([own], **options), (small, shape, options)
+
+
+def test_lists_of_gradients() -> None:
+    """Both types, many small and few large gradients, None and empty ones among them: the reference's bits, for any
+    number of threads and instruction set; the order of the list counts, None does not."""
+    rng = np.random.default_rng(3)
+    lists: list[list[Any]] = [
+        [rng.standard_normal(n).astype(DTYPES[n % 2]) for n in range(300)],
+        [rng.standard_normal((n, 10)).T for n in (1000, 1, 5000, 0, 37)],
+        [None, rng.standard_normal(5), None, rng.standard_normal(100_000).astype(np.float32), None],
+        [None, None],
+        [np.zeros(0)],
+    ]
+    for grads in lists:
+        expected = fs.reference.norm([grad for grad in grads if grad is not None])
+        for isa, count in itertools.product(ISAS, THREADS):
+            with fs.use_isa(isa), threads(count):
+                assert norm(grads) == expected, (isa, count)
+    assert norm([None, None]) == 0.0
+
+
+@each_dtype
+def test_close_to_the_exact_sum(dtype: np.dtype[Any]) -> None:
+    """On ordinary data within one unit in the last place of the root of the exact sum."""
+    rng = np.random.default_rng(4)
+    for n in (1, 2, 15, 17, 1000, 10_000, 100_003):
+        for grad in (rng.standard_normal(n), rng.uniform(0, 1, n), np.exp(3 * rng.standard_normal(n))):
+            own = grad.astype(dtype)
+            exact = math.sqrt(math.fsum(float(x) ** 2 for x in own))
+            assert abs(norm([own]) - exact) <= math.ulp(exact), n
+    assert norm([np.array([3, 4], dtype)]) == 5.0
+
+
+@each_isa
+@each_dtype
+def test_after_unscaling_and_clipping(dtype: np.dtype[Any], isa: str) -> None:
+    """The norm is that of the gradients after ``grad_scale`` and ``clip_value``."""
+    rng = np.random.default_rng(5)
+    grads: list[Any] = [rng.standard_normal(shape).astype(dtype) for shape in ((1, 4), (3000,), (70, 30))]
+    grads[2] = grads[2].T
+    options: list[dict[str, float]] = [
+        {"grad_scale": 3.0}, {"clip_value": 0.3}, {"grad_scale": 0.1, "clip_value": 0.3}, {"grad_scale": 1e30},
+        {"clip_value": 1e300},
+    ]  # fmt: skip
+    with fs.use_isa(isa):
+        for chosen in options:
+            found = norm(grads, **chosen)
+            assert found == fs.reference.norm(grads, **chosen), chosen
+            scaled = [g.astype(np.float64) / chosen.get("grad_scale", 1) for g in grads]
+            limit = chosen.get("clip_value", np.inf)
+            plain = math.sqrt(sum(float((np.clip(g, -limit, limit) ** 2).sum()) for g in scaled))
+            assert found == pytest.approx(plain, rel=1e-6)
+            for layout in LAYOUTS:
+                own = laid_out(rng.standard_normal((23, 29, 3)).astype(dtype), layout)
+                assert norm([own], **chosen) == fs.reference.norm([own], **chosen), (chosen, layout)
+
+
+@each_isa
+@each_dtype
+def test_special_values(dtype: np.dtype[Any], isa: str) -> None:
+    """Each special value alone, among others and in pairs: NaN and inf come through, subnormals are not flushed."""
+    with fs.use_isa(isa):
+        for x, y in itertools.product(specials(dtype), repeat=2):
+            for grad in (np.array([x, y]), np.array([x] * 40 + [y]), np.array([1.0] * 1100 + [x, y])):
+                own = grad.astype(dtype)
+                assert same(norm([own]), fs.reference.norm([own])), (x, y)
+                assert same(norm([own], clip_value=2.0), fs.reference.norm([own], clip_value=2.0)), (x, y)
+    with fs.use_isa(isa):
+        assert norm([np.array([np.inf], dtype)]) == math.inf
+        assert math.isnan(norm([np.array([1, np.nan], dtype)]))
+        smallest = np.finfo(np.float32).smallest_subnormal
+        assert norm([np.array([smallest], dtype)]) == float(smallest)
+        assert norm([np.full(4, 1e30, dtype)]) == 2 * float(dtype.type(1e30))
+
+
+def test_squares_that_overflow() -> None:
+    """Finite gradients with a norm beyond the largest double: the norm is inf, no parameter is to blame."""
+    param = np.ones(3)
+    report = fs.RMSprop([param]).step([np.full(3, 1e200)], clip_norm=1.0)
+    assert report.grad_norm == math.inf
+    assert report.nonfinite == ()
+
+
+def test_the_order_of_memory_counts() -> None:
+    """A sum in another order has other bits: so the equalities above say something."""
+    grad = np.exp(5 * np.random.default_rng(6).standard_normal(5000))
+    found = {norm([np.roll(grad, k)]) for k in range(20)}
+    assert len(found) > 1
+    assert norm([laid_out(grad, C)]) == fs.reference.norm([grad])

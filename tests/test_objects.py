@@ -1,0 +1,273 @@
+"""What the compiler made of the kernels, read from the object code: nothing here runs them.
+
+The core is built without Python, by CMake, as it stands in the source tree.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import sysconfig
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from fusedstep import _core
+from native import cmake_build, cxx, run, scratch, sources, tool
+
+ISAS = _core.compiled_isas()
+X86 = "avx2" in ISAS
+
+# Each instruction set's widest registers, and the levels of x86-64 that it may take instructions from.
+REGISTERS = {"baseline": "xmm", "avx2": "ymm", "avx512": "zmm"}
+LEVELS = {
+    "baseline": {"x86-64-baseline"},
+    "avx2": {"x86-64-baseline", "x86-64-v2", "x86-64-v3"},
+    "avx512": {"x86-64-baseline", "x86-64-v2", "x86-64-v3", "x86-64-v4"},
+}
+
+# -fno-ipa-icf: where two loops come out the same, GCC keeps one of the names; we want to see all.
+# -mx86-used-note: the assembler writes down which instructions there are.
+LOOK = "-fno-ipa-icf" + (" -Wa,-mx86-used-note=yes" if X86 else "")
+
+# The loops by the rule that they were made from: how many variants there are, each in float and double, and which
+# arithmetic must be packed in each. A rule that is not here yet fails the tests until its line is.
+LOOPS = {
+    "update_loop RMSpropRule": (2 * 2 * 2 * 5, "add sub mul div sqrt"),
+    "update_loop AdagradRule": (2, "add sub mul div sqrt"),
+    "update_loop ProximalAdagradRule": (1, "add sub mul div sqrt"),
+    "update_loop AdagradDARule": (1, "add sub mul div sqrt"),
+    "update_loop AdagradNormRule": (1, "sub mul div"),
+    "update_loop RpropRule": (4, "sub mul"),
+    "update_loop GRpropRule": (2, "sub mul"),
+    "update_loop TrafficRule": (2, "add"),
+    "total_loop AdagradNormRule": (1, "add mul"),
+    "total_loop GRpropRule": (2, ""),  # asks for the first of the smallest: a scalar loop, for one element of all
+    "prologue_loop": (3, "mul"),
+    "sum_of_squares_loop": (1, "add sub mul"),
+    "divide_and_root_loop": (1, "add div sqrt"),
+}
+IN_DOUBLE = ("total_loop", "sum_of_squares_loop")
+
+# What a compiler may call of its own accord, and pow, of which bias correction makes a coefficient.
+MAY_CALL = {"pow", "memcpy", "memmove", "memset", "__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"}
+
+SYSTEM_LIBRARY = re.compile(r"(libc|libm|libstdc\+\+|libgcc_s|libpthread|ld-linux[-\w]*)\.so\.\d+|linux-vdso\.so\.1")
+
+each_isa = pytest.mark.parametrize("isa", ISAS)
+only_x86 = pytest.mark.skipif(not X86, reason="names registers and instructions of x86-64")
+
+
+# ------------------------------------------------------------------------------------------------------------- objects
+
+
+@dataclass(frozen=True)
+class Instruction:
+    name: str
+    operands: str
+
+    def uses(self, register: str) -> bool:
+        return f"%{register}" in self.operands
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The code of one of the loops, and the names in its template arguments."""
+
+    name: str
+    kind: str
+    type: str
+    code: list[Instruction]
+
+    def lacks(self, register: str) -> list[str]:
+        """The packed instructions in these registers that should be there and are not."""
+        suffix = "pd" if self.type == "double" or self.kind.startswith(IN_DOUBLE) else "ps"
+        found = {each.name.removeprefix("v") for each in self.code if each.uses(register)}
+        return [f"{name}{suffix}" for name in LOOPS[self.kind][1].split() if f"{name}{suffix}" not in found]
+
+
+class Object:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @functools.cached_property
+    def symbols(self) -> list[tuple[str, str]]:
+        """The type of each symbol, in nm's letters, and its name."""
+        lines = run(tool("nm"), "--format=posix", self.path).splitlines()
+        return [(kind, name) for name, kind, *_ in map(str.split, lines)]
+
+    @functools.cached_property
+    def functions(self) -> dict[str, list[Instruction]]:
+        functions: dict[str, list[Instruction]] = {}
+        for line in run(tool("objdump"), "-d", "-C", "--no-show-raw-insn", self.path).splitlines():
+            if start := re.fullmatch(r"[0-9a-f]+ <(.*)>:", line):
+                name = start[1].replace("fusedstep::", "").replace("(anonymous namespace)::", "")
+                code = functions.setdefault(name, [])
+            elif instruction := re.fullmatch(r" *[0-9a-f]+:\t(\S+)(.*)", line):
+                code.append(Instruction(instruction[1], instruction[2]))
+        return functions
+
+    @property
+    def code(self) -> Iterator[tuple[str, Instruction]]:
+        """All instructions, each with the name of its function."""
+        return ((name, each) for name, code in self.functions.items() for each in code)
+
+    @functools.cached_property
+    def loops(self) -> list[Loop]:
+        loops = []
+        for name, code in self.functions.items():
+            if found := re.match(r"[^(]*?((\w+_loop)<(?:(\w+Rule)\b)?.*?\b(float|double)\b.*?>)\((?!.*\.cold)", name):
+                kind = " ".join(part for part in found.group(2, 3) if part)
+                loops.append(Loop(found[1], kind, found[4], code))
+        return loops
+
+    @functools.cached_property
+    def levels(self) -> set[str]:
+        """The levels of x86-64 that instructions are taken from."""
+        note = re.search(r"x86 ISA used: (.*)", run(tool("readelf"), "--notes", "--wide", self.path))
+        assert note, f"{self.path} says nothing of the instructions in it"
+        return set(re.findall(r"x86-64-\w+", note[1]))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scripts_on_path() -> Iterator[None]:
+    """CMake looks for Ninja on the path, where those who do not activate their environment do not have it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", sysconfig.get_path("scripts"), prepend=os.pathsep)
+        yield
+
+
+@pytest.fixture(scope="module")
+def core(scripts_on_path: None) -> dict[str, Object]:
+    """The core's object files; those of the kernels under the names of their instruction sets."""
+    if "clang" in run(cxx(), "--version"):
+        pytest.skip("these tests know the code that GCC makes")
+    build = scratch("objects")
+    flags = f"{os.environ.get('CXXFLAGS', '')} {LOOK}"
+    cmake_build(sources(), build, "-DFUSEDSTEP_PYTHON=OFF", f"-DCMAKE_CXX_FLAGS={flags}")
+    objects = {}
+    for path in build.rglob("*.o"):
+        kernels = re.search(r"fusedstep_kernels_(\w+)\.dir", str(path))
+        objects[kernels[1] if kernels else path.stem] = Object(path)
+    return objects
+
+
+def test_each_instruction_set_has_an_object(core: dict[str, Object]) -> None:
+    assert set(ISAS) <= set(core)
+    assert len(core) > len(ISAS)
+    assert all(core[isa].path.name == "kernels.cpp.o" for isa in ISAS)
+
+
+@each_isa
+def test_linker_has_nothing_to_merge(core: dict[str, Object], isa: str) -> None:
+    """Of two weak symbols of one name the linker takes either: code for AVX-512, perhaps, into the baseline."""
+    weak = [name for kind, name in core[isa].symbols if kind in "vVwWu"]
+    assert not weak, f"weak symbols in the object for {isa}: {', '.join(weak)}"
+
+
+@each_isa
+def test_table_is_all_that_an_object_shows(core: dict[str, Object], isa: str) -> None:
+    shown = [name for kind, name in core[isa].symbols if kind.isupper() and kind != "U"]
+    assert shown == [f"_ZN9fusedstep{len('kernels_' + isa)}kernels_{isa}E"]
+
+
+@each_isa
+def test_object_calls_nothing_of_ours(core: dict[str, Object], isa: str) -> None:
+    called = {name for kind, name in core[isa].symbols if kind == "U"}
+    assert "pow" in called
+    assert called <= MAY_CALL, f"the object for {isa} also calls {', '.join(sorted(called - MAY_CALL))}"
+
+
+@each_isa
+def test_nothing_runs_before_an_instruction_set_is_chosen(core: dict[str, Object], isa: str) -> None:
+    """What initializes a global runs when the library is loaded, on any processor."""
+    early = [name for _, name in core[isa].symbols if "_GLOBAL__sub_I" in name or "__static_init" in name]
+    assert not early
+    assert "init_array" not in run(tool("objdump"), "-h", core[isa].path)
+
+
+@pytest.mark.parametrize("asked", ["CMAKE_CXX_FLAGS=-flto", "CMAKE_INTERPROCEDURAL_OPTIMIZATION=ON"])
+def test_kernels_stay_out_of_link_time_optimisation(core: dict[str, Object], tmp_path: Path, asked: str) -> None:
+    """Distributions switch it on for all that they build; it merges code across objects of any instruction set."""
+    tool("ninja")
+    run(tool("cmake"), "-G", "Ninja", "-S", sources(), "-B", tmp_path, "-DFUSEDSTEP_PYTHON=OFF", f"-D{asked}")
+    run(tool("cmake"), "--build", tmp_path, "--target", "fusedstep_kernels_baseline")
+    [path] = tmp_path.rglob("kernels.cpp.o")
+    assert ".gnu.lto" not in run(tool("objdump"), "-h", path)
+
+
+@only_x86
+@each_isa
+def test_object_keeps_to_its_instruction_set(core: dict[str, Object], isa: str) -> None:
+    allowed = list(REGISTERS.values())[: list(REGISTERS).index(isa) + 1]
+    used = [register for register in REGISTERS.values() if any(each.uses(register) for _, each in core[isa].code)]
+    assert used == allowed
+    assert core[isa].levels <= LEVELS[isa]
+
+
+@only_x86
+def test_rest_of_the_core_keeps_to_the_baseline(core: dict[str, Object]) -> None:
+    rest = {name: each.levels for name, each in core.items() if name not in ISAS}
+    assert rest == dict.fromkeys(rest, LEVELS["baseline"])
+
+
+@only_x86
+@each_isa
+def test_nothing_is_contracted(core: dict[str, Object], isa: str) -> None:
+    """A fused multiply-add rounds once where the reference rounds twice."""
+    fused = {name for name, each in core[isa].code if re.match(r"vfn?m(add|sub)", each.name)}
+    assert not fused, f"fused multiply-adds in the object for {isa}: {', '.join(sorted(fused))}"
+
+
+@each_isa
+def test_every_kernel_is_there(core: dict[str, Object], isa: str) -> None:
+    """The other tests look for loops by name, and would pass if there were none."""
+    found = Counter((loop.kind, loop.type) for loop in core[isa].loops)
+    assert found == {(kind, type): count for kind, (count, _) in LOOPS.items() for type in ("float", "double")}
+
+
+@only_x86
+@each_isa
+def test_every_loop_is_vectorised(core: dict[str, Object], isa: str) -> None:
+    """In the widest registers, and with the square roots and the selects, which are lost first."""
+    register = REGISTERS[isa]
+    lost = [f"{loop.name}\n    lacks {' '.join(lacks)}" for loop in core[isa].loops if (lacks := loop.lacks(register))]
+    total = len(core[isa].loops)
+    assert not lost, f"{len(lost)} of {total} loops for {isa} are not vectorised in {register}:\n" + "\n".join(lost)
+
+
+# ----------------------------------------------------------------------------------------------------------- extension
+
+
+@pytest.fixture(scope="module")
+def extension() -> Path:
+    """The extension module that the tests import."""
+    assert _core.__file__
+    path = Path(_core.__file__)
+    if not path.read_bytes().startswith(b"\x7fELF"):
+        pytest.skip("the extension is no ELF file")
+    return path
+
+
+def test_extension_needs_system_libraries_only(extension: Path) -> None:
+    dynamic = run(tool("readelf"), "-d", "--wide", extension)
+    needed = re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic)
+    assert "libc.so.6" in needed
+    assert all(map(SYSTEM_LIBRARY.fullmatch, needed)), needed
+    assert not re.search(r"\((RPATH|RUNPATH|TEXTREL)\)", dynamic), dynamic
+
+
+def test_extension_shows_nothing_of_ours(extension: Path) -> None:
+    """Another library with a copy of the core in it keeps its own."""
+    names = run(tool("nm"), "-D", "--defined-only", "--format=posix", extension).splitlines()
+    shown = [line.split()[0] for line in names]
+    assert "PyInit__core" in shown
+    assert not [name for name in shown if re.match(r"fusedstep|_Z(T\w)?N?K?(9fusedstep|8pybind11)", name)]
+
+
+def test_extension_is_small(extension: Path) -> None:
+    assert extension.stat().st_size < 8 * 2**20

@@ -1,0 +1,563 @@
+"""The classes step by step against the reference: containers, groups, options, reports, live state, verification."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fusedstep as fs
+from checks import Guarded, Mirror, Unchanged, assert_same, bits, difference, memory_of, threads
+from registry import (
+    BAD_CONTAINERS,
+    CASES,
+    CONTAINERS,
+    DTYPES,
+    FIRST_OF_RULE,
+    FULLEST_OF_RULE,
+    ISAS,
+    LAYOUT,
+    LAYOUTS,
+    STEP_OPTIONS,
+    BadContainer,
+    Case,
+    Container,
+    loss,
+)
+
+Array = np.ndarray[Any, Any]
+
+each_case = pytest.mark.parametrize("case", CASES, ids=str)
+each_rule = pytest.mark.parametrize("case", FIRST_OF_RULE, ids=str)
+each_full_rule = pytest.mark.parametrize("case", FULLEST_OF_RULE, ids=str)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def loss_for(case: Case, t: int) -> dict[str, float]:
+    return {"loss": loss(t)} if case.needs_loss else {}
+
+
+def normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any, layout: str = "C") -> Array:
+    array = Guarded(shape, np.dtype(dtype), LAYOUT[layout]).array
+    array[...] = rng.standard_normal(shape)
+    return array
+
+
+# ------------------------------------------------------------------------------------------- step by step, all at once
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@each_case
+def test_steps_equal_the_reference(case: Case, isa: str) -> None:
+    """Nested containers, both types in one optimizer, several layouts, 0-d and empty arrays, a gradient of None, other
+    layouts of gradients, lr changed between steps, all options at once: each bit of each array after each step, and
+    nothing beside the arrays."""
+    rng = np.random.default_rng(1)
+    kinds = {
+        "layers.0.w": ((7, 5), np.float32, "C"),
+        "layers.0.b": ((5,), np.float64, "every 2nd of the last axis"),
+        "layers.1.w": ((40, 33), np.float64, "F"),
+        "layers.1.b": ((33,), np.float32, "reversed"),
+        "scale": ((), np.float32, "C"),
+        "empty": ((0, 3), np.float32, "C"),
+        "last": ((3, 1, 700), np.float32, "rows cut out"),
+    }
+    guarded = {name: Guarded(shape, np.dtype(dtype), LAYOUT[layout]) for name, (shape, dtype, layout) in kinds.items()}
+    params = {name: own.array for name, own in guarded.items()}
+    for array in params.values():
+        array[...] = rng.standard_normal(array.shape)
+
+    def containers(x: Mapping[str, Any]) -> Any:
+        layers = [{"w": x["layers.0.w"], "b": x["layers.0.b"]}, {"w": x["layers.1.w"], "b": x["layers.1.b"]}]
+        return {"layers": layers, "scale": x["scale"], "empty": x["empty"], "last": x["last"]}
+
+    def gradients(layout: str | None) -> dict[str, Any]:
+        return {name: normal(rng, shape, dtype, layout or own) for name, (shape, dtype, own) in kinds.items()}
+
+    with fs.use_isa(isa):
+        optimizer = case.new(containers(params))
+        mirror = Mirror(case, params)
+        mirror.assert_like(optimizer, params, "at the start")
+        for t in range(1, 8):
+            grads = gradients("F" if t == 3 else None)
+            options: dict[str, Any] = loss_for(case, t)
+            if t == 2:
+                grads["layers.1.w"] = grads["scale"] = None
+            if t == 4:
+                optimizer.param_groups[0]["lr"] = 0.5
+                for own in mirror.options.values():
+                    own["lr"] = 0.5
+            if t == 5:
+                options |= {"grad_scale": 3.0, "clip_value": 1.0, "clip_norm": 2.0, "nonfinite": "skip"}
+            if t == 6:
+                grads = dict.fromkeys(grads)
+            untouched = Unchanged(grads.values())
+            report = optimizer.step(containers(grads), **options)
+            norm = mirror.step(grads, **options)
+            where = f"{case} {isa}, step {t}"
+            mirror.assert_like(optimizer, params, where)
+            untouched.check(f"{where}: gradients")
+            assert (report.step, report.grad_norm, report.skipped) == (t, norm, False), where
+            assert report.nonfinite == (() if t == 5 else None), where
+    for name, own in guarded.items():
+        assert not own.damaged(), f"memory beside {name} changed"
+
+
+@each_case
+def test_groups_with_hyperparameters_of_their_own(case: Case) -> None:
+    """Two groups that differ in lr and in weight decay, changed apart from each other; both types in each."""
+    rng = np.random.default_rng(2)
+    params = {name: normal(rng, (37,), dtype) for name, dtype in zip("abcd", ("f4", "f8") * 2, strict=True)}
+    of_second = {"lr": 0.125, "weight_decay": 0.5}
+    optimizer = case.new(
+        [{"params": {n: params[n] for n in "ab"}}, {"params": {n: params[n] for n in "cd"}, **of_second}]
+    )
+    mirror = Mirror(case, params, {"c": of_second, "d": of_second})
+    for t in range(1, 6):
+        if t == 3:
+            optimizer.param_groups[1]["lr"] = 0.25
+            mirror.options["c"]["lr"] = mirror.options["d"]["lr"] = 0.25
+        if t == 4:
+            optimizer.param_groups[0]["weight_decay"] = 0.25
+            mirror.options["a"]["weight_decay"] = mirror.options["b"]["weight_decay"] = 0.25
+        if t == 5:
+            optimizer.param_groups[0]["maximize"] = True
+            mirror.options["a"]["maximize"] = mirror.options["b"]["maximize"] = True
+        grads = {name: normal(rng, (37,), array.dtype) for name, array in params.items()}
+        optimizer.step(list(grads.values()), **loss_for(case, t))
+        mirror.step(grads, **loss_for(case, t))
+        mirror.assert_like(optimizer, params, f"{case}, step {t}")
+
+
+@pytest.mark.parametrize("options", STEP_OPTIONS)
+@each_dtype
+@each_full_rule
+def test_step_options(case: Case, dtype: np.dtype[Any], options: str) -> None:
+    """Each option of a step, alone and together: bits of parameters and states, the norm, the gradients after it."""
+    rng = np.random.default_rng(3)
+    shapes: dict[str, tuple[int, ...]] = {"a": (70, 31), "b": (3,), "none": (4,), "c": ()}
+    chosen = STEP_OPTIONS[options]
+    for name, count in itertools.product(("C", "F", "every 2nd of the last axis"), (1, 3)):
+        params = {key: normal(rng, shape, dtype, name) for key, shape in shapes.items()}
+        optimizer = case.new(params)
+        mirror = Mirror(case, params)
+        for t in range(1, 4):
+            grads: dict[str, Any] = {key: normal(rng, shape, dtype, name) for key, shape in shapes.items()}
+            grads["none"] = None
+            given = {key: grad for key, grad in grads.items() if grad is not None}
+            before = {key: grad.copy() for key, grad in given.items()}
+            norm = mirror.step(grads, **chosen, **loss_for(case, t))
+            with threads(count):
+                report = optimizer.step(grads, **chosen, **loss_for(case, t))
+            where = f"{case} {dtype} {options}, {name}, {count} threads, step {t}"
+            mirror.assert_like(optimizer, params, where)
+            assert report == (t, norm, False, None if norm is None else ()), where
+            expected = {key: np.zeros_like(grad) for key, grad in before.items()} if "zero_grads" in chosen else before
+            assert_same(given, expected, f"{where}: gradients")
+
+
+@each_dtype
+@each_full_rule
+def test_large_arrays_in_threads(case: Case, dtype: np.dtype[Any]) -> None:
+    """A list of large and small arrays with 1, 2 and 3 threads and all options: the same bits as the reference."""
+    rng = np.random.default_rng(4)
+    shapes = ((331, 307), (5,), (100_003,), (0,), (64, 64))
+    for count in (1, 2, 3):
+        params = {str(k): normal(rng, shape, dtype) for k, shape in enumerate(shapes)}
+        optimizer = case.new(list(params.values()))
+        mirror = Mirror(case, params)
+        for t in range(1, 3):
+            grads = {str(k): normal(rng, shape, dtype, "F") for k, shape in enumerate(shapes)}
+            options = {"clip_norm": 1.0, "grad_scale": 0.5, "nonfinite": "raise", **loss_for(case, t)}
+            norm = mirror.step(grads, **options)
+            with threads(count):
+                report = optimizer.step(list(grads.values()), zero_grads=True, **options)
+            assert report.grad_norm == norm
+            mirror.assert_like(optimizer, params, f"{case} {dtype}, {count} threads, step {t}")
+            assert not any(bits(grad).any() for grad in grads.values())
+
+
+@each_case
+def test_a_run_of_many_steps(case: Case) -> None:
+    """200 steps: what depends on the number of steps (bias correction, lr decay) keeps its bits."""
+    rng = np.random.default_rng(5)
+    params = {"w": normal(rng, (33,), "f4"), "b": normal(rng, (17,), "f8")}
+    optimizer = case.new(params)
+    mirror = Mirror(case, params)
+    for t in range(1, 201):
+        grads = {"w": normal(rng, (33,), "f4"), "b": normal(rng, (17,), "f8") if t % 3 else None}
+        optimizer.step(grads, **loss_for(case, t))
+        mirror.step(grads, **loss_for(case, t))
+    mirror.assert_like(optimizer, params, f"{case}, step 200")
+
+
+# ----------------------------------------------------------------------------------------------------------- containers
+
+
+def leaves(container: Container) -> list[Array]:
+    return [np.full((k + 2,), 1.0 + k, np.float32) for k in range(len(container.names))]
+
+
+@pytest.mark.parametrize("container", CONTAINERS, ids=lambda container: container.name)
+def test_containers(container: Container) -> None:
+    """Leaves get the names of their paths, and each its own gradient; no parameter is copied."""
+    params = leaves(container)
+    optimizer = fs.Adagrad(container.params(params), lr=1.0)
+    assert tuple(optimizer.state) == container.names
+    held = [array for group in optimizer.param_groups for array in group["params"]]
+    assert all(mine is theirs for mine, theirs in zip(held, params, strict=True))
+    grads = [np.full(array.shape, 10.0 + k, np.float32) for k, array in enumerate(params)]
+    assert optimizer.step(container.grads(grads)).step == 1
+    for k, name in enumerate(container.names):
+        assert (optimizer.state[name]["square_sum"] == (10.0 + k) ** 2).all(), name
+    optimizer.step(container.grads([None, *grads[1:]]))
+    assert (optimizer.state[container.names[0]]["square_sum"] == 100.0).all()
+
+
+@pytest.mark.parametrize("bad", BAD_CONTAINERS, ids=lambda bad: bad.name)
+def test_gradients_in_other_containers(bad: BadContainer) -> None:
+    """Gradients that don't come as the parameters do are refused, with the place, and nothing is written."""
+    w, b, s = (np.ones(n, np.float32) for n in (4, 3, 2))
+    grads = [np.ones(n, np.float32) for n in (4, 3, 2)]
+    optimizer = fs.RMSprop({"layers": [w, b], "scale": s})
+    unchanged = Unchanged(memory_of(optimizer, *grads))
+    with pytest.raises(bad.error) as caught:
+        optimizer.step(bad.grads(*grads))
+    for part in bad.says:
+        assert part in str(caught.value)
+    unchanged.check(bad.name)
+    assert optimizer.step({"layers": grads[:2], "scale": grads[2]}).step == 1
+
+
+def test_gradients_of_groups_in_other_containers() -> None:
+    """For groups: a list with an entry a group or an entry a leaf; anything else says so."""
+    a, b, c = (np.ones(3, np.float32) for _ in range(3))
+    optimizer = fs.RMSprop([{"params": [a, b]}, {"params": [c]}])
+    grads = [np.ones(3, np.float32) for _ in range(4)]
+    unchanged = Unchanged([a, b, c])
+    wrong: list[tuple[Any, type[Exception]]] = [
+        (grads, ValueError), (grads[:1], ValueError), ([grads[:2]], ValueError), ({"0": grads[0]}, TypeError),
+        (grads[0], TypeError), (None, TypeError), ([grads[:3], []], ValueError),
+    ]  # fmt: skip
+    for given, error in wrong:
+        with pytest.raises(error, match="grads"):
+            optimizer.step(given)
+        unchanged.check()
+    assert optimizer.step([grads[:2], grads[2:3]]).step == 1
+
+
+def test_names_must_differ() -> None:
+    """Two leaves of one name, in one container or in two groups, are refused by that name."""
+    a, b = np.ones(3, np.float32), np.ones(3, np.float32)
+    for params in ({"a": {"b": a}, "a.b": b}, [{"params": {"w": a}}, {"params": {"w": b}}]):
+        with pytest.raises(ValueError, match=r"'(a\.b|w)'"):
+            fs.RMSprop(params)
+
+
+@pytest.mark.parametrize("nothing", [[], {}, (), {"a": []}, [{"params": []}]], ids=repr)
+def test_no_parameters(nothing: Any) -> None:
+    """An optimizer of nothing is a mistake."""
+    with pytest.raises(ValueError, match="params"):
+        fs.RMSprop(nothing)
+
+
+# ---------------------------------------------------------------------------------------------------------------- state
+
+
+def is_dense(array: Array) -> bool:
+    """Whether the elements lie side by side, in whichever order of axes and directions."""
+    extent = sum((n - 1) * abs(stride) for n, stride in zip(array.shape, array.strides, strict=True)) + array.itemsize
+    return extent == array.nbytes
+
+
+@each_case
+def test_states_names_types_and_layouts(case: Case) -> None:
+    """The states have their names, start where they should, are of the parameter's shape and type (signs: int8), lie in
+    memory in the parameter's order and share no memory."""
+    for dtype, layout in itertools.product(DTYPES, LAYOUTS):
+        param = Guarded((4, 5, 6), dtype, layout).array
+        param[...] = 1
+        optimizer = case.new({"w": param})
+        assert list(optimizer.state) == ["w"]
+        states = optimizer.state["w"]
+        assert list(states) == [state.name for state in case.states]
+        for state in case.states:
+            array = states[state.name]
+            assert not difference(array, np.full(state.shape((4, 5, 6)), state.start, state.dtype(dtype)))
+            if state.scalar:
+                continue
+            in_param, in_state = (np.array(x.strides) // x.itemsize for x in (param, array))
+            assert (np.argsort(abs(in_param)) == np.argsort(abs(in_state))).all(), layout
+            assert sorted(abs(in_state)) in ([1, 4, 20], [1, 4, 24], [1, 5, 20], [1, 5, 30], [1, 6, 24], [1, 6, 30])
+            if is_dense(param):
+                assert (in_param == in_state).all(), layout
+            assert array.flags.writeable
+            assert array.flags.aligned
+        every = memory_of(optimizer)
+        assert not any(np.shares_memory(a, b) for a, b in itertools.combinations(every, 2))
+
+
+@each_full_rule
+def test_state_is_live(case: Case) -> None:
+    """The same arrays before and after a step; what is written into them counts in the next step."""
+    rng = np.random.default_rng(6)
+    params = {"w": normal(rng, (40,), "f4")}
+    optimizer = case.new(params)
+    mirror = Mirror(case, params)
+    arrays = {name: optimizer.state["w"][name] for name in optimizer.state["w"]}
+    for t in range(1, 4):
+        grads = {"w": normal(rng, (40,), "f4")}
+        optimizer.step(grads, **loss_for(case, t))
+        mirror.step(grads, **loss_for(case, t))
+        for state in case.states:
+            assert optimizer.state["w"][state.name] is arrays[state.name]
+            for live in (arrays[state.name], mirror.arrays["w"][state.name]):
+                live[() if state.scalar else slice(3, 9)] = 1 if state.sign else 0.75
+        mirror.assert_like(optimizer, params, f"{case}, step {t}")
+
+
+# ----------------------------------------------------------------------------------------------- hyperparameters change
+
+
+def test_options_that_switch_states_off_and_on() -> None:
+    """Momentum and centring may be switched off, and on again where the state is there; else it is an error."""
+    rng = np.random.default_rng(7)
+    grads = [normal(rng, (20,), "f4") for _ in range(4)]
+    for key, off, state in (("centered", False, "grad_avg"), ("momentum", 0.0, "momentum_buffer")):
+        param = normal(rng, (20,), "f4")
+        plain = {"param": param.copy(), "square_avg": np.zeros_like(param)}
+        optimizer = fs.RMSprop([param], **{key: 0.9 if key == "momentum" else True}, verify="every")
+        optimizer.param_groups[0][key] = off
+        optimizer.step(grads[:1])
+        fs.reference.rmsprop_(plain["param"], grads[0], plain["square_avg"], lr=0.01)
+        assert_same({"param": param, "square_avg": optimizer.state["0"]["square_avg"]}, plain, key)
+        assert not optimizer.state["0"][state].any()
+
+        optimizer = fs.RMSprop([param])
+        optimizer.param_groups[0][key] = 0.5 if key == "momentum" else True
+        unchanged = Unchanged(memory_of(optimizer))
+        with pytest.raises(ValueError, match=rf"'0'.*{state}"):
+            optimizer.step(grads[:1])
+        unchanged.check()
+        optimizer.param_groups[0][key] = off
+        optimizer.step(grads[:1])
+
+
+@each_rule
+def test_param_groups_hold_all_hyperparameters(case: Case) -> None:
+    """Each group shows its parameters and each hyperparameter, with its value."""
+    a, b = np.ones(3, np.float32), np.ones(4, np.float64)
+    optimizer = case.new([{"params": [a]}, {"params": {"b": b}, "lr": 0.75}])
+    first, second = optimizer.param_groups
+    assert first["params"][0] is a
+    assert second["params"][0] is b
+    assert second["lr"] == 0.75
+    for group in optimizer.param_groups:
+        assert {"lr", "weight_decay", "decoupled_weight_decay", "maximize", *case.class_options} <= set(group)
+
+
+# ------------------------------------------------------------------------------------------------- reports, NaN and inf
+
+
+@each_rule
+def test_the_report(case: Case) -> None:
+    """``step`` counts; ``grad_norm`` and ``nonfinite`` are there where asked for; it is a StepReport."""
+    param, grad = np.ones(4, np.float32), np.full(4, 2.0, np.float32)
+    optimizer = case.new([param])
+    report = optimizer.step([grad], **loss_for(case, 1))
+    assert type(report) is fs.StepReport
+    assert (report.step, report.grad_norm, report.skipped, report.nonfinite) == (1, None, False, None)
+    report = optimizer.step([grad], clip_norm=100.0, **loss_for(case, 2))
+    assert (report.step, report.grad_norm, report.skipped, report.nonfinite) == (2, 4.0, False, ())
+    report = optimizer.step([grad], nonfinite="skip", grad_scale=2.0, **loss_for(case, 3))
+    assert (report.step, report.grad_norm, report.skipped, report.nonfinite) == (3, 2.0, False, ())
+    report = optimizer.step([None], nonfinite="skip", **loss_for(case, 4))
+    assert (report.step, report.grad_norm, report.skipped, report.nonfinite) == (4, 0.0, False, ())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@each_dtype
+@each_full_rule
+def test_nonfinite_gradients(case: Case, dtype: np.dtype[Any], value: float) -> None:
+    """propagate: as the reference. skip and raise: not a byte changes, not of the gradients either, nor the number of
+    steps nor the last loss; the parameters are named; the run goes on as if the step had not been."""
+    rng = np.random.default_rng(8)
+    shapes = {"first": (5,), "large": (9000,), "wide": (30, 40), "last": (3,)}
+    for bad, count, more in itertools.product(
+        (("last",), ("first", "wide"), ("large",)), (1, 3),
+        ({}, {"zero_grads": True}, {"clip_value": 1.0}, {"clip_norm": 1.0, "grad_scale": 2.0}),
+    ):  # fmt: skip
+        params = {name: normal(rng, shape, dtype) for name, shape in shapes.items()}
+        optimizer = case.new(params)
+        mirror = Mirror(case, params)
+
+        def good(
+            t: int, params: dict[str, Array] = params, optimizer: Any = optimizer, mirror: Mirror = mirror
+        ) -> None:
+            grads = {name: normal(rng, array.shape, dtype) for name, array in params.items()}
+            optimizer.step(grads, loss=loss(t))
+            mirror.step(grads, loss=loss(t))
+            mirror.assert_like(optimizer, params, f"{case}, good step {t}")
+
+        good(1)
+        grads = {name: normal(rng, shape, dtype, "every 2nd of the last axis") for name, shape in shapes.items()}
+        for name in bad:
+            grads[name][(-1,) * grads[name].ndim] = value
+        unchanged = Unchanged(memory_of(optimizer, *grads.values()))
+        with threads(count):
+            report = optimizer.step(grads, nonfinite="skip", loss=1e9, **more)
+            assert report.step == 1
+            assert report.skipped
+            assert report.nonfinite == bad
+            assert not math.isfinite(report.grad_norm) or "clip_value" in more
+            unchanged.check("skip")
+            with pytest.raises(FloatingPointError) as caught:
+                optimizer.step(grads, nonfinite="raise", loss=1e9, **more)
+            assert all(repr(name) in str(caught.value) for name in bad)
+            assert not any(repr(name) in str(caught.value) for name in shapes if name not in bad)
+            unchanged.check("raise")
+            good(2)
+            good(3)
+            norm = mirror.step(grads, loss=loss(4), **more)
+            report = optimizer.step(grads, loss=loss(4), **more)
+        mirror.assert_like(optimizer, params, f"{case}, propagated {value}, {more}")
+        assert report.step == 4
+        assert not report.skipped
+        assert (norm is None) == (report.grad_norm is None)
+        assert norm is None or report.grad_norm == norm or (math.isnan(norm) and math.isnan(report.grad_norm))
+
+
+@each_dtype
+def test_unscaling_that_overflows_is_nonfinite(dtype: np.dtype[Any]) -> None:
+    """A gradient that is finite as it comes but not once unscaled is skipped as well."""
+    param, grad = np.ones(5, dtype), np.full(5, np.finfo(dtype).max, dtype)
+    optimizer = fs.RMSprop([param])
+    unchanged = Unchanged(memory_of(optimizer, grad))
+    assert optimizer.step([grad], grad_scale=0.5, nonfinite="skip").skipped
+    unchanged.check()
+    assert not optimizer.step([grad], grad_scale=2.0, nonfinite="skip", clip_value=1.0).skipped
+
+
+# --------------------------------------------------------------------------------------------------------- verification
+
+
+def off_by_a_bit(function: Callable[..., None]) -> Callable[..., None]:
+    def wrong(param: Array, *args: Any, **kwargs: Any) -> None:
+        function(param, *args, **kwargs)
+        last = param[-1, -1]
+        param[-1, -1] = np.nextafter(last, param.dtype.type(np.inf)) if np.isfinite(last) else 1
+
+    return wrong
+
+
+@each_dtype
+@each_case
+def test_verification_notices_one_bit(case: Case, dtype: np.dtype[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """``every`` raises at any step where a bit differs, ``first`` at the first alone, ``never`` never; the message
+    names parameter and place."""
+    rng = np.random.default_rng(9)
+
+    def new(verify: str) -> Callable[[int], Any]:
+        params = {"layers": [{"w": normal(rng, (4, 3), dtype)}]}
+        optimizer = case.new(params, verify=verify)
+        return lambda t: optimizer.step(
+            {"layers": [{"w": normal(rng, (4, 3), dtype)}]}, **loss_for(case, t), clip_norm=1.0, grad_scale=3.0
+        )
+
+    true = getattr(fs.reference, case.function_name)
+    told = r"parameter 'layers\.0\.w'.* 1 of 12 .*\(3, 2\)"
+    for verify in ("first", "every", "never"):
+        step = new(verify)
+        assert [step(t).step for t in (1, 2, 3)] == [1, 2, 3]  # all is well with the true reference
+        monkeypatch.setattr(fs.reference, case.function_name, off_by_a_bit(true))
+        if verify == "every":
+            with pytest.raises(fs.VerificationError, match=told):
+                step(4)
+        else:
+            assert step(4).step == 4
+        step = new(verify)
+        if verify == "never":
+            assert step(1).step == 1
+        else:
+            with pytest.raises(fs.VerificationError, match=told):
+                step(1)
+        monkeypatch.setattr(fs.reference, case.function_name, true)
+
+
+def test_verification_watches_states_norm_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state, the norm or a zeroed gradient that is not as the reference has it is noticed as well."""
+    param, grad = np.ones((2, 2), np.float32), np.ones((2, 2), np.float32)
+    true = fs.reference.rmsprop_
+
+    def wrong_state(param: Array, grad: Array, square_avg: Array, **kwargs: Any) -> None:
+        true(param, grad, square_avg, **kwargs)
+        square_avg[0, 1] = -1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fs.reference, "rmsprop_", wrong_state)
+        with pytest.raises(fs.VerificationError, match=r"square_avg of parameter '0'.*\(0, 1\)"):
+            fs.RMSprop([param], verify="every").step([grad])
+    with monkeypatch.context() as patch:
+        patch.setattr(fs.reference, "norm", lambda grads, **kwargs: 2.0000000000000004)
+        with pytest.raises(fs.VerificationError, match="norm"):
+            fs.RMSprop([param], verify="every").step([grad], clip_norm=10.0)
+    assert issubclass(fs.VerificationError, AssertionError)
+
+
+@each_full_rule
+@each_dtype
+def test_verified_steps_are_like_others(case: Case, dtype: np.dtype[Any]) -> None:
+    """With ``verify="every"`` all options work, reports and bits are those of ``never``, skipped steps included."""
+    rng = np.random.default_rng(10)
+    start = [normal(rng, (6, 5), dtype), normal(rng, (7,), dtype)]
+    runs = []
+    for verify in ("never", "every"):
+        params = [array.copy() for array in start]
+        optimizer = case.new(params, verify=verify)
+        reports = []
+        gradients = np.random.default_rng(11)
+        for t, chosen in enumerate(STEP_OPTIONS.values(), 1):
+            grads: list[Any] = [
+                normal(gradients, (6, 5), dtype, "F"),
+                normal(gradients, (7,), dtype) if t % 4 else None,
+            ]
+            if t in (6, 11, 13):
+                grads[0][2, 2] = math.inf
+            try:
+                reports.append(tuple(optimizer.step(grads, **chosen, **loss_for(case, t))))
+            except FloatingPointError as error:
+                reports.append((str(error),))
+        runs.append((params, reports, optimizer))
+    (params, reports, optimizer), (verified, same_reports, other) = runs
+    assert reports == same_reports
+    for a, b in zip(memory_of(optimizer), memory_of(other), strict=True):
+        assert not difference(a, b)
+    for a, b in zip(params, verified, strict=True):
+        assert not difference(a, b)
+
+
+@pytest.mark.parametrize("verify", ["", "always", None, True, 1, "First"])
+@each_rule
+def test_verify_takes_three_words(case: Case, verify: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"verify.*'never', 'first', 'every'"):
+        case.new([np.ones(3, np.float32)], verify=verify)
+
+
+# ------------------------------------------------------------------------------------------------- that these can fail
+
+
+@each_case
+def test_a_wrong_reference_is_noticed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison of an optimizer with its mirror fails for one bit."""
+    monkeypatch.setattr(fs.reference, case.function_name, off_by_a_bit(getattr(fs.reference, case.function_name)))
+    params = {"w": np.ones((2, 2), np.float32)}
+    grads = {"w": np.ones((2, 2), np.float32)}
+    optimizer, mirror = case.new(params), Mirror(case, params)
+    optimizer.step(grads, **loss_for(case, 1))
+    mirror.step(grads, **loss_for(case, 1))
+    with pytest.raises(AssertionError, match=r"param: 1 of 4 elements differ, the first at \(1, 1\)"):
+        mirror.assert_like(optimizer, params, "here")

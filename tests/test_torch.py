@@ -1,0 +1,743 @@
+"""``fusedstep.torch`` beside ``torch.optim``: the same runs, states and errors, without copies."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import inspect
+import io
+import itertools
+import pickle
+import runpy
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import fusedstep as fs  # noqa: E402
+import fusedstep.torch as ft  # noqa: E402
+
+Tensor = torch.Tensor
+DTYPES = (torch.float32, torch.float64)
+STEPS = 12
+
+# The options with which torch's own tests run these optimizers on the CPU (common_optimizers.py), and a few more.
+GRID: dict[str, tuple[dict[str, Any], ...]] = {
+    "RMSprop": (
+        {},
+        {"lr": 1e-3},
+        {"weight_decay": 0.1},
+        {"maximize": True},
+        {"weight_decay": 0.1, "centered": True},
+        {"maximize": True, "weight_decay": 0.1},
+        {"weight_decay": 0.1, "centered": True, "momentum": 0.1},
+        {"weight_decay": 0.1, "centered": True, "momentum": 0.1, "maximize": True},
+        {"alpha": 0.9, "eps": 1e-3, "momentum": 0.9},
+        {"lr": torch.tensor(0.001)},
+    ),
+    "Rprop": (
+        {},
+        {"lr": 2e-4},
+        {"etas": (0.5, 1.5)},
+        {"step_sizes": (2e-6, 100)},
+        {"maximize": True},
+        {"step_sizes": (1e-3, 0.02), "lr": torch.tensor(0.01)},
+    ),
+    "Adagrad": (
+        {},
+        {"weight_decay": 0.1},
+        {"weight_decay": 0.1, "maximize": True},
+        {"lr": 0.1},
+        {"initial_accumulator_value": 0.1, "weight_decay": 0.1},
+        {"lr": 0.1, "lr_decay": 0.5, "weight_decay": 0.1},
+        {"lr": torch.tensor(0.001)},
+        {"lr": 0.1, "eps": 1e-3},
+    ),
+}
+NAMES = tuple(GRID)
+
+each_name = pytest.mark.parametrize("name", NAMES)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+each_options = pytest.mark.parametrize(
+    ("name", "options"), [(name, options) for name in NAMES for options in GRID[name]], ids=str
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread_of_torch() -> Iterator[None]:
+    """These networks are too small for more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def theirs(name: str) -> Any:
+    return getattr(torch.optim, name)
+
+
+def ours(name: str) -> Any:
+    return getattr(ft, name)
+
+
+def network(dtype: Any = torch.float32) -> Any:
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(6, 10), torch.nn.Tanh(), torch.nn.Linear(10, 3)
+    return torch.nn.Sequential(*layers).to(dtype)
+
+
+def loss_of(model: Any, t: int = 0) -> Tensor:
+    """The loss on the batch of step ``t``."""
+    generator = torch.Generator().manual_seed(t)
+    dtype = next(model.parameters()).dtype
+    x = torch.randn(16, 6, generator=generator, dtype=torch.float64).to(dtype)
+    y = torch.randint(0, 3, (16,), generator=generator)
+    return torch.nn.functional.cross_entropy(model(x), y)
+
+
+def train(model: Any, optimizer: Any, steps: range = range(STEPS)) -> Iterator[int]:
+    for t in steps:
+        optimizer.zero_grad()
+        loss_of(model, t).backward()
+        optimizer.step()
+        yield t
+
+
+def assert_near(name: str, found: Any, expected: Any, ulps: int, where: str = "") -> None:
+    """Parameters (or tensors) are equal: to the last bit for Rprop, else up to some units in the last place of the
+    largest."""
+    for a, b in zip(found, expected, strict=True):
+        if name == "Rprop":
+            assert torch.equal(a, b), where
+        else:
+            tolerance = ulps * torch.finfo(a.dtype).eps * float(b.detach().abs().max())
+            torch.testing.assert_close(a, b, rtol=0, atol=tolerance, msg=lambda told: f"{where}: {told}")
+
+
+def assert_states_near(name: str, found: Any, expected: Any, ulps: int) -> None:
+    """Two ``state_dict()``: the same entries, with the same values; of Rprop's ``prev`` the sign."""
+    assert list(found["state"]) == list(expected["state"])
+    for key, entry in expected["state"].items():
+        assert list(found["state"][key]) == list(entry)
+        for state, tensor in entry.items():
+            mine = found["state"][key][state]
+            assert (mine.dtype, mine.shape, mine.stride()) == (tensor.dtype, tensor.shape, tensor.stride()), state
+            if state == "prev":
+                assert torch.equal(mine.sign(), tensor.sign())
+            else:
+                assert_near(name, [mine], [tensor], ulps, state)
+
+
+# ------------------------------------------------------------------------------------------------------------- the runs
+
+
+@each_dtype
+@each_options
+def test_each_step_is_that_of_torch(name: str, options: dict[str, Any], dtype: Any) -> None:
+    """From the same parameters and states, each step of a run ends within 4 units in the last place of torch's; with
+    Rprop, at the same bits."""
+    model, mine = network(dtype), network(dtype)
+    reference = theirs(name)(model.parameters(), **options)
+    optimizer = ours(name)(mine.parameters(), **options)
+    for t in train(model, reference):
+        for a, b in zip(mine.parameters(), model.parameters(), strict=True):
+            a.grad = b.grad.clone()
+        optimizer.step()
+        assert_near(name, mine.parameters(), model.parameters(), 4, f"step {t}")
+        assert_states_near(name, optimizer.state_dict(), reference.state_dict(), 4)
+        mine.load_state_dict(model.state_dict())
+        optimizer.load_state_dict(copy.deepcopy(reference.state_dict()))
+
+
+@pytest.mark.parametrize("foreach", [False, True], ids=("loop", "foreach"))
+@each_dtype
+@each_options
+def test_training_runs_as_with_torch(name: str, options: dict[str, Any], dtype: Any, foreach: bool) -> None:
+    """A network that is trained by itself stays within 2000 units in the last place of one trained with torch."""
+    model, mine = network(dtype), network(dtype)
+    optimizers = theirs(name)(model.parameters(), foreach=foreach, **options), ours(name)(mine.parameters(), **options)
+    for t, _ in zip(train(model, optimizers[0]), train(mine, optimizers[1]), strict=True):
+        assert_near(name, mine.parameters(), model.parameters(), 2000, f"step {t}")
+
+
+@each_dtype
+@each_options
+def test_bits_of_the_reference(name: str, options: dict[str, Any], dtype: Any) -> None:
+    """The updates are those of ``fusedstep``'s own optimizer with torch's dialect, bit for bit."""
+    model = network(dtype)
+    optimizer = ours(name)(model.parameters(), **options)
+    arrays = [param.detach().numpy().copy() for param in model.parameters()]
+    mine = {key: float(value) if isinstance(value, Tensor) else value for key, value in options.items()}
+    dialect = {"RMSprop": {"alpha": 0.99}, "Rprop": {"variant": "irprop-"}, "Adagrad": {}}[name]
+    plain = getattr(fs, name)(arrays, verify="every", **{**dialect, **mine})
+    for _ in train(model, optimizer):
+        plain.step([param.grad.numpy() for param in model.parameters()])
+        for param, array in zip(model.parameters(), arrays, strict=True):
+            assert np.array_equal(param.detach().numpy(), array)
+
+
+@each_name
+def test_defaults_and_arguments_are_those_of_torch(name: str) -> None:
+    """The same arguments in the same order, and the same groups with all hyperparameters."""
+    signatures = [inspect.signature(cls).parameters.values() for cls in (theirs(name), ours(name))]
+    a, b = ([(p.name, p.kind, p.default) for p in signature] for signature in signatures)
+    assert a == b
+    a, b = (cls([torch.zeros(1)]).state_dict()["param_groups"] for cls in (theirs(name), ours(name)))
+    assert a == b
+    assert str(ours(name)([torch.zeros(1)])) == str(theirs(name)([torch.zeros(1)]))
+
+
+@each_name
+def test_groups_with_hyperparameters_of_their_own(name: str) -> None:
+    """Groups keep theirs, they may change between steps, and a group may come later."""
+    models = network(), network()
+    optimizers = []
+    for model, cls in zip(models, (theirs(name), ours(name)), strict=True):
+        first, second = model[0], model[2]
+        optimizer = cls([{"params": first.parameters(), "maximize": True}, {"params": [second.weight], "lr": 0.02}])
+        optimizer.add_param_group({"params": second.bias, "lr": 0.03})
+        optimizers.append(optimizer)
+    for t, _ in zip(*map(train, models, optimizers), strict=True):
+        assert_near(name, models[1].parameters(), models[0].parameters(), 100, f"step {t}")
+        for optimizer in optimizers:
+            optimizer.param_groups[1]["lr"] *= 0.5
+            optimizer.param_groups[0]["maximize"] = t % 2 == 0
+
+
+@pytest.mark.parametrize("name", ["RMSprop", "Adagrad"])
+def test_a_parameter_that_changes_its_group(name: str) -> None:
+    """It is updated with the hyperparameters of its new group."""
+    params = [torch.ones(3, requires_grad=True) for _ in range(3)]
+    optimizer = ours(name)([{"params": params[:2]}, {"params": params[2:], "maximize": True}])
+    for changed in (False, True):
+        for param in params:
+            param.grad = torch.ones(3)
+        before = params[1].detach().clone()
+        optimizer.step()
+        assert ((params[1] > before) == changed).all()
+        groups = optimizer.param_groups
+        groups[1]["params"].insert(0, groups[0]["params"].pop())
+
+
+SCHEDULERS: tuple[Callable[[Any], Any], ...] = (
+    lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5),
+    lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS),
+    lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, 1.0, 5),
+    lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=STEPS + 1, cycle_momentum=False),
+)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=("step", "cosine", "linear", "one cycle"))
+@pytest.mark.parametrize("lr", [0.01, torch.tensor(0.01)], ids=("number", "tensor"))
+@pytest.mark.parametrize("name", ["RMSprop", "Adagrad"])
+def test_schedulers(name: str, scheduler: Any, lr: Any) -> None:
+    """Learning rates of torch's schedulers are followed, those that are tensors, too."""
+    models = network(), network()
+    optimizers = [
+        cls(model.parameters(), lr=copy.deepcopy(lr))
+        for cls, model in zip((theirs(name), ours(name)), models, strict=True)
+    ]
+    schedulers = [scheduler(optimizer) for optimizer in optimizers]
+    for t, _ in zip(*map(train, models, optimizers), strict=True):
+        assert_near(name, models[1].parameters(), models[0].parameters(), 500, f"step {t}")
+        for each in schedulers:
+            each.step()
+        assert schedulers[0].get_last_lr() == schedulers[1].get_last_lr()
+
+
+@each_name
+def test_closure(name: str) -> None:
+    """The closure runs once, with gradients enabled wherever ``step`` is called, and its loss is returned."""
+    models = network(), network()
+    optimizers = [cls(model.parameters()) for cls, model in zip((theirs(name), ours(name)), models, strict=True)]
+    for t in range(5):
+        losses = []
+        for model, optimizer in zip(models, optimizers, strict=True):
+
+            def closure(model: Any = model, optimizer: Any = optimizer, t: int = t) -> Tensor:
+                assert torch.is_grad_enabled()
+                optimizer.zero_grad()
+                loss = loss_of(model, t)
+                loss.backward()
+                return loss
+
+            with torch.no_grad():
+                losses.append(optimizer.step(closure))
+                assert not torch.is_grad_enabled()
+        assert_near("", [losses[1]], [losses[0]], 500)
+        assert losses[1].requires_grad
+    assert optimizers[1].step() is None
+
+
+def test_hooks() -> None:
+    """Hooks before and after a step run."""
+    param = torch.ones(2, requires_grad=True)
+    param.grad = torch.ones(2)
+    optimizer = ft.RMSprop([param])
+    called = []
+    optimizer.register_step_pre_hook(lambda *_: called.append(float(param.detach()[0])))
+    optimizer.register_step_post_hook(lambda *_: called.append(float(param.detach()[0])))
+    optimizer.step()
+    assert len(called) == 2
+    assert called[0] == 1 > called[1]
+
+
+# --------------------------------------------------------------------------------------------------------------- states
+
+
+@each_dtype
+@each_options
+def test_states_go_from_torch_to_us_and_back(name: str, options: dict[str, Any], dtype: Any) -> None:
+    """A run that changes the optimizer twice in the middle is that of torch."""
+    model, mine = network(dtype), network(dtype)
+    reference = theirs(name)(model.parameters(), **options)
+    optimizer = theirs(name)(mine.parameters(), **options)
+    for part, cls in enumerate((theirs(name), ours(name), theirs(name), ours(name))):
+        changed = cls(mine.parameters())
+        changed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        optimizer = changed
+        steps = range(4 * part, 4 * part + 4)
+        for t, _ in zip(train(model, reference, steps), train(mine, optimizer, steps), strict=True):
+            assert_near(name, mine.parameters(), model.parameters(), 2000, f"step {t}")
+        assert_states_near(name, optimizer.state_dict(), reference.state_dict(), 100_000)
+
+
+@each_name
+def test_state_dict_is_that_of_torch_before_the_first_step(name: str) -> None:
+    """Nothing for RMSprop and Rprop; Adagrad's sums stand there from the start."""
+    a, b = (cls(network().parameters()).state_dict() for cls in (theirs(name), ours(name)))
+    assert list(a["state"]) == list(b["state"])
+    assert_states_near(name, b, a, 0)
+
+
+@each_name
+def test_state_through_a_file_and_through_pickle(name: str) -> None:
+    """``torch.save`` and ``torch.load``, ``copy.deepcopy`` and ``pickle`` give optimizers that go on as it."""
+    model = network()
+    optimizer = ours(name)(model.parameters())
+    list(train(model, optimizer))
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    loaded = network()
+    loaded.load_state_dict(saved["model"])
+    from_file = ours(name)(loaded.parameters(), lr=5.0)
+    from_file.load_state_dict(saved["optimizer"])
+    others = [(loaded, from_file), copy.deepcopy((model, optimizer)), pickle.loads(pickle.dumps((model, optimizer)))]
+    list(train(model, optimizer))
+    for other, its in others:
+        list(train(other, its))
+        assert all(map(torch.equal, other.parameters(), model.parameters()))
+
+
+@each_name
+def test_old_state_dicts_of_torch(name: str) -> None:
+    """Those whose groups lack the newer options, and whose steps are numbers."""
+    model = network()
+    reference = theirs(name)(model.parameters())
+    list(train(model, reference))
+    state = copy.deepcopy(reference.state_dict())
+    for key in ("foreach", "maximize", "differentiable", "capturable", "fused"):
+        state["param_groups"][0].pop(key, None)
+    for entry in state["state"].values():
+        entry["step"] = int(entry["step"])
+    optimizer = ours(name)(model.parameters())
+    optimizer.load_state_dict(state)
+    list(train(model, optimizer, range(1)))
+    assert all(float(entry["step"]) == STEPS + 1 for entry in optimizer.state.values())
+    assert optimizer.param_groups[0].keys() == reference.param_groups[0].keys()
+
+
+def test_signs_of_rprop() -> None:
+    """``prev`` is the sign of the gradient, 0 for NaN and where the sign flipped; ``state_dict`` has it as a float."""
+    param = torch.zeros(4, requires_grad=True)
+    optimizer = ft.Rprop([param])
+    param.grad = torch.tensor([2.5, -1e-40, 0.0, 1.0])
+    optimizer.step()
+    assert optimizer.state[param]["prev"].dtype == torch.int8
+    assert optimizer.state[param]["prev"].tolist() == [1, -1, 0, 1]
+    param.grad = torch.tensor([2.5, -1e-40, 0.0, -1.0])
+    optimizer.step()
+    assert optimizer.state_dict()["state"][0]["prev"].tolist() == [1.0, -1.0, 0.0, 0.0]
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][0]["prev"] = torch.tensor([torch.nan, -1e-40, -0.0, 7.0])
+    optimizer.load_state_dict(saved)
+    assert optimizer.state[param]["prev"].tolist() == [0, -1, 0, 1]
+
+
+@each_name
+def test_states_that_the_caller_changes(name: str) -> None:
+    """Values written into a state count, so do tensors put in its place, and a state that was deleted starts anew."""
+    params = [torch.nn.Parameter(torch.ones(5)) for _ in range(2)]
+    optimizers = [cls([param]) for cls, param in zip((theirs(name), ours(name)), params, strict=True)]
+
+    def step() -> None:
+        for param, optimizer in zip(params, optimizers, strict=True):
+            param.grad = torch.linspace(-1, 1, 5)
+            optimizer.step()
+        assert_near(name, params[1:], params[:1], 20)
+        assert_states_near(name, optimizers[1].state_dict(), optimizers[0].state_dict(), 20)
+
+    key = {"RMSprop": "square_avg", "Rprop": "step_size", "Adagrad": "sum"}[name]
+    step()
+    for optimizer, param in zip(optimizers, params, strict=True):
+        optimizer.state[param][key].fill_(0.5)
+        optimizer.state[param]["step"].fill_(10)
+        optimizer.param_groups[0]["lr_decay"] = 0.5
+    step()
+    for optimizer, param in zip(optimizers, params, strict=True):
+        optimizer.state[param][key] = torch.full((5,), 0.25)
+        optimizer.state[param]["step"] = torch.tensor(20.0)
+    step()
+    for optimizer, param in zip(optimizers, params, strict=True):
+        optimizer.state[param][key].data = torch.full((5,), 0.125)
+    step()
+    for optimizer in optimizers:
+        optimizer.state.clear()
+    step()
+
+
+# --------------------------------------------------------------------------------------------------------------- memory
+
+
+def places(optimizer: Any) -> list[int]:
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    states = [state for entry in optimizer.state.values() for name, state in entry.items() if name != "step"]
+    return [tensor.data_ptr() for tensor in (*params, *states)]
+
+
+@each_name
+def test_nothing_is_copied(name: str) -> None:
+    """Parameters and states stay where they are; gradients are neither moved nor written nor held."""
+    model = network()
+    optimizer = ours(name)(model.parameters(), **({"momentum": 0.5, "centered": True} if name == "RMSprop" else {}))
+    list(train(model, optimizer, range(1)))
+    before = places(optimizer)
+    for t in range(3):
+        optimizer.zero_grad()
+        loss_of(model, t).backward()
+        grads = [param.grad for param in model.parameters()]
+        values = [(grad.data_ptr(), grad.clone()) for grad in grads]
+        optimizer.step()
+        for grad, (place, value) in zip(grads, values, strict=True):
+            assert grad.data_ptr() == place
+            assert torch.equal(grad, value)
+    assert places(optimizer) == before
+    released = [weakref.ref(grad) for grad in grads]
+    del grads, grad
+    optimizer.zero_grad()
+    gc.collect()
+    assert not any(ref() is not None for ref in released)
+
+
+LAYOUTS: dict[str, Callable[[Any], Tensor]] = {
+    "transposed": lambda dtype: torch.randn(4, 6, dtype=dtype).t(),
+    "sliced": lambda dtype: torch.randn(6, 9, dtype=dtype)[:, 1:9:2],
+    "every other row": lambda dtype: torch.randn(12, 4, dtype=dtype)[::2],
+    "channels last": lambda dtype: torch.randn(2, 3, 4, 5, dtype=dtype).to(memory_format=torch.channels_last),
+    "permuted": lambda dtype: torch.randn(2, 3, 4, dtype=dtype).permute(2, 0, 1),
+    "empty": lambda dtype: torch.randn(0, 3, dtype=dtype),
+    "a number": lambda dtype: torch.randn((), dtype=dtype),
+}
+
+
+@pytest.mark.parametrize("like_param", [True, False], ids=("gradient like the parameter", "gradient contiguous"))
+@pytest.mark.parametrize("layout", LAYOUTS)
+@each_dtype
+@each_name
+def test_layouts(name: str, dtype: Any, layout: str, like_param: bool) -> None:
+    """Tensors that are not contiguous are updated where they are, and nothing beside them."""
+    torch.manual_seed(0)
+    base = LAYOUTS[layout](dtype)
+    mine, reference = base, base.clone()
+    whole = mine._base if mine._base is not None else mine
+    mine.requires_grad_()
+    reference.requires_grad_()
+    optimizers = ours(name)([mine]), theirs(name)([reference])
+    place = mine.data_ptr()
+    outside = torch.ones_like(whole, dtype=torch.bool)
+    outside.as_strided(mine.shape, mine.stride(), mine.storage_offset()).fill_(False)
+    beside = whole.detach()[outside]
+    for t in range(4):
+        grad = torch.randn(mine.shape, generator=torch.Generator().manual_seed(t), dtype=dtype)
+        mine.grad = torch.empty_like(mine.detach()).copy_(grad) if like_param else grad
+        reference.grad = grad
+        for optimizer in optimizers:
+            optimizer.step()
+        assert_near(name, [mine] if mine.numel() else [], [reference] if mine.numel() else [], 50, f"step {t}")
+    assert mine.data_ptr() == place
+    assert torch.equal(whole.detach()[outside], beside)
+
+
+MOVES: dict[str, Callable[[Any], None]] = {
+    "data replaced": lambda param: setattr(param, "data", param.detach().clone()),
+    "data transposed": lambda param: setattr(param, "data", param.detach().t().contiguous().t()),
+    "data transposed in place": lambda param: setattr(param, "data", param.detach().t()),
+    "data of another shape": lambda param: setattr(param, "data", param.detach()[:3, :2]),
+    "data of another dtype": lambda param: setattr(param, "data", param.detach().double()),
+    "shared memory": lambda param: param.share_memory_(),
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("name", ["RMSprop", "Adagrad"])
+def test_memory_that_moves(name: str, move: str) -> None:
+    """A parameter whose memory was replaced is updated in its new place; the old one is left alone."""
+    torch.manual_seed(1)
+    values = torch.randn(4, 4)
+    params = [values.clone().requires_grad_() for _ in range(2)]
+    optimizers = [cls([param]) for cls, param in zip((theirs(name), ours(name)), params, strict=True)]
+    old = params[1].detach()
+    for t in range(6):
+        if t == 3:
+            old.copy_(params[0].detach())
+            before = old.clone()
+            for param, optimizer in zip(params, optimizers, strict=True):
+                param.grad = None
+                MOVES[move](param)
+                for key in optimizer.state[param]:
+                    if key != "step":  # their shape and type are the caller's affair, in torch, too
+                        optimizer.state[param][key] = torch.zeros_like(param)
+        for param in params:
+            grad = torch.randn(4, 4, generator=torch.Generator().manual_seed(t))
+            param.grad = grad[: param.shape[0], : param.shape[1]].to(param.dtype)
+        for optimizer in optimizers:
+            optimizer.step()
+        assert_near(name, params[1:], params[:1], 50, f"step {t}")
+    if "replaced" in move:
+        assert torch.equal(old, before)
+
+
+def test_shared_sums() -> None:
+    """``Adagrad.share_memory`` moves the sums; the next step finds them."""
+    model, mine = network(), network()
+    optimizers = theirs("Adagrad")(model.parameters()), ft.Adagrad(mine.parameters())
+    for t, _ in zip(train(model, optimizers[0]), train(mine, optimizers[1]), strict=True):
+        if t == 3:
+            optimizers[1].share_memory()
+            assert all(entry["sum"].is_shared() for entry in optimizers[1].state.values())
+        assert_near("Adagrad", mine.parameters(), model.parameters(), 100)
+
+
+@each_name
+def test_some_without_gradients(name: str) -> None:
+    """They are left out: no state before their first gradient, no step counted."""
+    pairs = []
+    for cls in (theirs(name), ours(name)):
+        params = [torch.ones(3, requires_grad=True) for _ in range(3)]
+        pairs.append((params, cls(params)))
+    pairs[1][1].step()
+    for t, with_grad in enumerate(([0], [0, 2], [], [1], [0, 1, 2], [2])):
+        for params, optimizer in pairs:
+            for i, param in enumerate(params):
+                param.grad = torch.linspace(-1, 1, 3) * (t + 1) if i in with_grad else None
+            versions = [param._version for param in params]
+            optimizer.step()
+            assert [i for i, v in enumerate(versions) if params[i]._version != v] == with_grad
+        assert_near(name, pairs[1][0], pairs[0][0], 50)
+        states = [optimizer.state_dict() for _, optimizer in pairs]
+        assert states[0]["state"].keys() == states[1]["state"].keys()
+        assert_states_near(name, states[1] | {"state": dict(sorted(states[1]["state"].items()))},
+                           states[0] | {"state": dict(sorted(states[0]["state"].items()))}, 50)  # fmt: skip
+
+
+@each_name
+def test_a_step_is_a_change_in_place_to_autograd(name: str) -> None:
+    """The version of a parameter counts up, so that a graph that saved it before the step refuses to go backward."""
+    for cls in (theirs(name), ours(name)):
+        param = torch.ones(3, requires_grad=True)
+        optimizer = cls([param])
+        (param**2).sum().backward()
+        optimizer.step()  # with states that exist already
+        loss = (param**2).sum()
+        version = param._version
+        optimizer.step()
+        assert param._version > version
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+@each_name
+def test_gradients_in_a_graph(name: str) -> None:
+    """Gradients made with ``create_graph=True`` are taken by value."""
+    params = [torch.linspace(1, 2, 4).requires_grad_() for _ in range(2)]
+    for param, cls in zip(params, (theirs(name), ours(name)), strict=True):
+        (param.grad,) = torch.autograd.grad((param**3).sum(), param, create_graph=True)
+        assert param.grad.requires_grad
+        cls([param]).step()
+    assert_near(name, params[1:], params[:1], 4)
+
+
+# -------------------------------------------------------------------------------------------------------------- scaling
+
+
+@each_name
+def test_grad_scaler(name: str) -> None:
+    """A ``GradScaler`` leaves unscaling and skipping to the step: a run with an overflow in it is that of torch."""
+    models = network(), network()
+    optimizers = [cls(model.parameters()) for cls, model in zip((theirs(name), ours(name)), models, strict=True)]
+    scalers = [torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=4) for _ in models]
+    for t in range(10):
+        for model, optimizer, scaler in zip(models, optimizers, scalers, strict=True):
+            optimizer.zero_grad()
+            scaler.scale(loss_of(model, t)).backward()
+            if t == 5:
+                model[0].weight.grad[0, 0] = torch.inf
+            if t == 7:
+                scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            before = [param.detach().clone() for param in model.parameters()]
+            scaler.step(optimizer)
+            scaler.update()
+            assert all(map(torch.equal, before, model.parameters())) == (t == 5)
+        assert scalers[0].get_scale() == scalers[1].get_scale()
+        assert_near(name, models[1].parameters(), models[0].parameters(), 500, f"step {t}")
+        assert not hasattr(optimizers[1], "grad_scale")
+    assert_states_near(name, optimizers[1].state_dict(), optimizers[0].state_dict(), 100_000)
+
+
+@each_name
+def test_scale_and_overflow_as_attributes(name: str) -> None:
+    """``grad_scale`` divides the gradients, which stay as they are; ``found_inf`` leaves everything as it is."""
+    params = [torch.linspace(1, 2, 5).requires_grad_() for _ in range(2)]
+    scaled, plain = (ours(name)([param]) for param in params)
+    assert scaled._step_supports_amp_scaling
+    params[0].grad, params[1].grad = torch.full((5,), 32.0), torch.full((5,), 2.0)
+    scaled.grad_scale, scaled.found_inf = torch.tensor(16.0), torch.tensor(0.0)
+    scaled.step()
+    plain.step()
+    assert torch.equal(*params)
+    assert params[0].grad.eq(32).all()
+    state = copy.deepcopy(scaled.state_dict()["state"])
+    params[0].grad, version, scaled.found_inf = torch.full((5,), torch.inf), params[0]._version, torch.tensor(1.0)
+    scaled.step()
+    assert torch.equal(*params)
+    assert params[0]._version == version
+    assert all(torch.equal(scaled.state_dict()["state"][0][key], value) for key, value in state[0].items())
+
+
+# --------------------------------------------------------------------------------------------------------------- errors
+
+BAD_PARAMS: tuple[tuple[Callable[[], Any], type[Exception], str], ...] = (
+    (lambda: torch.ones(2, dtype=torch.float16), TypeError, "'0'.*float16"),
+    (lambda: torch.ones(2, dtype=torch.bfloat16), TypeError, "'0'.*bfloat16"),
+    (lambda: torch.ones(2, dtype=torch.complex64), TypeError, "'0'.*complex64"),
+    (lambda: torch.ones(2, dtype=torch.int64), TypeError, "'0'.*int64"),
+    (lambda: torch.ones(2).to_sparse(), ValueError, "'0'.*dense.*sparse"),
+    (lambda: torch.ones(2, device="meta"), ValueError, "'0'.*CPU.*meta"),
+)
+
+
+@pytest.mark.parametrize(("make", "error", "message"), BAD_PARAMS, ids=lambda bad: getattr(bad, "__name__", None))
+@each_name
+def test_parameters_that_cannot_be_updated(name: str, make: Any, error: Any, message: str) -> None:
+    """Types and places that the kernels do not have are refused from the start, by name; a group is not added."""
+    with pytest.raises(error, match=message):
+        ours(name)([make()])
+    optimizer = ours(name)([torch.ones(2)])
+    with pytest.raises(error, match=message.replace("0", "1", 1)):
+        optimizer.add_param_group({"params": [make()]})
+    assert len(optimizer.param_groups) == 1
+    with pytest.raises(error, match=r"'layer\.w'"):
+        ours(name)([("layer.w", make())])
+
+
+@each_name
+def test_gradients_that_cannot_be_used(name: str) -> None:
+    """They are refused by the name of their parameter, and nothing is written."""
+    embedding = torch.nn.Embedding(4, 3, sparse=True)
+    good = torch.ones(3, requires_grad=True)
+    good.grad = torch.ones(3)
+    optimizer = ours(name)([("good", good), *embedding.named_parameters()])
+    embedding(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(ValueError, match=r"gradient of parameter 'weight'.*dense.*sparse"):
+        optimizer.step()
+    assert good.eq(1).all()
+    assert good._version == 0
+
+
+@each_name
+def test_parameters_that_share_memory(name: str) -> None:
+    """Overlapping parameters are refused, those that lie side by side are not."""
+    flat = torch.ones(8)
+    views = [flat[:4], flat[4:], flat[2:6]]
+    for view in views:
+        view.requires_grad_()
+        view.grad = torch.ones(4)
+    ours(name)(views[:2]).step()
+    before = flat.clone()
+    with pytest.raises(ValueError, match="parameter '1' shares memory with parameter '0'"):
+        ours(name)([views[0], views[2]]).step()
+    assert torch.equal(flat, before)
+
+
+BAD_OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {
+    "RMSprop": (
+        {"lr": -1.0}, {"eps": -1.0}, {"weight_decay": -1.0}, {"momentum": -0.1}, {"alpha": -0.1}, {"alpha": 1.5},
+        {"lr": float("nan")}, {"lr": torch.ones(2)}, {"capturable": True}, {"differentiable": True},
+    ),
+    "Rprop": (
+        {"lr": -1.0}, {"etas": (1.0, 0.5)}, {"step_sizes": (1.0, 0.5)}, {"capturable": True}, {"differentiable": True},
+    ),
+    "Adagrad": (
+        {"lr": -1.0}, {"lr_decay": -0.5}, {"weight_decay": -1.0}, {"initial_accumulator_value": -1.0}, {"eps": -1.0},
+        {"differentiable": True}, {"lr": torch.ones(2)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [(name, options) for name in NAMES for options in BAD_OPTIONS[name]], ids=str
+)
+def test_options_out_of_range(name: str, options: dict[str, Any]) -> None:
+    """They are refused by name in the constructor, in a group, and in a loaded state, which then changes nothing."""
+    (option,) = options
+    with pytest.raises(ValueError, match=option):
+        ours(name)([torch.ones(2)], **options)
+    if option == "initial_accumulator_value":
+        return
+    with pytest.raises(ValueError, match=option):
+        ours(name)([{"params": [torch.ones(2)], **options}])
+    optimizer = ours(name)([torch.ones(2)], lr=0.25)
+    saved = copy.deepcopy(ours(name)([torch.ones(2)]).state_dict())
+    saved["param_groups"][0].update(options)
+    with pytest.raises(ValueError, match=option):
+        optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["lr"] == 0.25
+
+
+def test_which_implementation() -> None:
+    """What chooses among torch's implementations makes no difference; both at once is refused, as by torch."""
+    for name, options in itertools.product(NAMES, ({"foreach": True}, {"foreach": False}, {"foreach": None})):
+        ours(name)([torch.ones(2)], **options)
+    for fused in (True, False, None):
+        ft.Adagrad([torch.ones(2)], fused=fused)
+    with pytest.raises(TypeError, match=r"foreach.*'yes'"):
+        ft.RMSprop([torch.ones(2)], foreach="yes")
+    with pytest.raises(RuntimeError, match=r"foreach.*fused"):
+        ft.Adagrad([torch.ones(2)], foreach=True, fused=True)
+
+
+def test_constant_gradients_do_not_end_in_nan() -> None:
+    """Centred RMSprop clamps the variance at 0, where that of torch becomes NaN."""
+    found = []
+    for cls in (torch.optim.RMSprop, ft.RMSprop):
+        param = torch.ones(2000, requires_grad=True)
+        optimizer = cls([param], centered=True, alpha=0.5)
+        for _ in range(200):
+            param.grad = torch.logspace(-3, 3, 2000)
+            optimizer.step()
+        found.append(bool(param.isfinite().all()))
+    assert found == [False, True]
+
+
+def test_the_example_learns() -> None:
+    """``examples/pytorch_drop_in.py`` runs."""
+    example = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "pytorch_drop_in.py"))
+    assert example["main"]() > 0.95
