@@ -166,6 +166,7 @@ struct Optimizer::Impl {
 
 Optimizer::Optimizer(std::vector<AnyRule> groups, const std::vector<Parameter>& parameters)
     : impl_(std::make_unique<Impl>()) {
+  const DefaultFloatingPoint guard;
   if (groups.empty()) throw std::invalid_argument("groups: expected at least one rule, got none");
   const RuleId rule = rule_id(groups[0]);
   const Description& description = fusedstep::description(rule);

@@ -194,6 +194,12 @@ Pool& pool() {
 
 }  // namespace
 
+std::uint64_t exchange_floating_point(std::optional<std::uint64_t> state) {
+  const std::uint64_t before = floating_point_state();
+  set_floating_point_state(state.value_or(default_state));
+  return before;
+}
+
 DefaultFloatingPoint::DefaultFloatingPoint() : callers_(floating_point_state()) {
   if (callers_ != default_state) set_floating_point_state(default_state);
 }

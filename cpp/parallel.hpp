@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "include/fusedstep/fusedstep.hpp"  // num_threads(), set_num_threads(), set_executor()
 
@@ -29,6 +30,9 @@ void parallel_for(std::int64_t units, std::int64_t grain, int threads, Body body
 
 // How many threads pay for work on this many elements now: waking a sleeping thread costs more than a waiting one.
 int threads_for(std::int64_t elements);
+
+// Sets the calling thread's floating-point settings, IEEE 754's where none are given; returns those before.
+std::uint64_t exchange_floating_point(std::optional<std::uint64_t> state);
 
 // IEEE 754 defaults (round to nearest, no flush to zero) while this object lives; the caller's settings afterwards.
 class DefaultFloatingPoint {

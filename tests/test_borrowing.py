@@ -261,6 +261,7 @@ def test_gradients_of_jax() -> None:
 
 def test_memory_of_parameters_is_held() -> None:
     """As long as the optimizer lives: a buffer cannot be resized, an exporter's memory is there without its owner."""
+    usable("DLPack", DTYPES[0])
     values = array.array("f", [1.0, 2.0])
     exporter = Exporter(np.ones(2, np.float32))
     memory = weakref.ref(exporter.memory)
@@ -427,7 +428,7 @@ def test_overlaps_are_seen() -> None:
     with pytest.raises(ValueError, match="grad shares memory with param"):
         fs.adagrad_(w, memoryview(w), np.zeros(4, np.float32), lr=0.1)
     with pytest.raises(ValueError, match="shares memory"):
-        fs.Adagrad([w, Exporter(w[::2])])
+        fs.Adagrad([w, memoryview(w[::2])])
     with pytest.raises(ValueError, match=r"gradient of parameter.*shares memory"):
         fs.Adagrad([w]).step([Exporter(w)])
 

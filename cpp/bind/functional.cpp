@@ -83,10 +83,15 @@ std::int64_t update_count(PyObject* value) {
     throw py::type_error("step: expected a whole number, got " + std::string(py::repr(value)));
   }
   const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(value));
-  if (!index) throw py::error_already_set();
-  const long long t = PyLong_AsLongLong(index.ptr());
-  if (t == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
-  if (t < 1) throw py::value_error("step: expected a whole number >= 1, got " + std::to_string(t));
+  if (!index) {
+    PyErr_Clear();
+    throw py::type_error("step: expected a whole number, got " + std::string(py::repr(value)));
+  }
+  int overflow = 0;
+  const long long t = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
+  if (overflow != 0 || t < 1) {
+    throw py::value_error("step: expected a whole number from 1 to 2^63 - 1, got " + std::string(py::repr(value)));
+  }
   return t;
 }
 
@@ -117,7 +122,7 @@ void update(const Function& function, PyObject* const* values) {
       } else if (argument.text == "lr") {
         lr_given = false;
       }
-    } else if (given(values[k])) {
+    } else if (given(values[k]) || (argument.role == Role::time && argument.required)) {
       if (argument.switched != nullptr) set_on(*argument.switched, options);
       if (argument.role == Role::time) time = update_count(values[k]);
     }

@@ -21,7 +21,11 @@ double real(py::handle value, const char* name) {
   if (PyFloat_CheckExact(value.ptr())) return PyFloat_AS_DOUBLE(value.ptr());
   if (PyBool_Check(value.ptr()) || !is_real_number(value)) wrong_type(name, "a real number", value);
   const double x = PyFloat_AsDouble(value.ptr());
-  if (x == -1.0 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  if (x == -1.0 && PyErr_Occurred() != nullptr) {
+    if (PyErr_ExceptionMatches(PyExc_OverflowError) == 0) throw py::error_already_set();
+    PyErr_Clear();
+    throw py::value_error(std::string(name) + ": expected a number within the range of double, got a larger one");
+  }
   return x;
 }
 

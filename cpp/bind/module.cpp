@@ -86,7 +86,11 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
   module.def(
       "check_parameter",
       [](py::handle array, const std::string& name, int group) {
-        bind::borrow_parameter(array, Label{"", &name, group});
+        const Label label{"", &name, group};
+        bind::Arrays arrays;
+        const auto parameter = py::reinterpret_borrow<py::object>(arrays(array, label));
+        bind::borrow_parameter(parameter, label);
+        return parameter;
       },
       py::arg("array"), py::arg("name"), py::arg("group"));
   module.def(
@@ -105,6 +109,18 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
         return kernels().divide_and_root[is_double ? 1 : 0](n);
       },
       py::arg("n"), py::arg("is_double"));
+  // Swaps the floating-point settings of the calling thread; None: those of IEEE 754. Returns the ones before.
+  module.def(
+      "exchange_floating_point",
+      [](std::optional<std::uint64_t> state) { return exchange_floating_point(state); }, py::arg("state"));
+  module.def(
+      "nearest_float32",
+      [](double x) {
+        const DefaultFloatingPoint guard;
+        volatile float rounded = static_cast<float>(x);
+        return static_cast<double>(rounded);
+      },
+      py::arg("x"));
   module.def("used_states", &bind::used_states, py::arg("rule"), py::arg("values"));
   module.def("make_function", &bind::make_function, py::arg("rule"), py::arg("name"), py::arg("documentation"),
              py::arg("parameters"), py::arg("positional"));

@@ -312,7 +312,12 @@ class Optimizer {
     std::vector<std::pair<std::size_t, PyObject*>> changed;
     for (std::size_t f = 0; f < keys_.size(); ++f) {
       PyObject* value = PyDict_GetItemWithError(values, keys_[f].ptr());
-      if (value == nullptr || value == group.seen[f].ptr()) continue;
+      if (value == nullptr && group.seen[f]) {
+        throw py::value_error("param_groups[" + std::to_string(index) + "]: expected a value for '" +
+                              description_.fields[f].name + "', got none");
+      }
+      // The same object has the same value, but for a list.
+      if (value == nullptr || (value == group.seen[f].ptr() && !PyList_Check(value))) continue;
       set_field(description_.fields[f], value, options.bytes);
       changed.emplace_back(f, value);
     }

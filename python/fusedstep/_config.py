@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ __all__ = [
     "show_config",
     "use_isa",
 ]
+
+
+MAX_THREADS = 256
 
 
 class Config(dict[str, Any]):
@@ -95,6 +99,9 @@ def set_num_threads(n: int) -> None:
     """
     if isinstance(n, bool) or not hasattr(n, "__index__"):
         raise TypeError(f"num_threads: expected a whole number, got {n!r} ({type(n).__name__})")
+    n = operator.index(n)
+    if not 1 <= n <= MAX_THREADS:
+        raise ValueError(f"num_threads: expected a whole number from 1 to {MAX_THREADS}, got {n}")
     _core.set_num_threads(n)
 
 

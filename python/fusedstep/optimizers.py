@@ -57,7 +57,7 @@ class _StateMemory:
     ) -> NDArray[Any]:
         flat = memory[offset : offset + param.size * dtype.itemsize].view(dtype)
         if value != 0.0:
-            flat.fill(value)
+            flat.fill(_core.nearest_float32(value) if dtype == np.float32 else value)
         if param.ndim <= 1 and (param.ndim == 0 or param.strides[0] >= 0):
             return flat.reshape(param.shape)
         axes = sorted(range(param.ndim), key=lambda axis: -abs(param.strides[axis]))
@@ -91,8 +91,15 @@ class Optimizer:
     _start_only: ClassVar[frozenset[str]] = frozenset()
     """Hyperparameters that say where a state starts and nothing else."""
 
+    _keys: ClassVar[int]
+    """How many keys a group has."""
+
     param_groups: list[dict[str, Any]]
     state: Mapping[str, Mapping[str, NDArray[Any]]]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls._keys = 1 + len(cls._hyperparameters())
 
     def __init__(self, params: Any, defaults: dict[str, Any], verify: str) -> None:
         if verify not in _VERIFY:
@@ -109,8 +116,11 @@ class Optimizer:
         for index, group in enumerate(self._params.groups):
             options = self._checked({**defaults, **group.options})
             used = _core.used_states(self._rule, options)
+            label = index if len(self._params.groups) > 1 else -1
+            group.arrays = [
+                _core.check_parameter(array, name, label) for name, array in zip(group.names, group.arrays, strict=True)
+            ]
             for name, array in zip(group.names, group.arrays, strict=True):
-                _core.check_parameter(array, name, index if len(self._params.groups) > 1 else -1)
                 names.append(name)
                 arrays.append(array)
                 group_of.append(index)
@@ -216,15 +226,26 @@ class Optimizer:
         return cls(params, **arguments, verify=verify)
 
     def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
-        known = _core.rules()[self._rule]["fields"]
+        known = self._hyperparameters()
         for key in options:
             if key not in known and key not in self._start_only:
-                names = ", ".join(sorted({*known, *self._start_only} - {"loss_increased"}))
+                names = ", ".join(sorted({*known, *self._start_only}))
                 raise TypeError(f"{type(self).__name__} has no hyperparameter {key!r}; it has {names}")
         for key in self._start_only:
             _check_start(key, options[key])
         _core.check_hyperparameters(self._rule, {key: options[key] for key in options if key in known})
         return options
+
+    @classmethod
+    def _hyperparameters(cls) -> set[str]:
+        return set(_core.rules()[cls._rule]["fields"]) - {"loss_increased"}  # that is seen from the loss
+
+    def _check_keys(self, index: int, group: dict[str, Any]) -> None:
+        known = {"params", *self._hyperparameters()}
+        if unknown := sorted(map(str, set(group) - known)):
+            raise TypeError(f"param_groups[{index}]: {type(self).__name__} has no hyperparameter {unknown[0]!r}")
+        if missing := sorted(known - set(group)):
+            raise ValueError(f"param_groups[{index}]: expected a value for {missing[0]!r}, got none")
 
     def step(
         self,
@@ -278,6 +299,9 @@ class Optimizer:
         RuntimeError
             This optimizer is in a step in another thread.
         """
+        for group in self.param_groups:
+            if len(group) != self._keys:
+                self._check_keys(self.param_groups.index(group), group)
         if self._params.grouped:
             grads = _tree.ungrouped(grads, self._params.tree, len(self._names))
         if self._verify != "never":

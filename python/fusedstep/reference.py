@@ -392,7 +392,8 @@ def norm(grads: Iterable[Array], *, grad_scale: float | None = None, clip_value:
     with np.errstate(all="ignore"):
         for grad in grads:
             g = gradient(grad, grad, grad_scale=grad_scale, clip_value=clip_value)
-            x = g.ravel(order="K").astype(np.float64)
+            axes = sorted(range(grad.ndim), key=lambda axis, grad=grad: -abs(grad.strides[axis]))  # type: ignore[misc]
+            x = g.transpose(axes).ravel().astype(np.float64)
             blocks.extend(_block_sums(x * x))
         return math.sqrt(_tree_sum(blocks))
 
