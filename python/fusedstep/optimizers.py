@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import os
+import sys
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
@@ -463,7 +464,7 @@ class Optimizer:
 def _check_start(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a real number, got {value!r} ({type(value).__name__})")
-    if not (math.isfinite(value) and float(value) >= 0):
+    if not 0 <= value <= sys.float_info.max:  # type: ignore[operator]
         raise ValueError(f"{name}: expected a finite number with {name} >= 0, got {value!r}")
 
 
