@@ -58,10 +58,15 @@ struct RpropRule {
     const T a = agreement(g, ps);
     const bool flip = a < T(0);
     const T Dn = resized(D, a, c);
-    const T move = sign(g) * (on_flip == OnFlip::undo && flip ? D : Dn);
-    p = p - (on_flip == OnFlip::stay && flip ? T(0) : move);
+    if constexpr (on_flip == OnFlip::stay) {
+      const T seen = flip ? T(0) : sign(g);  // p - 0 is p, whatever D
+      p = p - seen * (flip ? T(0) : Dn);
+      ps = stored_sign(seen);
+    } else {
+      p = p - sign(g) * (on_flip == OnFlip::undo && flip ? D : Dn);
+      ps = stored_sign(forget && flip ? T(0) : g);
+    }
     D = Dn;
-    ps = stored_sign(forget && flip ? T(0) : g);
   }
 };
 
