@@ -37,13 +37,14 @@ def verdict(peer: Peer, data: Data, threads: int) -> tuple[str, Step | None]:
             importlib.import_module(peer.needs)
         small = Data(data.case.to_check(), CHECKED, data.param.dtype)
         expected = small.copy()
+        before = small.param.copy()
         made = peer.make(small, threads)
         if made is None:
             return "has no such rule", None
         step, parameter = made
         step()
         expected.update_plain()
-        ulp = _ulp(np.asarray(parameter()), expected.param)
+        ulp = _ulp(np.asarray(parameter()), expected.param, before)
         if not ulp <= 4.0:
             return f"wrong: {ulp:.3g} ulp from the reference after one step", None
         timed = peer.make(data, threads)
@@ -54,8 +55,9 @@ def verdict(peer: Peer, data: Data, threads: int) -> tuple[str, Step | None]:
         return f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", None
 
 
-def _ulp(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    spacing = np.spacing(np.abs(expected)).astype(np.float64)
+def _ulp(found: NDArray[Any], expected: NDArray[Any], before: NDArray[Any]) -> float:
+    """Return the largest error in units of the last place of what was added: near 0 the sum's own would say nothing."""
+    spacing = np.spacing(np.maximum(np.abs(expected), np.abs(before))).astype(np.float64)
     return float(np.max(np.abs(found.astype(np.float64) - expected.astype(np.float64)) / spacing))
 
 
