@@ -14,6 +14,8 @@ namespace {
 
 inline float sqrt(float x) { return __builtin_sqrtf(x); }
 inline double sqrt(double x) { return __builtin_sqrt(x); }
+inline float copysign(float x, float y) { return __builtin_copysignf(x, y); }
+inline double copysign(double x, double y) { return __builtin_copysign(x, y); }
 
 // Compare and select, in this order: NaN passes through. min and max instructions have NaN rules of their own.
 template <class T>
@@ -27,10 +29,24 @@ inline T positive_part(T x) {
   return x < T(0) ? T(0) : x;
 }
 
+// x < 0 or x > 0: one comparison. NaN is neither.
+template <class T>
+inline bool has_sign(T x) {
+  return __builtin_islessgreater(x, T(0));
+}
+
 // -1, 0 or 1; NaN and the sign of a zero pass through.
 template <class T>
 inline T sign(T x) {
-  return x > T(0) ? T(1) : x < T(0) ? T(-1) : x;
+  return has_sign(x) ? copysign(T(1), x) : x;
+}
+
+// The same as a number to be stored: -1, 0 or 1; 0 for NaN. The sign bit, spread over all bits, is -1 or 0.
+template <class T>
+inline std::int8_t stored_sign(T x) {
+  using Bits = std::conditional_t<sizeof(T) == sizeof(std::int32_t), std::int32_t, std::int64_t>;
+  const Bits unit = (__builtin_bit_cast(Bits, x) >> (8 * sizeof(T) - 1)) | 1;
+  return static_cast<std::int8_t>(has_sign(x) ? unit : 0);
 }
 
 template <class T>

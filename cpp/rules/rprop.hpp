@@ -12,13 +12,6 @@ namespace {
 // What a variant does where the sign of the gradient flipped: it moves all the same, takes the last move back, or stays.
 enum class OnFlip { move, undo, stay };
 
-// -1, 0 or 1; NaN counts as 0. The same twice: GCC vectorises the one well for float, and on SSE2 only the other for
-// double.
-inline std::int8_t stored_sign(float g) {
-  return static_cast<std::int8_t>(static_cast<std::int32_t>(g > 0.0f ? 1.0f : g < 0.0f ? -1.0f : 0.0f));
-}
-inline std::int8_t stored_sign(double g) { return static_cast<std::int8_t>((g > 0.0) - (g < 0.0)); }
-
 // forget: a flip is not remembered, so that the next step neither grows nor shrinks D.
 template <OnFlip on_flip, bool forget>
 struct RpropRule {
@@ -58,14 +51,10 @@ struct RpropRule {
     const T a = agreement(g, ps);
     const bool flip = a < T(0);
     const T Dn = resized(D, a, c);
-    if constexpr (on_flip == OnFlip::stay) {
-      const T seen = flip ? T(0) : sign(g);  // p - 0 is p, whatever D
-      p = p - seen * (flip ? T(0) : Dn);
-      ps = stored_sign(seen);
-    } else {
-      p = p - sign(g) * (on_flip == OnFlip::undo && flip ? D : Dn);
-      ps = stored_sign(forget && flip ? T(0) : g);
-    }
+    const T move = sign(g) * (on_flip == OnFlip::undo && flip ? D : Dn);
+    const std::int8_t sg = stored_sign(g);
+    p = on_flip == OnFlip::stay && flip ? p : p - move;
+    ps = forget && flip ? std::int8_t{0} : sg;
     D = Dn;
   }
 };
