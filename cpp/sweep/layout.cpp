@@ -8,8 +8,8 @@
 namespace fusedstep {
 namespace {
 
-// A run of this many elements repays a kernel call of its own; shorter ones are gathered into a tile.
-constexpr std::int64_t long_run = 128;
+// A row of this many elements repays a kernel call of its own; shorter ones are gathered into a tile.
+constexpr std::int64_t long_row = 32;
 
 std::int64_t tiles(std::int64_t extent, std::int64_t tile) { return (extent + tile - 1) / tile; }
 
@@ -66,22 +66,25 @@ bool arrange(std::span<const std::int64_t> shape, std::span<const StridedView> v
   }
   if (!dimensions.empty()) dimensions.resize(kept + 1);
 
-  bool dense = true;
-  if (!dimensions.empty()) {
-    for (std::size_t s = 0; s < streams; ++s) dense &= dimensions[0].stride[s] == item_sizes[s];
-  }
-  if (dense && dimensions.size() <= 1) return true;
+  const auto dense = [&](std::size_t s) { return dimensions[0].stride[s] == item_sizes[s]; };
+  bool all_dense = true;
+  for (std::size_t s = 0; s < streams && !dimensions.empty(); ++s) all_dense &= dense(s);
+  if (all_dense && dimensions.size() <= 1) return true;
 
   while (dimensions.size() < 2) dimensions.push_back({1, {}});
   const std::int64_t n0 = dimensions[0].extent;
   const std::int64_t n1 = dimensions[1].extent;
-  layout.in_place = dense && n0 >= long_run;
-  if (layout.in_place) {
+  layout.all_copied = true;
+  for (std::size_t s = 0; s < streams; ++s) {
+    layout.copied[s] = item_sizes[s] != 0 && (n0 < long_row || !dense(s));
+    if (item_sizes[s] != 0) layout.all_copied &= layout.copied[s];
+  }
+  if (all_dense && !layout.all_copied) {
     layout.columns = std::min(n0, block);
     layout.rows = 1;
   } else {
-    // About square, so that a stream that runs along the other dimension still meets whole cache lines.
-    layout.columns = std::min<std::int64_t>(n0, 32);
+    // So many rows that a stream that runs along the other dimension still meets whole cache lines.
+    layout.columns = std::min<std::int64_t>(n0, 64);
     layout.rows = std::min(n1, block / layout.columns);
     layout.columns = std::min(n0, block / layout.rows);
   }

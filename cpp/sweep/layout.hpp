@@ -23,13 +23,14 @@ struct StridedView {
   const std::int64_t* strides;
 };
 
-// Tiles of at most `block` elements over the two innermost dimensions; a dimension that is long and dense in every
-// stream is walked in place, others by way of a dense copy of the tile.
+// Tiles of at most `block` elements over the two innermost dimensions. A stream that is dense along the innermost one is
+// worked on where it lies, row by row of the tile; others by way of a dense copy of the tile.
 struct Layout {
   std::vector<Dimension> dimensions;  // innermost first, at least two
   std::int64_t columns;               // of a tile
   std::int64_t rows;
-  bool in_place;
+  bool copied[max_streams];
+  bool all_copied;  // the tile is then one run
   std::int64_t blocks;
 };
 
