@@ -199,12 +199,20 @@ void Plan::prepare(std::span<const Options> groups, const StepOptions& options, 
   std::vector<char> timed(groups.size());
   for (std::size_t k = 0; k < groups.size(); ++k) timed[k] = description_.uses_time(groups[k].bytes);
   present_elements_ = 0;
+  std::int32_t found = -1;  // most members need what the one before needed
+  std::size_t last_kind = 0;
+  std::int64_t last_time = 0;
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     if (!present_[i]) continue;
     present_elements_ += tensors_[i].size + tensor_overhead;
     const std::size_t kind = kinds_[i];
     const std::int64_t time = timed[kind / dtype_count] ? times_[i] + 1 : 0;
-    work_index_[i] = work_for(kind, time, groups, options, clip_coef);
+    if (found < 0 || kind != last_kind || time != last_time) {
+      found = work_for(kind, time, groups, options, clip_coef);
+      last_kind = kind;
+      last_time = time;
+    }
+    work_index_[i] = found;
   }
   if (blocks_known_) return;
   for (std::size_t i = 0; i < members_.size(); ++i) {

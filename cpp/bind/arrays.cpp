@@ -17,14 +17,6 @@ constexpr char foreign_byte_order = std::endian::native == std::endian::little ?
 
 const py::detail::PyArray_Proxy* proxy(PyObject* object) { return py::detail::array_proxy(object); }
 
-// NumPy's own descriptors of the native types: nearly every array points at one of them.
-PyObject* native_descriptor(Element element) {
-  static PyObject* const descriptors[] = {npy::get().PyArray_DescrFromType_(npy::NPY_FLOAT_),
-                                          npy::get().PyArray_DescrFromType_(npy::NPY_DOUBLE_),
-                                          npy::get().PyArray_DescrFromType_(npy::NPY_BYTE_)};
-  return descriptors[static_cast<int>(element)];
-}
-
 std::string type_name(py::handle object) { return py::str(py::type::handle_of(object).attr("__name__")); }
 
 void check_is_array(py::handle object, const Label& label) {
@@ -66,7 +58,7 @@ py::object array_of(py::handle object, const Label& label) {
 
 bool has_element(PyObject* object, Element element) {
   const auto* array = proxy(object);
-  if (array->descr == native_descriptor(element)) return true;
+  if (array->descr == native_descriptors()[static_cast<std::size_t>(element)]) return true;
   const auto dtype = py::reinterpret_borrow<py::dtype>(array->descr);
   return dtype.num() == type_numbers[static_cast<int>(element)] && dtype.byteorder() != foreign_byte_order;
 }
@@ -105,6 +97,13 @@ Array view(PyObject* object, const Label& label, Element element, bool written) 
 
 }  // namespace
 
+const Descriptors& native_descriptors() {
+  static const Descriptors descriptors{npy::get().PyArray_DescrFromType_(npy::NPY_FLOAT_),
+                                       npy::get().PyArray_DescrFromType_(npy::NPY_DOUBLE_),
+                                       npy::get().PyArray_DescrFromType_(npy::NPY_BYTE_)};
+  return descriptors;
+}
+
 PyObject* Arrays::make(py::handle object, const Label& label) {
   return made_.emplace_back(array_of(object, label)).ptr();
 }
@@ -127,21 +126,6 @@ Array borrow(py::handle object, const Label& label, Element element, bool writte
     wrong_dtype(object.ptr(), label, names[static_cast<int>(element)]);
   }
   return view(object.ptr(), label, element, written);
-}
-
-bool unchanged(PyObject* object, Element element, const char* data, std::span<const std::int64_t> shape,
-               const std::int64_t* strides, bool written) {
-  if (!is_array(object)) return false;
-  const auto* array = proxy(object);
-  const int needed = npy::NPY_ARRAY_ALIGNED_ | (written ? npy::NPY_ARRAY_WRITEABLE_ : 0);
-  if (array->data != data || array->descr != native_descriptor(element) || (array->flags & needed) != needed ||
-      static_cast<std::size_t>(array->nd) != shape.size()) {
-    return false;
-  }
-  for (std::size_t k = 0; k < shape.size(); ++k) {
-    if (array->dimensions[k] != shape[k] || array->strides[k] != strides[k]) return false;
-  }
-  return true;
 }
 
 }  // namespace fusedstep::bind

@@ -4,6 +4,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <array>
 #include <vector>
 
 #include "../border.hpp"
@@ -50,8 +51,22 @@ Borrowed borrow_parameter(py::handle object, const Label& label);
 // An array of one element type, written or only read.
 Array borrow(py::handle object, const Label& label, Element element, bool written);
 
+// NumPy's own descriptors of the native types, by element: nearly every array points at one of them.
+using Descriptors = std::array<const PyObject*, 3>;
+const Descriptors& native_descriptors();
+
 // The quick look at an array that was accepted before: same place, shape, strides and type, and as writable as before.
-bool unchanged(PyObject* object, Element element, const char* data, std::span<const std::int64_t> shape,
-               const std::int64_t* strides, bool written);
+// Inline, for it is taken twice a parameter and step.
+inline bool unchanged(PyObject* object, const PyObject* descriptor, const char* data, std::size_t ndim,
+                      const std::int64_t* shape, const std::int64_t* strides, bool written) {
+  using npy = py::detail::npy_api;
+  if (!is_array(object)) return false;
+  const auto* array = py::detail::array_proxy(object);
+  const int needed = npy::NPY_ARRAY_ALIGNED_ | (written ? npy::NPY_ARRAY_WRITEABLE_ : 0);
+  bool same = array->data == data && array->descr == descriptor && (array->flags & needed) == needed &&
+              static_cast<std::size_t>(array->nd) == ndim;
+  for (std::size_t k = 0; same && k < ndim; ++k) same = array->dimensions[k] == shape[k] && array->strides[k] == strides[k];
+  return same;
+}
 
 }  // namespace fusedstep::bind

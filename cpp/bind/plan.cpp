@@ -343,19 +343,22 @@ class Optimizer {
   // Every parameter is where it was bound, and every gradient fit for this step; nothing is taken for granted but what
   // was looked at now. The states need no look: they are views, which NumPy does not resize.
   void accept(Gradients& gradients, bool written) {
+    const Descriptors& descriptors = native_descriptors();
+    const Accepted enough = written ? Accepted::to_be_zeroed : Accepted::to_be_read;
     bool any_new = false;
     for (std::size_t i = 0; i < bound_.size(); ++i) {
       Bound& bound = bound_[i];
-      const std::int64_t* geometry = geometry_.data() + bound.geometry;
-      const std::span<const std::int64_t> shape(geometry, bound.ndim);
-      if (!unchanged(bound.parameter, bound.element, bound.data, shape, geometry + bound.ndim, true)) check_bound(i);
-      if (gradients.by_leaf[i] == Py_None) {
+      const PyObject* descriptor = descriptors[static_cast<std::size_t>(bound.element)];
+      const std::int64_t* shape = geometry_.data() + bound.geometry;
+      const std::int64_t* strides = shape + bound.ndim;
+      if (!unchanged(bound.parameter, descriptor, bound.data, bound.ndim, shape, strides, true)) check_bound(i);
+      PyObject* const given = gradients.by_leaf[i];
+      if (given == Py_None) {
         plan_.leave_out(i);
         continue;
       }
-      const bool accepted = written ? bound.accepted == Accepted::to_be_zeroed : bound.accepted != Accepted::no;
-      if (accepted && unchanged(gradients.by_leaf[i], bound.element, bound.gradient, shape, geometry + 2 * bound.ndim,
-                                written)) {
+      if (bound.accepted >= enough &&
+          unchanged(given, descriptor, bound.gradient, bound.ndim, shape, strides + bound.ndim, written)) {
         any_new |= !plan_.present(i);
         plan_.keep(i);
         continue;

@@ -170,9 +170,14 @@ void update(const Tensor& tensor, const Work& work, std::int64_t first, std::int
     update_strided(tensor, work, first, last);
     return;
   }
+  const bool rule_alone = work.prologue.gradient == nullptr && !work.zero_gradient;
+  if (rule_alone && tensor.size <= block) {  // one call for one of many small tensors
+    work.kernel.update(work.coefficients, tensor.size, tensor.stream);
+    return;
+  }
   const std::int64_t begin = first * block;
   const std::int64_t end = std::min(last * block, tensor.size);
-  if (work.prologue.gradient == nullptr && !work.zero_gradient) {
+  if (rule_alone) {
     update_run(tensor, work, begin, end);
   } else {
     update_run_by_blocks(tensor, work, begin, end);
