@@ -2,7 +2,11 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <new>
+
+#include "parallel.hpp"
+#include "sweep/kernel.hpp"
 
 namespace fusedstep {
 namespace {
@@ -23,5 +27,19 @@ Memory allocate(std::size_t bytes) {
 #endif
   return Memory(static_cast<std::byte*>(memory), Unmap{bytes});
 }
+
+template <class T>
+void fill(T* elements, std::int64_t n, double value) {
+  const DefaultFloatingPoint guard;
+  volatile T rounded = static_cast<T>(value);  // volatile: not before the guard
+  const T each = rounded;
+  const auto part = [=](std::int64_t begin, std::int64_t end) {
+    std::fill(elements + begin * block, elements + std::min(end * block, n), each);
+  };
+  parallel_for((n + block - 1) / block, threads_for(n), body(part));
+}
+
+template void fill(float*, std::int64_t, double);
+template void fill(double*, std::int64_t, double);
 
 }  // namespace fusedstep

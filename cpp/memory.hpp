@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 
 namespace fusedstep {
@@ -17,5 +18,9 @@ using Memory = std::unique_ptr<std::byte, Unmap>;
 // Pages that nobody has touched, so that they come to lie near the threads that first write them. std::bad_alloc if
 // there are none.
 Memory allocate(std::size_t bytes);
+
+// Sets all n elements to a value, rounded to nearest: each thread those that it will update.
+template <class T>
+void fill(T* elements, std::int64_t n, double value);
 
 }  // namespace fusedstep

@@ -12,9 +12,6 @@
 namespace fusedstep {
 namespace {
 
-// Blocks that a thread takes at a time.
-constexpr std::int64_t grain = 32;
-
 std::int64_t blocks(const NormOperand& gradient) { return (gradient.size + block - 1) / block; }
 
 double sum_of_block(const NormOperand& gradient, std::int64_t index, const Coefficients& coefficients, double& poison) {
@@ -87,7 +84,7 @@ Norm norm(std::span<const NormOperand> gradients, const StepOptions& options) {
       poisoned[static_cast<std::size_t>(unit)] = std::isnan(poison);
     }
   };
-  parallel_for(first.back(), grain, threads_for(elements), body(run));
+  parallel_for(first.back(), threads_for(elements), body(run));
 
   Norm result;
   for (std::size_t i = 0; i < gradients.size(); ++i) {

@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <atomic>
 #include <charconv>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -15,6 +17,8 @@
 #include <string>
 #include <system_error>
 #include <thread>
+
+#include "sweep/kernel.hpp"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -52,11 +56,21 @@ int processors() {
   return std::clamp(CPU_COUNT(&set), 1, max_threads);
 }
 
+std::int64_t nanoseconds() {
+  return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
 class Pool {
  public:
-  bool asleep() const {
-    return sleepers_.load(std::memory_order_relaxed) > 0 || workers_.load(std::memory_order_relaxed) == 0;
+  // Whether work on so many elements repays what it costs to bring the workers to it. One piece of work does not repay
+  // waking them if it is small, but many in a row do: once awake, they wait for the next.
+  bool pays(std::int64_t elements) {
+    const bool asleep = sleepers_.load(std::memory_order_relaxed) > 0 || workers_.load(std::memory_order_relaxed) == 0;
+    return !asleep || elements >= repays_waking() || in_a_row();
   }
+
+  // Work that was large enough to be shared, but was not, ends now.
+  void ended_alone() { last_end_.store(nanoseconds(), std::memory_order_relaxed); }
 
   // False, and nothing is done, if another thread is using the pool.
   bool run(std::int64_t units, std::int64_t grain, int threads, Body body) {
@@ -73,13 +87,9 @@ class Pool {
       slices_[k].end = std::min(units, pieces * (k + 1) / threads * grain);
     }
 
-    state_.store(open, std::memory_order_release);
-    epoch_.fetch_add(1, std::memory_order_seq_cst);
-    if (sleepers_.load(std::memory_order_seq_cst) > 0) epoch_.notify_all();
+    open_job();
     work(0);
-    // No worker that comes late may enter; those that are inside finish their piece.
-    state_.fetch_and(~open, std::memory_order_acq_rel);
-    while (state_.load(std::memory_order_acquire) != 0) relax();
+    close_job();
     return true;
   }
 
@@ -92,6 +102,64 @@ class Pool {
     std::atomic<std::int64_t> next{0};
     std::int64_t end = 0;
   };
+
+  void open_job() {
+    state_.store(open, std::memory_order_release);
+    epoch_.fetch_add(1, std::memory_order_seq_cst);
+    if (sleepers_.load(std::memory_order_seq_cst) > 0) epoch_.notify_all();
+  }
+
+  // No worker that comes late may enter; those that are inside finish their piece.
+  void close_job() {
+    state_.fetch_and(~open, std::memory_order_acq_rel);
+    while (state_.load(std::memory_order_acquire) != 0) relax();
+  }
+
+  bool in_a_row() {
+    constexpr std::int64_t soon = 30'000;  // nanoseconds: less than workers watch for the next job
+    constexpr int row = 8;
+    const bool follows = nanoseconds() - last_end_.load(std::memory_order_relaxed) < soon;
+    const int count = follows ? in_a_row_.load(std::memory_order_relaxed) + 1 : 0;
+    in_a_row_.store(count, std::memory_order_relaxed);
+    return count >= row;
+  }
+
+  // The least number of elements that repays waking the workers, measured once (6 ms): it differs by the system, from
+  // about 20,000 to 300,000. The caller loses the time of the call
+  // that wakes them, W, and works alone until the first arrives, after L: with two threads a work of t takes
+  // (t + L + W) / 2, less than t from t = L + W on.
+  std::int64_t repays_waking() {
+    constexpr double nanoseconds_per_element = 0.3;
+    std::unique_lock in_use(in_use_, std::try_to_lock);
+    if (!in_use.owns_lock()) return std::numeric_limits<std::int64_t>::max();
+    if (repays_waking_ == 0) {
+      std::int64_t least = patience;
+      for (int k = 0; k < 3; ++k) least = std::min(least, cost_of_waking());
+      repays_waking_ = static_cast<std::int64_t>(static_cast<double>(least) / nanoseconds_per_element);
+    }
+    return repays_waking_;
+  }
+
+  // L + W in nanoseconds: a job that only a worker can take.
+  std::int64_t cost_of_waking() {
+    grow(1);
+    std::atomic<bool> arrived{false};
+    const auto arrive = [&](std::int64_t, std::int64_t) { arrived.store(true, std::memory_order_release); };
+    body_ = body(arrive);
+    grain_ = 1;
+    threads_ = 2;
+    slices_[0].end = 0;
+    slices_[1].next.store(0, std::memory_order_relaxed);
+    slices_[1].end = 1;
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));  // a processor that sleeps long sleeps deeply
+    const std::int64_t start = nanoseconds();
+    open_job();
+    const std::int64_t called = nanoseconds() - start;
+    std::int64_t waited = called;
+    while (!arrived.load(std::memory_order_acquire) && waited < patience) waited = nanoseconds() - start;
+    close_job();
+    return called + waited;
+  }
 
   void work(int first) {
     for (int k = 0; k < threads_; ++k) {
@@ -153,7 +221,12 @@ class Pool {
     return false;
   }
 
+  static constexpr std::int64_t patience = 200'000;  // nanoseconds: a busy machine says little about an idle one
+
   std::mutex in_use_;
+  std::int64_t repays_waking_ = 0;  // 0: not measured
+  std::atomic<std::int64_t> last_end_{0};
+  std::atomic<int> in_a_row_{0};
   std::atomic<int> workers_{0};
   const int processors_ = processors();
   Body body_{};
@@ -172,6 +245,11 @@ Executor& callers_executor() {
 
 std::atomic<Pool*> current_pool{nullptr};
 std::atomic<int> chosen_threads{0};
+std::atomic<bool> all_work_is_shared{false};
+
+// What each thread should have at least. A parallel region takes about 2 us when the workers are awake: with two such
+// shares Rprop, the fastest rule, breaks even.
+constexpr std::int64_t least_share = 8192;
 std::mutex creation;
 
 Pool& pool() {
@@ -236,19 +314,22 @@ void set_num_threads(int n) {
   chosen_threads.store(n, std::memory_order_relaxed);
 }
 
+bool share_all_work(bool share) { return all_work_is_shared.exchange(share, std::memory_order_relaxed); }
+
 int threads_for(std::int64_t elements) {
-  constexpr std::int64_t pays_warm = 8192;
-  constexpr std::int64_t pays_asleep = 32768;
-  if (elements < pays_warm) return 1;
+  if (all_work_is_shared.load(std::memory_order_relaxed)) return num_threads();
+  if (elements < 2 * least_share) return 1;
   const int n = num_threads();
   if (n == 1) return 1;
-  if (elements < pays_asleep && pool().asleep()) return 1;
-  return static_cast<int>(std::min<std::int64_t>(n, elements / (pays_warm / 2)));
+  if (!callers_executor() && !pool().pays(elements)) return 1;
+  return static_cast<int>(std::min<std::int64_t>(n, elements / least_share));
 }
 
 void set_executor(Executor executor) { callers_executor() = std::move(executor); }
 
-void parallel_for(std::int64_t units, std::int64_t grain, int threads, Body body) {
+void parallel_for(std::int64_t units, int threads, Body body) {
+  // Several pieces a thread: what one that is held up has not begun, the others do.
+  const std::int64_t grain = std::clamp<std::int64_t>(units / (4 * threads), 1, 32);
   if (const Executor& execute = callers_executor(); execute && threads > 1 && units > grain) {
     const std::int64_t pieces = (units + grain - 1) / grain;
     const std::int64_t ranges = std::min<std::int64_t>(threads, pieces);
@@ -260,6 +341,9 @@ void parallel_for(std::int64_t units, std::int64_t grain, int threads, Body body
   }
   if (threads > 1 && units > grain && pool().run(units, grain, threads, body)) return;
   body.run(body.context, 0, units);
+  if (threads == 1 && units >= 2 * least_share / block) {
+    if (Pool* asleep = current_pool.load(std::memory_order_acquire)) asleep->ended_alone();
+  }
 }
 
 }  // namespace fusedstep

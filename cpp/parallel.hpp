@@ -24,12 +24,15 @@ Body body(const F& f) {
           &f};
 }
 
-// Runs the body over [0, units) in pieces of `grain`, on up to `threads` threads (the calling one included), and
-// returns when all is done. Another call at the same time, from another thread, runs on its own thread alone.
-void parallel_for(std::int64_t units, std::int64_t grain, int threads, Body body);
+// Runs the body over [0, units) in pieces, on up to `threads` threads (the calling one included), and returns when all is
+// done. Another call at the same time, from another thread, runs on its own thread alone.
+void parallel_for(std::int64_t units, int threads, Body body);
 
 // How many threads pay for work on this many elements now: waking a sleeping thread costs more than a waiting one.
 int threads_for(std::int64_t elements);
+
+// Whether all threads share all work, whether that pays or not: for tests. Returns what was set before.
+bool share_all_work(bool share);
 
 // Sets the calling thread's floating-point settings, IEEE 754's where none are given; returns those before.
 std::uint64_t exchange_floating_point(std::optional<std::uint64_t> state);

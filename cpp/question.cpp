@@ -8,7 +8,6 @@
 namespace fusedstep {
 namespace {
 
-constexpr std::int64_t grain = 8;
 constexpr int gradient_stream = 1;
 
 std::int64_t blocks(const Operand& operand) { return (operand.stream[0]->size() + block - 1) / block; }
@@ -79,7 +78,7 @@ Question::Question(std::span<const Operand> operands) {
       totals[static_cast<std::size_t>(unit)] = total_of_block(operands[i], unit - first[i]);
     }
   };
-  parallel_for(first.back(), grain, threads_for(elements), body(ask));
+  parallel_for(first.back(), threads_for(elements), body(ask));
 
   std::vector<Total> of_list;
   std::vector<const Operand*> owner;

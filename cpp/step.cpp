@@ -9,9 +9,6 @@
 namespace fusedstep {
 namespace {
 
-// Blocks that a thread takes at a time.
-constexpr std::int64_t grain = 32;
-
 Work make_work(RuleId rule, const void* options, std::int64_t time, DType dtype, const StepOptions& step,
                double clip_coef) {
   const Description& about = description(rule);
@@ -231,7 +228,7 @@ void Plan::update_all() {
       if (first < last) update(tensors_[i], works_[static_cast<std::size_t>(work_index_[i])].work, first, last);
     }
   };
-  parallel_for(first_block_.back(), grain, threads_for(present_elements_), body(run));
+  parallel_for(first_block_.back(), threads_for(present_elements_), body(run));
 }
 
 SingleUpdate::SingleUpdate(RuleId rule, const Options& options, std::int64_t time, DType dtype, const Array& parameter,
@@ -270,7 +267,7 @@ SingleUpdate::SingleUpdate(RuleId rule, const Options& options, std::int64_t tim
 
 void SingleUpdate::update_all() const {
   const auto part = [this](std::int64_t begin, std::int64_t end) { update(tensor_, work_, begin, end); };
-  parallel_for(tensor_.blocks(), grain, threads_for(tensor_.size), body(part));
+  parallel_for(tensor_.blocks(), threads_for(tensor_.size), body(part));
 }
 
 void SingleUpdate::run() const {

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import fusedstep as fs
+from fusedstep import _core
 from registry import CLASS_ONLY, STEPS, VALUES, C, Case, Layout, Shape, Values, rose
 
 Array = np.ndarray[Any, Any]
@@ -278,11 +279,14 @@ def memory_of(optimizer: Any, *more: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def threads(n: int) -> Iterator[None]:
+    """So many threads, which share all work, also where that does not pay."""
     before = fs.get_num_threads()
     fs.set_num_threads(n)
+    shared = _core.share_all_work(True)
     try:
         yield
     finally:
+        _core.share_all_work(shared)
         fs.set_num_threads(before)
 
 

@@ -258,6 +258,7 @@ def test_threads_born_in_another_mode(with_mxcsr: Processor) -> None:
         import ctypes, hashlib, numpy as np, fusedstep as fs
         mxcsr = ctypes.CDLL({str(with_mxcsr.helper)!r})
         fs.set_num_threads(3)
+        fs._core.share_all_work(True)
         rng = np.random.default_rng(1)
         p, g, v = rng.standard_normal((3, 100_000)) * 10.0 ** rng.uniform(-44, 1, (3, 100_000))
         p, g, v = (x.astype(np.float32) for x in (p, g, np.abs(v)))
@@ -455,17 +456,17 @@ def test_the_interpreter_goes_on_meanwhile() -> None:
 
 def big_step() -> str:
     """Make a step that needs the pool, and one of an optimizer; return a digest of all bits."""
-    fs.set_num_threads(3)
     digest = hashlib.sha256()
-    for case in FIRST_OF_RULE:
-        values = make_problem(case, DTYPES[0], (50_000,)).values
-        arrays = {"param": values.param, "grad": values.grads[0], **values.states}
-        optimizer = case.new([np.zeros(50_000, np.float32), np.ones(7)])
-        for t in (1, 2):
-            case.call(arrays, t)
-            optimizer.step([values.grads[t], np.ones(7)], loss=loss(t), clip_norm=1.0)
-        for array in [*arrays.values(), *memory_of(optimizer)]:
-            digest.update(array.tobytes())
+    with threads(3):
+        for case in FIRST_OF_RULE:
+            values = make_problem(case, DTYPES[0], (50_000,)).values
+            arrays = {"param": values.param, "grad": values.grads[0], **values.states}
+            optimizer = case.new([np.zeros(50_000, np.float32), np.ones(7)])
+            for t in (1, 2):
+                case.call(arrays, t)
+                optimizer.step([values.grads[t], np.ones(7)], loss=loss(t), clip_norm=1.0)
+            for array in [*arrays.values(), *memory_of(optimizer)]:
+                digest.update(array.tobytes())
     return digest.hexdigest()
 
 

@@ -81,6 +81,7 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
   module.def("num_threads", &num_threads);
   module.def("set_num_threads", &set_num_threads, py::arg("n"));
   module.def("default_num_threads", &default_num_threads);
+  module.def("share_all_work", &share_all_work, py::arg("share"));
   module.def("rules", &bind::rules);
   module.def("check_hyperparameters", &bind::check_hyperparameters, py::arg("rule"), py::arg("values"));
   module.def(
@@ -114,13 +115,18 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
       "exchange_floating_point",
       [](std::optional<std::uint64_t> state) { return exchange_floating_point(state); }, py::arg("state"));
   module.def(
-      "nearest_float32",
-      [](double x) {
-        const DefaultFloatingPoint guard;
-        volatile float rounded = static_cast<float>(x);
-        return static_cast<double>(rounded);
+      "fill",
+      [](const py::array& array, double value) {
+        const bind::Borrowed borrowed = bind::borrow_parameter(array, {"array", nullptr, -1});
+        const std::int64_t n = borrowed.array.size();
+        const py::gil_scoped_release release;
+        if (borrowed.element == bind::Element::float32) {
+          fill(reinterpret_cast<float*>(borrowed.array.data), n, value);
+        } else {
+          fill(reinterpret_cast<double*>(borrowed.array.data), n, value);
+        }
       },
-      py::arg("x"));
+      py::arg("array"), py::arg("value"));
   module.def("used_states", &bind::used_states, py::arg("rule"), py::arg("values"));
   module.def("make_function", &bind::make_function, py::arg("rule"), py::arg("name"), py::arg("documentation"),
              py::arg("parameters"), py::arg("positional"));

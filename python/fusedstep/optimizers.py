@@ -26,8 +26,8 @@ class _StateMemory:
     """Memory for the states of one optimizer: all of them in one piece, each on cache lines of its own.
 
     Large arrays start at page offsets that differ: NumPy's all start at the same one, and a load right after a store at
-    the same offset of another page waits for it. What starts at 0 is not touched here: its pages come to lie near the
-    threads that update them first.
+    the same offset of another page waits for it. Pages are touched first by the threads that will update them: what
+    starts at 0 with the first step, the rest when it is filled.
     """
 
     LINE = 64
@@ -58,7 +58,7 @@ class _StateMemory:
     ) -> NDArray[Any]:
         flat = memory[offset : offset + param.size * dtype.itemsize].view(dtype)
         if value != 0.0:
-            flat.fill(_core.nearest_float32(value) if dtype == np.float32 else value)
+            _core.fill(flat, value)
         if param.ndim <= 1 and (param.ndim == 0 or param.strides[0] >= 0):
             return flat.reshape(param.shape)
         axes = sorted(range(param.ndim), key=lambda axis: -abs(param.strides[axis]))

@@ -102,7 +102,7 @@ LAYOUTS = [
     Layout("every other column", (8, 20), lambda a: a[:, ::2]),
     Layout("a block", (8, 20), lambda a: a[1:-1, 2:-2]),
     Layout("reversed", (8, 20), lambda a: a[::-1, ::-1]),
-    # Enough for three threads to share: the steps of small arrays stay on the calling one.
+    # Enough for three threads to share.
     Layout("length 25,003", (25_003,), lambda a: a),
     Layout("every other of 300 columns", (75, 300), lambda a: a[:, ::2]),
 ]
@@ -246,6 +246,7 @@ def check(selected: Iterable[Case]) -> Iterator[Outcome]:
     """Run each case with each dtype, instruction set and number of threads, and yield what came out."""
     draw = random.Random(0)
     before = get_num_threads()
+    shared = _core.share_all_work(True)  # the arrays are small, and threads shall cut them all the same
     try:
         for dtype in DTYPES:
             inputs = Inputs(dtype)
@@ -259,6 +260,7 @@ def check(selected: Iterable[Case]) -> Iterator[Outcome]:
                     arrays, elements = len(expected.arrays), expected.elements
                     yield Outcome(isa, case.optimizer.__name__, arrays, elements, differing, where)
     finally:
+        _core.share_all_work(shared)
         set_num_threads(before)
 
 
