@@ -1,0 +1,233 @@
+"""README and the guide do what they say: every Python block runs, every command, name and file in them exists."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import re
+import shlex
+import sysconfig
+import tomllib
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import fusedstep as fs
+import native
+from fusedstep.__main__ import COMMANDS, make_parser
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+
+# Blocks that compare with these are left out where they are not installed.
+PEERS = {"jax", "keras", "optax", "tensorflow", "torch"}
+DIRECTIVES = {"{eval-rst}", "{image}", "{include}", "{literalinclude}", "{toctree}"}
+
+
+class Block(NamedTuple):
+    """A fenced block of a page."""
+
+    language: str
+    text: str
+    line: int
+    follows: bool
+    """Whether nothing stands between it and the block before."""
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = []
+    end = 0
+    for match in re.finditer(r"^```([^\n`]*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        between = text[end : match.start()]
+        found.append(Block(match[1], match[2], text.count("\n", 0, match.start(2)), end > 0 and not between.strip()))
+        end = match.end()
+    return found
+
+
+def of_language(language: str) -> list[Any]:
+    """Return the pages that have blocks of a language, as parameters of a test."""
+    return [
+        pytest.param(page, id=page.stem) for page in PAGES if any(block.language == language for block in blocks(page))
+    ]
+
+
+def imported(source: str) -> set[str]:
+    """Return the packages that some source imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    return {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("page", of_language("python"))
+def test_python_blocks_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Run the blocks of a page in order, as a reader would; a block ``text`` right after one is what it prints."""
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": page.stem}
+    missing: set[str] = set()
+    printed: str | None = None
+    for block in blocks(page):
+        if block.language == "text" and block.follows and printed is not None:
+            assert printed == block.text, f"{page.name}, line {block.line}"
+        printed = None
+        if block.language != "python":
+            continue
+        peers = imported(block.text) & PEERS
+        if lacking := {name for name in peers if importlib.util.find_spec(name) is None}:
+            missing |= lacking
+            continue
+        with warnings.catch_warnings():
+            if peers:
+                warnings.simplefilter("ignore")  # theirs
+            exec(compile("\n" * block.line + block.text, str(page), "exec"), namespace)
+        printed = capsys.readouterr().out
+    if missing:
+        pytest.skip(f"{page.name}: all ran but the blocks that need {', '.join(sorted(missing))}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_blocks_are_of_a_kind_that_is_tested(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert len(re.findall(r"^\s*(?:```|~~~|:::)", text, re.MULTILINE)) == 2 * len(blocks(page)), "a stray fence"
+    for block in blocks(page):
+        kind = block.language.partition(" ")[0]
+        assert kind in {"python", "sh", "text"} | DIRECTIVES, f"{page.name}, line {block.line}: {block.language!r}"
+
+
+# ------------------------------------------------------------------------------------------------------- shell commands
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Return the commands of a page's shell blocks, in words."""
+    return [
+        shlex.split(command)
+        for block in blocks(page)
+        if block.language == "sh"
+        for line in block.text.splitlines()
+        for command in line.split(" && ")
+    ]
+
+
+def check_command(words: list[str]) -> None:
+    """Fail unless a command is one of ours, with arguments that exist."""
+    program = words[0].removeprefix(".venv/bin/")
+    if (program, words[1:3]) == ("python", ["-m", "fusedstep"]):
+        make_parser().parse_args(words[3:])
+    elif (program, words[1:3]) == ("python", ["-m", "pytest"]):
+        assert all((ROOT / word).exists() for word in words[3:] if word.startswith("tests/"))
+    elif (program, words[1:2]) == ("pip", ["install"]):
+        for extras in re.findall(r"\[([\w,]+)\]", " ".join(words)):
+            assert set(extras.split(",")) <= set(EXTRAS)
+    elif program == "cmake":
+        check_cmake(words[1:])
+    elif program == "sphinx-build":
+        assert (ROOT / words[-2] / "conf.py").is_file()
+    else:
+        assert words in (["python", "-m", "venv", ".venv"], ["bash", ".ci/run"]) or program == "c++", words
+
+
+def check_cmake(words: list[str]) -> None:
+    file = json.loads((ROOT / "CMakePresets.json").read_text(encoding="utf-8"))
+    listed = "buildPresets" if words[0] == "--build" else "configurePresets"
+    if "--preset" in words:
+        presets = {preset["name"] for preset in file[listed] if not preset.get("hidden")}
+        assert words[words.index("--preset") + 1] in presets
+    options = set(re.findall(r"^option\((\w+)", (ROOT / "CMakeLists.txt").read_text(encoding="utf-8"), re.MULTILINE))
+    defined = {word[2:].partition("=")[0] for word in words if word.startswith("-D")}
+    assert defined <= options | {"BUILD_SHARED_LIBS", "CMAKE_INSTALL_PREFIX", "fusedstep_DIR"}
+
+
+@pytest.mark.parametrize("page", of_language("sh"))
+def test_commands_exist(page: Path) -> None:
+    for words in commands(page):
+        check_command(words)
+
+
+def test_commands_of_embedding_run(tmp_path: Path) -> None:
+    """Run those that build programs, in a folder with the examples; the library itself was built before."""
+    native.cc(), native.cxx(), native.tool("pkg-config"), native.tool("cmake")
+    prefix = native.installed()
+    (tmp_path / "examples").symlink_to(native.ROOT / "examples")
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]),
+        "PKG_CONFIG_PATH": str(next(prefix.rglob("pkgconfig"))),
+        **({"CMAKE_GENERATOR": "Ninja"} if native.generator() else {}),
+    }
+    ran = [block for block in blocks(DOCS / "embedding.md") if block.language == "sh" and ("examples" in block.text)]
+    for block in ran:
+        native.run("bash", "-euc", block.text, cwd=tmp_path, env=environment)
+    assert native.run(tmp_path / "trainer") == native.run(tmp_path / "build" / "examples" / "trainer")
+    assert len(ran) == 2
+
+
+# ------------------------------------------------------------------------------------------------------ names and files
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_names_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"\bfs\.((?:\w+\.)*\w+)", text):
+        found: Any = fs
+        for name in path.split("."):
+            assert hasattr(found, name), f"{page.name}: fs.{path}"
+            found = getattr(found, name)
+    assert set(re.findall(r"python -m fusedstep (\w+)", text)) <= set(COMMANDS)
+    for extras in re.findall(r'"(?:\.|fusedstep)\[([\w,]+)\]"', text):
+        assert set(extras.split(",")) <= set(EXTRAS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_files_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    parts = re.findall(r"^```\{(?:include|literalinclude)\} (\S+)$", text, re.MULTILINE)
+    for path in links + parts:
+        assert (page.parent / path).exists(), f"{page.name}: {path}"
+    for path in re.findall(r"`((?:bench|cpp|docs|examples|python|tests)/[\w./]+)`", text):
+        assert (ROOT / path).exists(), f"{page.name}: {path}"
+
+
+def test_every_page_is_in_the_guide() -> None:
+    listed = {
+        name for block in blocks(DOCS / "index.md") if block.language == "{toctree}" for name in block.text.split()
+    }
+    included = {DOCS / "benchmark.md"}
+    assert {page.stem for page in DOCS.glob("*.md") if page not in included} - {"index"} == {
+        name for name in listed if (DOCS / f"{name}.md").is_file()
+    }
+
+
+def test_the_api_reference_has_every_public_name() -> None:
+    text = (DOCS / "api.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"^\.\. auto(?:class|function|exception):: (\w+)$", text, re.MULTILINE))
+    assert shown == set(fs.__all__) - {"reference"}
+    assert ".. automodule:: fusedstep.reference\n   :members:\n" in text
+    tree = ast.parse((ROOT / "python" / "fusedstep" / "torch.py").read_text(encoding="utf-8"))
+    [names] = [
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    ]
+    assert set(re.findall(r"autoclass:: fusedstep\.torch\.(\w+)", text)) == set(ast.literal_eval(names))
+
+
+def test_the_walk_passes_every_file_of_its_rule() -> None:
+    named = re.findall(r"`((?:cpp|python)/[\w./]+)`", (DOCS / "adding-a-rule.md").read_text(encoding="utf-8"))
+    sources = [*(ROOT / "cpp").rglob("*.[ch]*"), *(ROOT / "python").rglob("*.py")]
+    with_it = {
+        path for path in sources if re.search("proximal_?adagrad", path.read_text(encoding="utf-8"), re.IGNORECASE)
+    }
+    assert len(with_it) > 10
+    assert {str(path.relative_to(ROOT)) for path in with_it} <= set(named)
