@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -27,6 +29,7 @@ autodoc_typehints = "none"  # numpydoc's sections have them in words
 autodoc_member_order = "bysource"
 autodoc_mock_imports = [] if find_spec("torch") else ["torch"]
 numpydoc_show_class_members = False
+highlight_language = "none"  # formulas in docstrings
 
 html_theme = "furo"
 html_title = "fusedstep"
@@ -41,6 +44,17 @@ def draw_gallery(app: Sphinx) -> None:
     """Draw the pictures, unless they are there: remove the folder to have them drawn again."""
     if not PICTURES.exists():
         gallery.draw_all(PICTURES)
+
+
+def correct_signature(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str, None] | None:
+    """Show the arguments of a class, where autodoc finds those of a mocked base; and none for what we return."""
+    if signature == "(*args, **kwargs)":
+        _, *own = inspect.signature(obj.__init__).parameters.values()
+        plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in own]
+        return str(inspect.Signature(plain)), None
+    return ("", None) if obj is fs.StepReport else None
 
 
 def visit_math(translator: nodes.NodeVisitor, node: nodes.math) -> None:
@@ -58,4 +72,5 @@ def visit_math_block(translator: nodes.NodeVisitor, node: nodes.math_block) -> N
 def setup(app: Sphinx) -> None:
     """Connect the above."""
     app.connect("builder-inited", draw_gallery)
+    app.connect("autodoc-process-signature", correct_signature)
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))

@@ -84,6 +84,13 @@ class Optimizer:
         ``params`` and hyperparameters of each group; these may be changed between steps.
     state : mapping
         ``{parameter name: {state name: ndarray}}``, the live arrays.
+
+    Raises
+    ------
+    TypeError
+        Not an array, wrong dtype or byte order, a hyperparameter that there is none of or of the wrong type.
+    ValueError
+        Read-only, misaligned or overlapping arrays, a hyperparameter out of range.
     """
 
     _rule: ClassVar[str]
@@ -880,7 +887,7 @@ class Rprop(Optimizer):
 
 
 class StepSizeStats(NamedTuple):
-    """What the step sizes of a parameter are like."""
+    """The smallest, the largest and the mean step size of a parameter."""
 
     min: float
     max: float

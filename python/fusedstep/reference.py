@@ -1,8 +1,9 @@
 """The rules in plain NumPy: what every kernel is checked against, bit for bit.
 
-Each function has the name and the arguments of the fused one and updates the same arrays in place. One expression a
-line, in the order of operations of the rule's definition; derived constants are computed in double and rounded once to
-the arrays' type.
+Each function has the name and the arguments of the fused one, where they are explained, and updates the same arrays in
+place; beside these it takes what a whole step does before the rule, the arguments ``grad_scale``, ``clip_value`` and
+``clip_coef`` of ``gradient``. One expression a line, in the order of operations of the rule's definition; derived
+constants are computed in double and rounded once to the arrays' type. Nothing is checked here.
 """
 
 from __future__ import annotations
@@ -44,7 +45,39 @@ def gradient(
     clip_value: float | None = None,
     clip_coef: float = 1.0,
 ) -> Array:
-    """Return the gradient as the rule sees it; decoupled decay shrinks ``param`` in place."""
+    """Return the gradient as the rule sees it; decoupled decay shrinks ``param`` in place.
+
+    ::
+
+        g <- g / grad_scale,   g <- clip(g, -clip_value, clip_value),   g <- g clip_coef,   g <- -g
+        g <- g + wd p                               or, decoupled,   p <- (1 - lr wd) p
+
+    Parameters
+    ----------
+    param : ndarray of float32 or float64
+        ``p``, any shape; written by decoupled decay alone.
+    grad : ndarray
+        ``g``, shape and dtype of ``param``; only read.
+    lr : float, optional
+        Step size; needed by decoupled decay alone.
+    weight_decay : float
+        ``wd >= 0``; 0 is not computed.
+    decoupled_weight_decay : bool
+        Whether decay shrinks the parameter instead.
+    maximize : bool
+        Whether to ascend.
+    grad_scale : float, optional
+        What the loss was multiplied by, ``> 0``.
+    clip_value : float, optional
+        Largest magnitude of an element, ``> 0``.
+    clip_coef : float
+        ``clip_norm / max(norm, clip_norm)``, from the norm of all gradients; 1 is not computed.
+
+    Returns
+    -------
+    ndarray
+        New, or ``grad`` itself where nothing was asked for.
+    """
     T = param.dtype.type
     g = grad
     if grad_scale is not None:
@@ -387,6 +420,18 @@ def norm(grads: Iterable[Array], *, grad_scale: float | None = None, clip_value:
 
     Squares and sums in double; each gradient in the order of its memory, in blocks of 1,024 of 16 lanes; lanes, then
     blocks, are added in pairs of neighbours.
+
+    Parameters
+    ----------
+    grads : iterable of ndarray
+        Gradients of any shapes, in the order of their parameters.
+    grad_scale, clip_value : float, optional
+        What is done to each before, as in ``gradient``.
+
+    Returns
+    -------
+    float
+        The square root of the sum of all squares; inf or NaN where a gradient has one.
     """
     blocks: list[float] = []
     with np.errstate(all="ignore"):
