@@ -13,6 +13,7 @@ from sphinx.application import Sphinx
 
 import fusedstep as fs
 from fusedstep import gallery
+from fusedstep.optimizers import Optimizer
 
 project = "fusedstep"
 copyright = author = "the fusedstep developers"
@@ -49,12 +50,12 @@ def draw_gallery(app: Sphinx) -> None:
 def correct_signature(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str, None] | None:
-    """Show the arguments of a class, where autodoc finds those of a mocked base; and none for what we return."""
+    """Show the arguments of a class, where autodoc finds those of a mocked base; and none for what we make."""
     if signature == "(*args, **kwargs)":
         _, *own = inspect.signature(obj.__init__).parameters.values()
         plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in own]
         return str(inspect.Signature(plain)), None
-    return ("", None) if obj is fs.StepReport else None
+    return ("", None) if obj in (fs.StepReport, Optimizer) else None
 
 
 def visit_math(translator: nodes.NodeVisitor, node: nodes.math) -> None:
