@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,7 +45,8 @@ PICTURES = Path(__file__).parent / "_gallery"
 def draw_gallery(app: Sphinx) -> None:
     """Draw the pictures, unless they are there: remove the folder to have them drawn again."""
     if not PICTURES.exists():
-        gallery.draw_all(PICTURES)
+        with contextlib.redirect_stdout(None):
+            gallery.draw_all(PICTURES)
 
 
 def correct_signature(
