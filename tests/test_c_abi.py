@@ -16,47 +16,40 @@ import pytest
 
 import fusedstep as fs
 import native
+from c_structs import (
+    CHOICES,
+    DTYPE_CODES,
+    FIELDS,
+    FLOAT32,
+    FLOAT64,
+    INT8,
+    RULES,
+    STRUCTS,
+    at_step,
+    fill,
+    of_struct,
+    struct,
+)
 from checks import assert_same, difference
 from registry import CASES, DTYPES, Case
 
 Array = np.ndarray[Any, Any]
 
 OK, INVALID_ARGUMENT, NONFINITE, OUT_OF_MEMORY = range(4)
-FLOAT32, FLOAT64, INT8 = range(3)
-RULES = ("rmsprop", "adagrad", "rprop", "proximal_adagrad", "adagrad_da", "adagrad_norm")
-MOMENTUM_FORMS = ("torch", "tf")
-VARIANTS = ("rprop-", "rprop+", "irprop-", "irprop-move", "irprop+", "grprop-slr", "grprop-sag")
 NONFINITE_POLICIES = ("propagate", "skip", "raise")
 
 # --------------------------------------------------------------------------------------------------------- from ctypes
 
 _d, _b = ctypes.c_double, ctypes.c_uint8
-_decay = [("weight_decay", _d), ("decoupled_weight_decay", _b), ("maximize", _b)]
-FIELDS: dict[str, list[tuple[str, Any]]] = {
-    "rmsprop": [("lr", _d), ("alpha", _d), ("eps", _d), ("eps_inside_sqrt", _b), ("centered", _b), ("momentum", _d),
-                ("nesterov", _b), ("momentum_form", _b), ("bias_correction", _b), *_decay],
-    "adagrad": [("lr", _d), ("eps", _d), ("eps_inside_sqrt", _b), ("lr_decay", _d), *_decay],
-    "rprop": [("lr", _d), ("etas", _d * 2), ("step_sizes", _d * 2), ("variant", _b), ("loss_increased", _b), *_decay],
-    "proximal_adagrad": [("lr", _d), ("l1", _d), ("l2", _d), *_decay],
-    "adagrad_da": [("lr", _d), ("l1", _d), ("l2", _d), *_decay],
-    "adagrad_norm": [("lr", _d), ("eps", _d), *_decay],
-}  # fmt: skip
-
-
-def _struct(name: str, fields: list[tuple[str, Any]]) -> Any:
-    return type(name, (ctypes.Structure,), {"_fields_": fields})
-
-
-STRUCTS = {rule: _struct(rule, [("size", ctypes.c_uint64), *FIELDS[rule]]) for rule in RULES}
-CArray = _struct("CArray", [("data", ctypes.c_void_p), ("shape", ctypes.c_void_p), ("strides", ctypes.c_void_p),
+CArray = struct("CArray", [("data", ctypes.c_void_p), ("shape", ctypes.c_void_p), ("strides", ctypes.c_void_p),
                             ("dtype", ctypes.c_int32), ("dimensions", ctypes.c_int32)])  # fmt: skip
-CParameter = _struct("CParameter", [("name", ctypes.c_char_p), ("array", CArray), ("group", ctypes.c_int64)])
-CStepOptions = _struct(
+CParameter = struct("CParameter", [("name", ctypes.c_char_p), ("array", CArray), ("group", ctypes.c_int64)])
+CStepOptions = struct(
     "CStepOptions",
     [("size", ctypes.c_uint64), ("grad_scale", _d), ("clip_norm", _d), ("clip_value", _d), ("loss", _d),
      ("zero_grads", _b), ("nonfinite", _b)],
 )  # fmt: skip
-CStepReport = _struct("CStepReport", [("size", ctypes.c_uint64), ("step", ctypes.c_int64), ("grad_norm", _d),
+CStepReport = struct("CStepReport", [("size", ctypes.c_uint64), ("step", ctypes.c_int64), ("grad_norm", _d),
                                       ("skipped", _b)])  # fmt: skip
 
 pointer, i32, i64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
@@ -98,16 +91,10 @@ class Library:
 
     def options(self, rule: str, values: Mapping[str, Any] | None = None) -> Any:
         """Return a rule's struct, initialised, with some values as Python writes them."""
-        struct = STRUCTS[rule]()
-        assert getattr(self, f"{rule}_init")(ctypes.byref(struct)) == OK
-        assert struct.size == ctypes.sizeof(struct)
-        for name, value in (values or {}).items():
-            if name in ("etas", "step_sizes"):
-                getattr(struct, name)[:] = value
-            else:
-                known = {"momentum_form": MOMENTUM_FORMS, "variant": VARIANTS}.get(name)
-                setattr(struct, name, value if known is None else known.index(value))
-        return struct
+        made = STRUCTS[rule]()
+        assert getattr(self, f"{rule}_init")(ctypes.byref(made)) == OK
+        assert made.size == ctypes.sizeof(made)
+        return fill(made, values or {})
 
 
 def c_array(array: Array) -> Any:
@@ -115,7 +102,7 @@ def c_array(array: Array) -> Any:
     dimensions = array.ndim
     shape = (ctypes.c_int64 * max(dimensions, 1))(*array.shape)
     strides = (ctypes.c_int64 * max(dimensions, 1))(*array.strides)
-    dtype = {"f": FLOAT32, "d": FLOAT64, "b": INT8}[array.dtype.char]
+    dtype = DTYPE_CODES[array.dtype.char]
     made = CArray(array.ctypes.data, ctypes.addressof(shape), ctypes.addressof(strides), dtype, dimensions)
     made.kept = array, shape, strides
     return made
@@ -141,12 +128,6 @@ def one_thread_is_left(lib: Library) -> Iterator[None]:
     assert lib.force_isa(before[1]) == OK
 
 
-def of_struct(case: Case) -> dict[str, Any]:
-    """The options of a functional form, as the struct has them."""
-    names = [state.name for state in case.states]
-    return {**case.options, **({"centered": True} if "grad_avg" in names else {})}
-
-
 # Those that choose another kernel or another state; the kernels themselves are tested in Python.
 CALLED = [case for case in CASES if case.has_function]
 
@@ -167,9 +148,7 @@ def test_steps_have_the_bits_of_python(lib: Library, case: Case) -> None:
                 grad = rng.standard_normal(shape).astype(dtype)
                 case.call({"param": param, "grad": grad, **states}, t)
                 now = case.at_step(t, t > 1 and t % 2 == 0)
-                struct = lib.options(case.rule, {**options, **{k: v for k, v in now.items() if k != "step"}})
-                if case.rule == "rmsprop" and "step" in now:
-                    struct.bias_correction = 1
+                struct = lib.options(case.rule, {**options, **at_step(case, now)})
                 row = c_arrays(list(of_c.values()))
                 code = getattr(lib, f"{case.rule}_step")(
                     ctypes.byref(struct), t, ctypes.byref(c_array(mine)), ctypes.byref(c_array(grad)), row, len(of_c)
@@ -183,7 +162,7 @@ def test_defaults_are_those_of_python(lib: Library) -> None:
         struct = lib.options(rule)
         for name in dict(FIELDS[rule]):
             found = getattr(struct, name)
-            known = {"momentum_form": MOMENTUM_FORMS, "variant": VARIANTS}.get(name)
+            known = CHOICES.get(name)
             cls = {"rmsprop": fs.RMSprop, "adagrad": fs.Adagrad, "rprop": fs.Rprop, "adagrad_da": fs.AdagradDA,
                    "proximal_adagrad": fs.ProximalAdagrad, "adagrad_norm": fs.AdagradNorm}[rule]  # fmt: skip
             expected = cls(np.zeros(1)).param_groups[0].get(name, False)

@@ -11,7 +11,7 @@ namespace {
 
 template <bool eps_inside_sqrt>
 struct AdagradRule {
-  static constexpr bool uses[] = {true};
+  static constexpr bool uses[1] = {true};
 
   template <class T>
   using States = types<T>;
@@ -41,7 +41,7 @@ auto compose(const Adagrad& o, F f) {
 //
 //   s <- s + g^2      a <- lr / sqrt(s)      q <- p - a g      p <- sign(q) max(|q| - a l1, 0) / (1 + l2 a)
 struct ProximalAdagradRule {
-  static constexpr bool uses[] = {true};
+  static constexpr bool uses[1] = {true};
 
   template <class T>
   using States = types<T>;
@@ -72,7 +72,7 @@ auto compose(const ProximalAdagrad&, F f) {
 //
 //   G <- G + g      s <- s + g^2      p <- -sign(G) lr max(|G| - l1 t, 0) / (l2 t lr + sqrt(s))
 struct AdagradDARule {
-  static constexpr bool uses[] = {true, true};
+  static constexpr bool uses[2] = {true, true};
 
   template <class T>
   using States = types<T, T>;

@@ -15,7 +15,7 @@ enum class OnFlip { move, undo, stay };
 // forget: a flip is not remembered, so that the next step neither grows nor shrinks D.
 template <OnFlip on_flip, bool forget>
 struct RpropRule {
-  static constexpr bool uses[] = {true, true};
+  static constexpr bool uses[2] = {true, true};
 
   template <class T>
   using States = types<T, std::int8_t>;

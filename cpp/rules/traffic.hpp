@@ -10,7 +10,7 @@ namespace {
 // The loads and stores of a rule with one state, or of Rprop, and one add a store.
 template <bool with_sign>
 struct TrafficRule {
-  static constexpr bool uses[] = {true, with_sign};
+  static constexpr bool uses[2] = {true, with_sign};
 
   template <class T>
   using States = types<T, std::int8_t>;

@@ -1,0 +1,333 @@
+// Runs updates that tests/cases.py wrote down, each with what the NumPy reference makes of it, through the C ABI: every
+// instruction set that this machine has, several layouts, one thread and several, and a caller whose rounding mode and
+// flush-to-zero bits are set otherwise. All bits must be the reference's, but for the sign and payload of a NaN, and no
+// byte between or beside the elements may change. So any processor, and any emulator, is held against the reference
+// without a Python of its own.
+#include <cfenv>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <fusedstep/fusedstep.h>
+#include <fusedstep/fusedstep.hpp>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+// ------------------------------------------------------------------------------------------------- floating-point state
+
+#if defined(__x86_64__)
+constexpr std::uint64_t flush_to_zero = 0x8040;  // FTZ, DAZ
+std::uint64_t state() { return _mm_getcsr() & ~std::uint64_t{0x3f}; }  // without the flags of what has happened
+void set_state(std::uint64_t state) { _mm_setcsr(static_cast<unsigned>(state)); }
+#elif defined(__aarch64__)
+constexpr std::uint64_t flush_to_zero = std::uint64_t{1} << 24;  // FZ
+std::uint64_t state() {
+  std::uint64_t state;
+  asm volatile("mrs %0, fpcr" : "=r"(state));
+  return state;
+}
+void set_state(std::uint64_t state) { asm volatile("msr fpcr, %0" ::"r"(state)); }
+#endif
+
+// Rounds upwards and flushes subnormals while it lives; says whether a callee left that as it was.
+class Hostile {
+ public:
+  explicit Hostile(bool hostile) : before_(state()) {
+    if (hostile) {
+      std::fesetround(FE_UPWARD);
+      set_state(state() | flush_to_zero);
+    }
+    set_ = state();
+  }
+  ~Hostile() { set_state(before_); }
+  Hostile(const Hostile&) = delete;
+  Hostile& operator=(const Hostile&) = delete;
+  bool kept() const { return state() == set_; }
+
+ private:
+  std::uint64_t before_;
+  std::uint64_t set_;
+};
+
+// ----------------------------------------------------------------------------------------------------------- the cases
+
+class Reader {
+ public:
+  explicit Reader(const char* path) {
+    std::ifstream file(path, std::ios::binary);
+    if (!file) throw std::runtime_error(std::string(path) + ": cannot be read");
+    content_.assign(std::istreambuf_iterator<char>(file), {});
+  }
+
+  bool done() const { return at_ == content_.size(); }
+
+  std::vector<char> bytes(std::size_t n) {
+    if (n > content_.size() - at_) throw std::runtime_error("the file of cases ends early");
+    at_ += n;
+    return {content_.begin() + static_cast<std::ptrdiff_t>(at_ - n), content_.begin() + static_cast<std::ptrdiff_t>(at_)};
+  }
+
+  std::int64_t number() {
+    std::int64_t x;
+    std::memcpy(&x, bytes(sizeof x).data(), sizeof x);
+    return x;
+  }
+
+  std::string text() {
+    const std::vector<char> read = bytes(static_cast<std::size_t>(number()));
+    return {read.begin(), read.end()};
+  }
+
+ private:
+  std::vector<char> content_;
+  std::size_t at_ = 0;
+};
+
+// A dense array of the file: rows x columns in C order, or one number.
+struct Values {
+  std::int32_t dtype;
+  bool scalar;
+  std::vector<char> bytes;
+};
+
+struct Step {
+  std::int64_t time;
+  std::vector<char> options;
+  std::vector<char> gradient;
+  std::vector<std::vector<char>> after;  // the parameter, and each state
+};
+
+struct Case {
+  std::string name, rule;
+  std::int64_t rows, columns;
+  std::vector<Values> start;  // the parameter, and each state
+  std::vector<Step> steps;
+};
+
+std::int64_t size_of(std::int32_t dtype) {
+  return dtype == FUSEDSTEP_INT8 ? 1 : dtype == FUSEDSTEP_FLOAT32 ? 4 : 8;
+}
+
+Case read_case(Reader& file) {
+  Case made;
+  made.name = file.text();
+  made.rule = file.text();
+  made.rows = file.number();
+  made.columns = file.number();
+  const auto size = [&](const Values& v) {
+    return static_cast<std::size_t>((v.scalar ? 1 : made.rows * made.columns) * size_of(v.dtype));
+  };
+  for (std::int64_t k = file.number(); k > 0; --k) {
+    Values values{static_cast<std::int32_t>(file.number()), file.number() != 0, {}};
+    values.bytes = file.bytes(size(values));
+    made.start.push_back(std::move(values));
+  }
+  for (std::int64_t k = file.number(); k > 0; --k) {
+    Step step;
+    step.time = file.number();
+    step.options = file.bytes(static_cast<std::size_t>(file.number()));
+    step.gradient = file.bytes(size(made.start[0]));
+    for (const Values& values : made.start) step.after.push_back(file.bytes(size(values)));
+    made.steps.push_back(std::move(step));
+  }
+  return made;
+}
+
+// ------------------------------------------------------------------------------------------------------------- layouts
+
+enum class Layout { dense, offset, every_2nd, reversed, transposed, rows_cut_out };
+constexpr Layout layouts[] = {Layout::dense,    Layout::offset,     Layout::every_2nd,
+                              Layout::reversed, Layout::transposed, Layout::rows_cut_out};
+
+// An array in a layout, in the middle of memory that is filled with a canary.
+class Placed {
+ public:
+  Placed(const Values& values, std::int64_t rows, std::int64_t columns, Layout layout)
+      : item_(size_of(values.dtype)), shape_{values.scalar ? 1 : rows, values.scalar ? 1 : columns} {
+    const std::int64_t n = shape_[0], m = shape_[1];
+    std::int64_t first = 0;
+    strides_[0] = m * item_;
+    strides_[1] = item_;
+    if (layout == Layout::offset) first = 1;
+    if (layout == Layout::every_2nd) {
+      strides_[0] *= 2;
+      strides_[1] *= 2;
+    }
+    if (layout == Layout::reversed) {
+      first = n * m == 0 ? 0 : n * m - 1;
+      strides_[0] = -strides_[0];
+      strides_[1] = -strides_[1];
+    }
+    if (layout == Layout::transposed) {
+      strides_[0] = item_;
+      strides_[1] = n * item_;
+    }
+    if (layout == Layout::rows_cut_out) {
+      first = 2;
+      strides_[0] = (m + 3) * item_;
+    }
+    memory_.assign(static_cast<std::size_t>((2 * n * (m + 3) + 2) * item_ + 3 * guard), canary);
+    const auto misfit = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(memory_.data()) % guard);
+    data_ = memory_.data() + 2 * guard - misfit + first * item_;
+    array_ = {data_, shape_, strides_, values.dtype, values.scalar ? 0 : 2};
+    fill(values.bytes);
+    untouched_ = memory_;
+  }
+  Placed(const Placed&) = delete;
+  Placed& operator=(const Placed&) = delete;
+
+  const fusedstep_array& array() const { return array_; }
+
+  void fill(const std::vector<char>& dense) {
+    each([&](char* at, std::int64_t k) { std::memcpy(at, dense.data() + k * item_, static_cast<std::size_t>(item_)); });
+  }
+
+  // How many elements differ in a bit; any NaN is any other.
+  std::int64_t differences(const std::vector<char>& dense) {
+    std::int64_t count = 0;
+    each([&](char* at, std::int64_t k) {
+      const char* expected = dense.data() + k * item_;
+      if (std::memcmp(at, expected, static_cast<std::size_t>(item_)) == 0) return;
+      if (array_.dtype == FUSEDSTEP_FLOAT32) count += !(is_nan<float>(at) && is_nan<float>(expected));
+      if (array_.dtype == FUSEDSTEP_FLOAT64) count += !(is_nan<double>(at) && is_nan<double>(expected));
+      if (array_.dtype == FUSEDSTEP_INT8) ++count;
+    });
+    return count;
+  }
+
+  // Whether a byte that is no element's changed. Afterwards the elements are gone.
+  bool damaged() {
+    each([&](char* at, std::int64_t) {
+      std::memcpy(at, untouched_.data() + (at - memory_.data()), static_cast<std::size_t>(item_));
+    });
+    return memory_ != untouched_;
+  }
+
+ private:
+  static constexpr std::int64_t guard = 64;
+  static constexpr char canary = '\xa5';
+
+  template <class T>
+  static bool is_nan(const char* at) {
+    T x;
+    std::memcpy(&x, at, sizeof x);
+    return std::isnan(x);
+  }
+
+  template <class F>
+  void each(F f) {
+    for (std::int64_t i = 0, k = 0; i < shape_[0]; ++i) {
+      for (std::int64_t j = 0; j < shape_[1]; ++j, ++k) f(data_ + i * strides_[0] + j * strides_[1], k);
+    }
+  }
+
+  std::int64_t item_;
+  std::int64_t shape_[2];
+  std::int64_t strides_[2];
+  std::vector<char> memory_, untouched_;
+  char* data_;
+  fusedstep_array array_;
+};
+
+// ----------------------------------------------------------------------------------------------------------------- runs
+
+std::int32_t call(const std::string& rule, const Step& step, const fusedstep_array* parameter,
+                  const fusedstep_array* gradient, const std::vector<fusedstep_array>& states) {
+  const auto count = static_cast<std::int32_t>(states.size());
+#define CALL(name)                                                                                                  \
+  if (rule == #name) {                                                                                              \
+    fusedstep_##name options;                                                                                       \
+    if (step.options.size() != sizeof options) throw std::runtime_error(rule + ": options of another size");        \
+    std::memcpy(&options, step.options.data(), sizeof options);                                                     \
+    return fusedstep_##name##_step(&options, step.time, parameter, gradient, states.data(), count);                 \
+  }
+  CALL(rmsprop)
+  CALL(adagrad)
+  CALL(rprop)
+  CALL(proximal_adagrad)
+  CALL(adagrad_da)
+  CALL(adagrad_norm)
+#undef CALL
+  throw std::runtime_error("there is no rule " + rule);
+}
+
+// What is wrong; nothing if all is right.
+std::string run(const Case& problem, Layout layout, Layout of_gradient, bool hostile) {
+  Placed parameter(problem.start[0], problem.rows, problem.columns, layout);
+  Placed gradient(problem.start[0], problem.rows, problem.columns, of_gradient);
+  std::vector<std::unique_ptr<Placed>> states;
+  std::vector<fusedstep_array> arrays;
+  for (std::size_t k = 1; k < problem.start.size(); ++k) {
+    states.push_back(std::make_unique<Placed>(problem.start[k], problem.rows, problem.columns, layout));
+    arrays.push_back(states.back()->array());
+  }
+  for (std::size_t t = 0; t < problem.steps.size(); ++t) {
+    const Step& step = problem.steps[t];
+    const std::string where = "after step " + std::to_string(t + 1) + ": ";
+    gradient.fill(step.gradient);
+    {
+      const Hostile caller(hostile);
+      const std::int32_t code = call(problem.rule, step, &parameter.array(), &gradient.array(), arrays);
+      if (code != FUSEDSTEP_OK) return where + fusedstep_last_error();
+      if (!caller.kept()) return where + "the caller's floating-point state changed";
+    }
+    for (std::size_t k = 0; k < step.after.size(); ++k) {
+      Placed& found = k == 0 ? parameter : *states[k - 1];
+      if (const std::int64_t count = found.differences(step.after[k]); count != 0) {
+        return where + std::to_string(count) + " elements of " + (k == 0 ? "the parameter" : "state " + std::to_string(k)) +
+               " differ";
+      }
+    }
+    if (gradient.differences(step.gradient) != 0) return where + "the gradient changed";
+  }
+  bool damaged = parameter.damaged() || gradient.damaged();
+  for (auto& state : states) damaged |= state->damaged();
+  return damaged ? "memory beside the elements changed" : "";
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  if (argc != 2) throw std::runtime_error("expected the path of a file that tests/cases.py wrote");
+  Reader file(argv[1]);
+  std::int64_t cases = 0, runs = 0, wrong = 0;
+  while (!file.done()) {
+    const Case problem = read_case(file);
+    ++cases;
+    const bool large = problem.rows * problem.columns > 10'000;
+    for (const std::string& isa : fusedstep::available_isas()) {
+      if (fusedstep_force_isa(isa.c_str()) != FUSEDSTEP_OK) throw std::runtime_error(fusedstep_last_error());
+      for (std::size_t k = 0; k < std::size(layouts); ++k) {
+        for (const int threads : large ? std::vector<int>{1, 3} : std::vector<int>{1}) {
+          if (fusedstep_set_num_threads(threads) != FUSEDSTEP_OK) throw std::runtime_error(fusedstep_last_error());
+          // The gradient lies otherwise in every second run, and the caller is hostile in every third.
+          const Layout of_gradient = runs % 2 == 0 ? layouts[k] : layouts[(k + 3) % std::size(layouts)];
+          const std::string told = run(problem, layouts[k], of_gradient, runs % 3 == 0);
+          ++runs;
+          if (told.empty()) continue;
+          if (++wrong <= 20) {
+            std::fprintf(stderr, "%s, %s, layout %zu, %d threads: %s\n", problem.name.c_str(), isa.c_str(), k, threads,
+                         told.c_str());
+          }
+        }
+      }
+    }
+  }
+  std::printf("%lld cases, %lld runs, %lld wrong\n", static_cast<long long>(cases), static_cast<long long>(runs),
+              static_cast<long long>(wrong));
+  return cases > 0 && wrong == 0 ? 0 : 1;
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "%s\n", error.what());
+  return 2;
+}
