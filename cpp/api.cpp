@@ -44,17 +44,26 @@ Array checked(const AnySpan& span, const Label& label, Type type, bool written) 
     throw std::invalid_argument(label.text() +
                                 ": expected a writeable array, got a read-only one; pass a writeable array");
   }
-  const auto address = reinterpret_cast<std::uintptr_t>(span.data);
-  if (address % static_cast<std::uintptr_t>(size_of(type)) != 0) {
-    throw std::invalid_argument(label.text() + ": expected an array aligned to its dtype " + name(type) +
-                                ", got a misaligned one; pass a copy");
-  }
   Array array;
   array.label = label;
   array.data = static_cast<char*>(span.data);
   array.shape = {span.shape.data(), span.dimensions};
   array.strides = span.strides.data();
   array.item_size = size_of(type);
+  check_extent(array);
+  if (array.data == nullptr) {
+    if (array.size() != 0) throw std::invalid_argument(label.text() + ": expected data, got NULL");
+    alignas(double) static char nowhere[1];
+    array.data = nowhere;  // null stands for an array that there is not; this one there is, and it is empty
+  }
+  bool aligned = reinterpret_cast<std::uintptr_t>(array.data) % static_cast<std::uintptr_t>(array.item_size) == 0;
+  for (std::size_t k = 0; k < span.dimensions; ++k) {
+    aligned &= span.shape[k] <= 1 || span.strides[k] % array.item_size == 0;
+  }
+  if (!aligned) {
+    throw std::invalid_argument(label.text() + ": expected an array aligned to its dtype " + name(type) +
+                                ", got a misaligned one; pass a copy");
+  }
   return array;
 }
 
@@ -182,7 +191,9 @@ Optimizer::Optimizer(std::vector<AnyRule> groups, const std::vector<Parameter>& 
       throw std::invalid_argument("parameter '" + parameter.name + "': there is no group " +
                                   std::to_string(parameter.group));
     }
-    const Array p = checked_parameter(parameter.array, {"", &parameter.name});
+    const int group = impl_->rules.size() > 1 ? static_cast<int>(parameter.group) : -1;
+    const Array p = checked_parameter(parameter.array, {"", &parameter.name, group});
+    check_distinct_elements(p);  // before memory for its states is asked for: it may seem larger than it is
     const Options& options = impl_->options[parameter.group];
     Array states[max_states];
     std::vector<std::int64_t> geometry[max_states];

@@ -1,6 +1,7 @@
 #include "border.hpp"
 
 #include <algorithm>
+#include <cstdlib>
 #include <stdexcept>
 
 namespace fusedstep {
@@ -135,6 +136,28 @@ bool shares_memory_with_itself(const Array& array) {
     if (Reachable(std::move(terms))({1 - array.item_size, array.item_size - 1})) return true;
   }
   return false;
+}
+
+void check_extent(const Array& array) {
+  // Twice the reach of two arrays, an address between them, and a size of one byte an element still fit 64 bits.
+  constexpr std::int64_t most = std::int64_t{1} << 60;
+  std::int64_t bytes = array.item_size;
+  std::int64_t reach = 0;
+  for (std::size_t k = 0; k < array.shape.size(); ++k) {
+    const std::int64_t extent = array.shape[k];
+    const std::int64_t stride = array.strides[k];
+    if (extent < 0) {
+      throw std::invalid_argument(array.label.text() + ": expected extents >= 0, got " + std::to_string(extent));
+    }
+    std::int64_t along = 0;
+    bool beyond = __builtin_mul_overflow(bytes, std::max(extent, std::int64_t{1}), &bytes) || bytes > most;
+    beyond |= stride < -most || __builtin_mul_overflow(std::abs(stride), std::max(extent - 1, std::int64_t{1}), &along);
+    beyond |= __builtin_add_overflow(reach, along, &reach) || reach > most;
+    if (!beyond) continue;
+    const std::vector<std::int64_t> strides(array.strides, array.strides + array.shape.size());
+    throw std::invalid_argument(array.label.text() + ": shape " + shape_text(array.shape) + " with strides " +
+                                shape_text(strides) + " is larger than any memory");
+  }
 }
 
 void check_shape(const Array& array, const Array& parameter) {

@@ -102,24 +102,9 @@ AnySpan span_from(const fusedstep_array& array) {
   std::int64_t dense = span.type == Type::int8 ? 1 : span.type == Type::float32 ? 4 : 8;
   for (std::size_t k = span.dimensions; k-- > 0;) {
     span.shape[k] = array.shape[k];
-    if (span.shape[k] < 0) {
-      throw std::invalid_argument("array: expected extents >= 0, got " + std::to_string(span.shape[k]));
-    }
     span.strides[k] = array.strides != nullptr ? array.strides[k] : dense;
-    dense *= span.shape[k];
+    static_cast<void>(__builtin_mul_overflow(dense, span.shape[k], &dense));  // beyond 64 bits, the shape is refused
   }
-  return span;
-}
-
-void check_data(const AnySpan& span, const char* name) {
-  const auto end = span.shape.begin() + static_cast<std::ptrdiff_t>(span.dimensions);
-  if (span.data != nullptr || std::find(span.shape.begin(), end, 0) != end) return;
-  throw std::invalid_argument(std::string(name) + ": expected data, got NULL");
-}
-
-AnySpan required(const fusedstep_array* array, const char* name) {
-  const AnySpan span = span_from(given(array, name));
-  check_data(span, name);
   return span;
 }
 
@@ -136,9 +121,8 @@ std::int32_t step_once(const void* options, std::int64_t time, const fusedstep_a
                        const fusedstep_array* gradient, const fusedstep_array* states, std::int32_t count) {
   return guarded([&] {
     const std::vector<AnySpan> spans = spans_from(states, count);
-    for (const AnySpan& span : spans) check_data(span, "states");
-    fusedstep::step(AnyRule(options_from<Rule>(options)), time, required(parameter, "parameter"),
-                    required(gradient, "gradient"), spans);
+    fusedstep::step(AnyRule(options_from<Rule>(options)), time, span_from(given(parameter, "parameter")),
+                    span_from(given(gradient, "gradient")), spans);
   });
 }
 
@@ -209,7 +193,6 @@ FUSEDSTEP_DEFINE(adagrad_norm, AdagradNorm)
 std::int32_t fusedstep_norm(const fusedstep_array* gradients, std::int64_t count, double* norm) {
   return guarded([&] {
     const std::vector<AnySpan> spans = spans_from(gradients, count);
-    for (const AnySpan& span : spans) check_data(span, "gradients");
     given(norm, "norm") = fusedstep::norm(spans);
   });
 }
@@ -230,7 +213,7 @@ std::int32_t fusedstep_optimizer_create(const char* rule, const void* const* opt
     for (std::int64_t i = 0; i < count; ++i) {
       const fusedstep_parameter& parameter = parameters[i];
       if (parameter.group < 0) throw std::invalid_argument("parameters: expected groups from 0");
-      list.push_back({&given(parameter.name, "parameters[].name"), required(&parameter.array, parameter.name),
+      list.push_back({&given(parameter.name, "parameters[].name"), span_from(parameter.array),
                       static_cast<std::size_t>(parameter.group)});
     }
     *optimizer = new fusedstep_optimizer{name, Optimizer(std::move(rules), list), {}};

@@ -331,14 +331,16 @@ def test_bad_calls_of_a_step_say_what_is_wrong_and_write_nothing(lib: Library) -
         return made
 
     negative = (ctypes.c_int64 * 1)(-1)
+    odd, huge, far = (ctypes.c_int64 * 1)(12), (ctypes.c_int64 * 1)(2**61), (ctypes.c_int64 * 1)(-(2**63))
+    product = (ctypes.c_int64 * 3)(2**62, 0, 2**62)
     refused: list[tuple[dict[str, Any], str]] = [
         ({"options": None}, "options: expected a pointer, got NULL"),
         ({"param": None}, "parameter: expected a pointer, got NULL"),
         ({"grad": None}, "gradient: expected a pointer, got NULL"),
         ({"states": None}, "arrays: expected a pointer, got NULL"),
-        ({"param": changed(p, data=None)}, "parameter: expected data, got NULL"),
-        ({"grad": changed(g, data=None)}, "gradient: expected data, got NULL"),
-        ({"states": changed(v, data=None)}, "states: expected data, got NULL"),
+        ({"param": changed(p, data=None)}, "param: expected data, got NULL"),
+        ({"grad": changed(g, data=None)}, "grad: expected data, got NULL"),
+        ({"states": changed(v, data=None)}, "square_avg: expected data, got NULL"),
         ({"param": changed(p, shape=None)}, "array.shape: expected a pointer, got NULL"),
         ({"param": changed(p, shape=ctypes.addressof(negative))}, "extents >= 0, got -1"),
         ({"param": changed(p, dtype=3)}, "no dtype 3"),
@@ -348,6 +350,16 @@ def test_bad_calls_of_a_step_say_what_is_wrong_and_write_nothing(lib: Library) -
         ({"param": changed(p, dimensions=9)}, "at most 8 dimensions, got 9"),
         ({"param": changed(p, dimensions=-1)}, "at most 8 dimensions, got -1"),
         ({"param": changed(p, data=param.ctypes.data + 1)}, "aligned to its dtype float64"),
+        ({"param": changed(p, strides=ctypes.addressof(odd))}, "aligned to its dtype float64"),
+        (
+            {"param": changed(p, shape=ctypes.addressof(huge))},
+            "shape (2305843009213693952,) with strides (8,) is larger",
+        ),
+        ({"grad": changed(g, strides=ctypes.addressof(far))}, "is larger than any memory"),
+        (
+            {"grad": changed(g, shape=ctypes.addressof(product), dimensions=3, strides=None)},
+            "is larger than any memory",
+        ),
         ({"grad": p}, "grad shares memory with param"),
         ({"count": 0}, "square_avg: needed by these hyperparameters"),
         ({"count": -1}, "count: expected >= 0, got -1"),
@@ -381,6 +393,51 @@ def test_bad_calls_of_a_step_say_what_is_wrong_and_write_nothing(lib: Library) -
     assert step() == OK
     assert lib.error() == last  # of the last call that failed
     assert square_avg.all()
+
+
+def test_empty_arrays_without_data_are_checked_too(lib: Library) -> None:
+    """Null stands for a state that a rule does without; an empty array may be null as well, and is not one of those."""
+    none, other, one = (ctypes.c_int64 * 1)(0), (ctypes.c_int64 * 2)(5, 0), np.ones(())
+    empty, misfit = (
+        CArray(None, ctypes.addressof(none), None, FLOAT64, 1),
+        CArray(None, ctypes.addressof(other), None, FLOAT64, 2),
+    )
+    for rule, state, code in (
+        ("rmsprop", empty, OK), ("rmsprop", misfit, INVALID_ARGUMENT), ("adagrad_norm", c_array(one), OK),
+        ("adagrad_norm", empty, INVALID_ARGUMENT), ("adagrad_norm", misfit, INVALID_ARGUMENT),
+    ):  # fmt: skip
+        step = getattr(lib, f"{rule}_step")
+        options = ctypes.byref(lib.options(rule))
+        empties = ctypes.byref(empty), ctypes.byref(empty)
+        assert step(options, 1, *empties, ctypes.byref(state), 1) == code, lib.error()
+        assert code == OK or "differs from shape" in lib.error()
+
+
+def test_strides_of_one_element_are_nobodys_business(lib: Library) -> None:
+    """An axis of extent 1 may have any stride, which leads nowhere."""
+    shape, strides = (ctypes.c_int64 * 2)(1, 3), (ctypes.c_int64 * 2)(2**59 + 1, 8)
+    param, grad, square_sum = np.zeros((1, 3)), np.ones((1, 3)), np.zeros(())
+    made = [
+        CArray(a.ctypes.data, ctypes.addressof(shape), ctypes.addressof(strides), FLOAT64, 2) for a in (param, grad)
+    ]
+    options = ctypes.byref(lib.options("adagrad_norm", {"lr": 1.0, "eps": 0.0}))
+    arrays = [ctypes.byref(array) for array in (*made, c_array(square_sum))]
+    assert lib.adagrad_norm_step(options, 1, *arrays, 1) == OK, lib.error()
+    assert square_sum == 3.0
+    assert not difference(param, -grad / np.sqrt(3.0))
+
+
+def test_what_seems_large_is_refused_before_memory_is_asked_for(lib: Library) -> None:
+    """2^44 elements that are all one: it cannot be written, whatever memory there is for its states."""
+    shape, strides = (ctypes.c_int64 * 1)(2**44), (ctypes.c_int64 * 1)(0)
+    w = np.zeros(1)
+    same = CArray(w.ctypes.data, ctypes.addressof(shape), ctypes.addressof(strides), FLOAT64, 1)
+    options = lib.options("rprop")
+    groups = (ctypes.c_void_p * 1)(ctypes.addressof(options))
+    row = (CParameter * 1)(CParameter(b"w", same, 0))
+    handle = ctypes.c_void_p()
+    assert lib.optimizer_create(b"rprop", groups, 1, row, 1, ctypes.byref(handle)) == INVALID_ARGUMENT
+    assert "parameter 'w': elements of shape (17592186044416,) with strides (0,) share memory" in lib.error()
 
 
 def test_a_struct_from_before_its_last_members_has_their_defaults(lib: Library) -> None:
@@ -428,7 +485,7 @@ def test_bad_calls_of_an_optimizer(lib: Library) -> None:
         ({"row": (CParameter * 1)(CParameter(None, c_array(w), 0))}, "name: expected a pointer"),
         ({"row": (CParameter * 1)(CParameter(b"w", c_array(w), 1))}, "parameter 'w': there is no group 1"),
         ({"row": (CParameter * 1)(CParameter(b"w", c_array(w), -1))}, "groups from 0"),
-        ({"row": (CParameter * 1)(CParameter(b"w", CArray(dtype=FLOAT64), 0))}, "w: expected data, got NULL"),
+        ({"row": (CParameter * 1)(CParameter(b"w", CArray(dtype=FLOAT64), 0))}, "parameter 'w': expected data, got NULL"),
     ):
         assert create(**arguments) == INVALID_ARGUMENT, says
         assert says in lib.error()

@@ -116,9 +116,11 @@ void gather(std::span<const std::int64_t> shape, const std::int64_t* strides, co
   for (std::int64_t i = 0; i < n; ++i) {
     std::memcpy(dense + i * item_size, data, static_cast<std::size_t>(item_size));
     for (std::size_t axis = shape.size(); axis-- > 0;) {
-      data += strides[axis];
-      if (++at[axis] < shape[axis]) break;
-      data -= shape[axis] * strides[axis];
+      if (++at[axis] < shape[axis]) {
+        data += strides[axis];
+        break;
+      }
+      data -= (shape[axis] - 1) * strides[axis];
       at[axis] = 0;
     }
   }
