@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <limits>
 #include <stdexcept>
 
 namespace fusedstep {
@@ -149,10 +150,11 @@ void check_extent(const Array& array) {
     if (extent < 0) {
       throw std::invalid_argument(array.label.text() + ": expected extents >= 0, got " + std::to_string(extent));
     }
-    std::int64_t along = 0;
+    std::int64_t along = 0;  // none along an axis of one element, or without any
     bool beyond = __builtin_mul_overflow(bytes, std::max(extent, std::int64_t{1}), &bytes) || bytes > most;
-    beyond |= stride < -most || __builtin_mul_overflow(std::abs(stride), std::max(extent - 1, std::int64_t{1}), &along);
-    beyond |= __builtin_add_overflow(reach, along, &reach) || reach > most;
+    beyond |= stride == std::numeric_limits<std::int64_t>::min();
+    beyond = beyond || (extent > 1 && __builtin_mul_overflow(std::abs(stride), extent - 1, &along));
+    beyond = beyond || __builtin_add_overflow(reach, along, &reach) || reach > most;
     if (!beyond) continue;
     const std::vector<std::int64_t> strides(array.strides, array.strides + array.shape.size());
     throw std::invalid_argument(array.label.text() + ": shape " + shape_text(array.shape) + " with strides " +

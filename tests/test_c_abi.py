@@ -415,7 +415,7 @@ def test_empty_arrays_without_data_are_checked_too(lib: Library) -> None:
 
 def test_strides_of_one_element_are_nobodys_business(lib: Library) -> None:
     """An axis of extent 1 may have any stride, which leads nowhere."""
-    shape, strides = (ctypes.c_int64 * 2)(1, 3), (ctypes.c_int64 * 2)(2**59 + 1, 8)
+    shape, strides = (ctypes.c_int64 * 2)(1, 3), (ctypes.c_int64 * 2)(2**62 + 1, 8)
     param, grad, square_sum = np.zeros((1, 3)), np.ones((1, 3)), np.zeros(())
     made = [
         CArray(a.ctypes.data, ctypes.addressof(shape), ctypes.addressof(strides), FLOAT64, 2) for a in (param, grad)
@@ -485,7 +485,10 @@ def test_bad_calls_of_an_optimizer(lib: Library) -> None:
         ({"row": (CParameter * 1)(CParameter(None, c_array(w), 0))}, "name: expected a pointer"),
         ({"row": (CParameter * 1)(CParameter(b"w", c_array(w), 1))}, "parameter 'w': there is no group 1"),
         ({"row": (CParameter * 1)(CParameter(b"w", c_array(w), -1))}, "groups from 0"),
-        ({"row": (CParameter * 1)(CParameter(b"w", CArray(dtype=FLOAT64), 0))}, "parameter 'w': expected data, got NULL"),
+        (
+            {"row": (CParameter * 1)(CParameter(b"w", CArray(dtype=FLOAT64), 0))},
+            "'w': expected data, got NULL",
+        ),
     ):
         assert create(**arguments) == INVALID_ARGUMENT, says
         assert says in lib.error()
