@@ -88,8 +88,13 @@ class _Bound:
         torch.autograd.graph.increment_version(params)
 
     def _places_now(self) -> list[Any]:
-        moves = [*self._params, *self._states]
-        return [*map(Tensor.data_ptr, moves), *map(Tensor.size, self._params), *map(Tensor.stride, self._params)]
+        bound = [*self._params, *self._states]
+        return [
+            *map(Tensor.data_ptr, bound),
+            *map(Tensor.size, bound),
+            *map(Tensor.stride, bound),
+            *map(_dtype, bound),
+        ]
 
     def _arrays(self, grads: list[Tensor | None]) -> list[NDArray[Any] | None]:
         try:
@@ -99,6 +104,9 @@ class _Bound:
                 None if grad is None else _array(grad, f"gradient of parameter {name!r}")
                 for name, grad in zip(self.names, grads, strict=True)
             ]
+
+
+_dtype = operator.attrgetter("dtype")
 
 
 def _sizes(groups: list[Group]) -> list[int]:
