@@ -1,7 +1,5 @@
 // The C ABI over the C++ API: structs in, error codes out, and no exception past this border.
-#include <algorithm>
 #include <cmath>
-#include <cstddef>
 #include <cstring>
 #include <deque>
 #include <limits>
@@ -104,24 +102,9 @@ AnySpan span_from(const fusedstep_array& array) {
   std::int64_t dense = span.type == Type::int8 ? 1 : span.type == Type::float32 ? 4 : 8;
   for (std::size_t k = span.dimensions; k-- > 0;) {
     span.shape[k] = array.shape[k];
-    if (span.shape[k] < 0) {
-      throw std::invalid_argument("array: expected extents >= 0, got " + std::to_string(span.shape[k]));
-    }
     span.strides[k] = array.strides != nullptr ? array.strides[k] : dense;
     dense *= span.shape[k];
   }
-  return span;
-}
-
-void check_data(const AnySpan& span, const char* name) {
-  const auto end = span.shape.begin() + static_cast<std::ptrdiff_t>(span.dimensions);
-  if (span.data != nullptr || std::find(span.shape.begin(), end, 0) != end) return;
-  throw std::invalid_argument(std::string(name) + ": expected data, got NULL");
-}
-
-AnySpan required(const fusedstep_array* array, const char* name) {
-  const AnySpan span = span_from(given(array, name));
-  check_data(span, name);
   return span;
 }
 
@@ -137,10 +120,8 @@ template <class Rule>
 std::int32_t step_once(const void* options, std::int64_t time, const fusedstep_array* parameter,
                        const fusedstep_array* gradient, const fusedstep_array* states, std::int32_t count) {
   return guarded([&] {
-    const std::vector<AnySpan> spans = spans_from(states, count);
-    for (const AnySpan& span : spans) check_data(span, "states");
-    fusedstep::step(AnyRule(options_from<Rule>(options)), time, required(parameter, "parameter"),
-                    required(gradient, "gradient"), spans);
+    fusedstep::step(AnyRule(options_from<Rule>(options)), time, span_from(given(parameter, "parameter")),
+                    span_from(given(gradient, "gradient")), spans_from(states, count));
   });
 }
 
@@ -217,9 +198,7 @@ FUSEDSTEP_DEFINE_LIKE(rprop, Rprop)
 
 std::int32_t fusedstep_norm(const fusedstep_array* gradients, std::int64_t count, double* norm) {
   return guarded([&] {
-    const std::vector<AnySpan> spans = spans_from(gradients, count);
-    for (const AnySpan& span : spans) check_data(span, "gradients");
-    given(norm, "norm") = fusedstep::norm(spans);
+    given(norm, "norm") = fusedstep::norm(spans_from(gradients, count));
   });
 }
 
@@ -239,7 +218,7 @@ std::int32_t fusedstep_optimizer_create(const char* rule, const void* const* opt
     for (std::int64_t i = 0; i < count; ++i) {
       const fusedstep_parameter& parameter = parameters[i];
       if (parameter.group < 0) throw std::invalid_argument("parameters: expected groups from 0");
-      list.push_back({&given(parameter.name, "parameters[].name"), required(&parameter.array, parameter.name),
+      list.push_back({&given(parameter.name, "parameters[].name"), span_from(parameter.array),
                       static_cast<std::size_t>(parameter.group)});
     }
     *optimizer = new fusedstep_optimizer{name, Optimizer(std::move(rules), list), {}};

@@ -405,11 +405,11 @@ def test_bad_calls_of_a_step_say_what_is_wrong_and_write_nothing(lib: Library) -
         ({"param": None}, "parameter: expected a pointer, got NULL"),
         ({"grad": None}, "gradient: expected a pointer, got NULL"),
         ({"states": None}, "arrays: expected a pointer, got NULL"),
-        ({"param": changed(p, data=None)}, "parameter: expected data, got NULL"),
-        ({"grad": changed(g, data=None)}, "gradient: expected data, got NULL"),
-        ({"states": changed(v, data=None)}, "states: expected data, got NULL"),
+        ({"param": changed(p, data=None)}, "param: expected data, got NULL"),
+        ({"grad": changed(g, data=None)}, "grad: expected data, got NULL"),
+        ({"states": changed(v, data=None)}, "square_avg: expected data, got NULL"),
         ({"param": changed(p, shape=None)}, "array.shape: expected a pointer, got NULL"),
-        ({"param": changed(p, shape=ctypes.addressof(negative))}, "extents >= 0, got -1"),
+        ({"param": changed(p, shape=ctypes.addressof(negative))}, "param: expected extents >= 0, got -1"),
         ({"param": changed(p, dtype=3)}, "no dtype 3"),
         ({"param": changed(p, dtype=-1)}, "no dtype -1"),
         ({"param": changed(p, dtype=INT8)}, "param: expected dtype float32 or float64, got int8"),
@@ -530,7 +530,7 @@ def test_bad_calls_of_an_optimizer(lib: Library) -> None:
         ({"row": (CParameter * 1)(CParameter(None, c_array(w), 0))}, "name: expected a pointer"),
         ({"row": (CParameter * 1)(CParameter(b"w", c_array(w), 1))}, "parameter 'w': there is no group 1"),
         ({"row": (CParameter * 1)(CParameter(b"w", c_array(w), -1))}, "groups from 0"),
-        ({"row": (CParameter * 1)(CParameter(b"w", CArray(dtype=FLOAT64), 0))}, "w: expected data, got NULL"),
+        ({"row": (CParameter * 1)(CParameter(b"w", CArray(dtype=FLOAT64), 0))}, "parameter 'w': expected data, got NULL"),
     ):
         assert create(**arguments) == INVALID_ARGUMENT, says
         assert says in lib.error()

@@ -250,6 +250,24 @@ void check_parts() {
   CHECK(message([&] { fs::span(w.data(), {}, {}).part(0, 0); }) != "no error");
 }
 
+void check_bad_spans() {
+  std::vector<float> w(4), g(4), v(4);
+  const auto step = [&](const fs::AnySpan& param, const fs::AnySpan& grad, const fs::AnySpan& state) {
+    return message([&] { fs::step(fs::AnyRule(rule), 1, param, grad, std::array<fs::AnySpan, 1>{state}); });
+  };
+  const fs::span good{w};
+  CHECK(step(fs::span(w.data(), -4), fs::span{g}, fs::span{v}) == "param: expected extents >= 0, got -4");
+  CHECK(step(good, fs::span<float>(nullptr, 4), fs::span{v}) == "grad: expected data, got NULL");
+  CHECK(step(good, fs::span{g}, fs::AnySpan()) == "square_avg: expected data, got NULL");
+  fs::AnySpan deep = good;
+  deep.dimensions = 9;
+  CHECK(step(deep, fs::span{g}, fs::span{v}) == "param: expected at most 8 dimensions, got 9");
+  CHECK(message([&] { fs::norm(std::array<fs::AnySpan, 1>{}); }) == "gradient: expected data, got NULL");
+  CHECK(message([&] { fs::Optimizer({rule}, {{"w", {}}}); }) == "parameter 'w': expected data, got NULL");
+  std::vector<float> none;  // whose data may be null
+  CHECK(step(fs::span{none}, fs::span{none}, fs::span{none}) == "no error");
+}
+
 void check_strided_spans() {
   constexpr std::size_t rows = 7, columns = 13;
   std::vector<double> w = random_values<double>(rows * columns, 3);
@@ -455,6 +473,7 @@ int main(int argc, char** argv) {
     check_values();
     check_starts();
     check_parts();
+    check_bad_spans();
     check_strided_spans();
     check_own_threads();
     check_executor();
