@@ -530,7 +530,10 @@ def test_bad_calls_of_an_optimizer(lib: Library) -> None:
         ({"row": (CParameter * 1)(CParameter(None, c_array(w), 0))}, "name: expected a pointer"),
         ({"row": (CParameter * 1)(CParameter(b"w", c_array(w), 1))}, "parameter 'w': there is no group 1"),
         ({"row": (CParameter * 1)(CParameter(b"w", c_array(w), -1))}, "groups from 0"),
-        ({"row": (CParameter * 1)(CParameter(b"w", CArray(dtype=FLOAT64), 0))}, "parameter 'w': expected data, got NULL"),
+        (
+            {"row": (CParameter * 1)(CParameter(b"w", CArray(dtype=FLOAT64), 0))},
+            "parameter 'w': expected data, got NULL",
+        ),
     ):
         assert create(**arguments) == INVALID_ARGUMENT, says
         assert says in lib.error()

@@ -315,7 +315,37 @@ def test_hooks() -> None:
     assert called[0] == 1 > called[1]
 
 
+@each_name
+def test_inference_mode(name: str) -> None:
+    """Steps in it are steps; the first one, too, after which torch's own states are of no use outside."""
+    models = network(), network()
+    optimizers = [cls(model.parameters()) for cls, model in zip((theirs(name), ours(name)), models, strict=True)]
+    for t, inside in enumerate((True, True, False, True, False)):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            optimizer.zero_grad()
+            loss_of(model, t).backward()
+        optimizers[0].step()
+        with torch.inference_mode(inside):
+            optimizers[1].step()
+        assert_near(name, models[1].parameters(), models[0].parameters(), 50, f"step {t}")
+    assert_states_near(name, optimizers[1].state_dict(), optimizers[0].state_dict(), 1000)
+
+
 # --------------------------------------------------------------------------------------------------------------- states
+
+
+@each_name
+def test_hooks_of_state_dict(name: str) -> None:
+    """What they are given is what ``state_dict`` returns, and they may return anything in its place."""
+    found = []
+    for cls in (theirs(name), ours(name)):
+        param = torch.ones(2, requires_grad=True)
+        param.grad = torch.ones(2)
+        optimizer = cls([param])
+        optimizer.step()
+        optimizer.register_state_dict_post_hook(lambda _, state: {k: v.dtype for k, v in state["state"][0].items()})
+        found.append(optimizer.state_dict())
+    assert found[0] == found[1]
 
 
 @each_dtype
