@@ -1,8 +1,8 @@
 // The C ABI over the C++ API: structs in, error codes out, and no exception past this border.
 #include <cmath>
 #include <cstring>
-#include <deque>
 #include <limits>
+#include <map>
 #include <new>
 #include <stdexcept>
 
@@ -164,7 +164,7 @@ StepOptions step_options_from(const fusedstep_step_options* options) {
 struct fusedstep_optimizer {
   std::string rule;
   Optimizer optimizer;
-  std::deque<AnySpan> states;  // geometry that was handed out
+  std::map<std::pair<std::int64_t, std::string>, AnySpan> states;  // whose geometry was handed out
 };
 
 extern "C" {
@@ -266,7 +266,7 @@ std::int32_t fusedstep_optimizer_state(fusedstep_optimizer* optimizer, std::int6
     auto& held = given(optimizer, "optimizer");
     const AnySpan span = held.optimizer.state(static_cast<std::size_t>(parameter), &given(name, "name"));
     if (span.data == nullptr) throw std::invalid_argument("state: there is no '" + std::string(name) + "'");
-    const AnySpan& kept = held.states.emplace_back(span);
+    const AnySpan& kept = held.states.insert_or_assign({parameter, name}, span).first->second;
     given(state, "state") = {kept.data, kept.shape.data(), kept.strides.data(), static_cast<std::int32_t>(kept.type),
                              static_cast<std::int32_t>(kept.dimensions)};
   });

@@ -362,6 +362,8 @@ def test_an_optimizer_does_what_that_of_python_does(lib: Library, rule: str) -> 
                     now = as_numpy(found)
                     assert (now.shape, now.dtype) == (theirs_now.shape, theirs_now.dtype)
                     assert not difference(now, theirs_now), (name, state, t)
+                    again = mine.state(index, state)[1]  # asking costs no memory
+                    assert (again.shape, again.strides) == (found.shape, found.strides)
 
 
 def test_norm(lib: Library) -> None:
