@@ -38,7 +38,23 @@ Type stored_type(Storage storage, Type parameter) { return storage == Storage::i
                               "; arrays are borrowed, never converted: pass one of that dtype");
 }
 
+void check_extents(const AnySpan& span, const Label& label) {
+  if (span.dimensions > max_span_dimensions) {
+    throw std::invalid_argument(label.text() + ": expected at most 8 dimensions, got " +
+                                std::to_string(span.dimensions));
+  }
+  bool empty = false;
+  for (std::size_t k = 0; k < span.dimensions; ++k) {
+    empty |= span.shape[k] == 0;
+    if (span.shape[k] < 0) {
+      throw std::invalid_argument(label.text() + ": expected extents >= 0, got " + std::to_string(span.shape[k]));
+    }
+  }
+  if (span.data == nullptr && !empty) throw std::invalid_argument(label.text() + ": expected data, got NULL");
+}
+
 Array checked(const AnySpan& span, const Label& label, Type type, bool written) {
+  check_extents(span, label);
   if (span.type != type) wrong_type(label, name(type), span.type);
   if (written && span.read_only) {
     throw std::invalid_argument(label.text() +
@@ -50,9 +66,8 @@ Array checked(const AnySpan& span, const Label& label, Type type, bool written) 
   array.shape = {span.shape.data(), span.dimensions};
   array.strides = span.strides.data();
   array.item_size = size_of(type);
-  check_extent(array);
+  check_reach(array);
   if (array.data == nullptr) {
-    if (array.size() != 0) throw std::invalid_argument(label.text() + ": expected data, got NULL");
     alignas(double) static char nowhere[1];
     array.data = nowhere;  // null stands for an array that there is not; this one there is, and it is empty
   }

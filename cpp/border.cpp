@@ -139,7 +139,7 @@ bool shares_memory_with_itself(const Array& array) {
   return false;
 }
 
-void check_extent(const Array& array) {
+void check_reach(const Array& array) {
   // Twice the reach of two arrays, an address between them, and a size of one byte an element still fit 64 bits.
   constexpr std::int64_t most = std::int64_t{1} << 60;
   std::int64_t bytes = array.item_size;
@@ -147,9 +147,6 @@ void check_extent(const Array& array) {
   for (std::size_t k = 0; k < array.shape.size(); ++k) {
     const std::int64_t extent = array.shape[k];
     const std::int64_t stride = array.strides[k];
-    if (extent < 0) {
-      throw std::invalid_argument(array.label.text() + ": expected extents >= 0, got " + std::to_string(extent));
-    }
     std::int64_t along = 0;  // none along an axis of one element, or without any
     bool beyond = __builtin_mul_overflow(bytes, std::max(extent, std::int64_t{1}), &bytes) || bytes > most;
     beyond |= stride == std::numeric_limits<std::int64_t>::min();

@@ -38,7 +38,7 @@ bool share_memory(const Array& a, const Array& b);
 bool shares_memory_with_itself(const Array& array);
 
 // That no size or offset of the array leaves 64 bits: before any other check, all of which calculate with them.
-void check_extent(const Array& array);
+void check_reach(const Array& array);
 void check_shape(const Array& array, const Array& parameter);
 void check_distinct_elements(const Array& written);
 void check_disjoint(const Array& a, const Array& b);

@@ -1,10 +1,8 @@
 // The C ABI over the C++ API: structs in, error codes out, and no exception past this border.
-#include <algorithm>
 #include <cmath>
-#include <cstddef>
 #include <cstring>
-#include <deque>
 #include <limits>
+#include <map>
 #include <new>
 #include <stdexcept>
 
@@ -50,6 +48,13 @@ T& given(T* pointer, const char* name) {
   return *pointer;
 }
 
+// The size that a caller's struct has, which may be from before the last members of ours: nothing is written beyond it.
+std::uint64_t checked_size(std::uint64_t size, std::uint64_t known, const char* name, const char* hint) {
+  if (size > sizeof size && size <= known) return size;
+  throw std::invalid_argument(std::string(name) + ": expected a size of at most " + std::to_string(known) + ", got " +
+                              std::to_string(size) + "; " + hint);
+}
+
 void check_bytes(const Description& rule, const unsigned char* options) {
   for (const Field& field : rule.fields) {
     const unsigned char value = options[field.offset];
@@ -67,24 +72,19 @@ Rule options_from(const void* options) {
   const auto* bytes = &given(static_cast<const unsigned char*>(options), "options");
   std::uint64_t size = 0;
   std::memcpy(&size, bytes, sizeof size);
-  if (size <= sizeof size || size > sizeof size + sizeof(Rule)) {
-    throw std::invalid_argument("options: expected a size of at most " + std::to_string(sizeof size + sizeof(Rule)) +
-                                ", got " + std::to_string(size) + "; call the _init function first");
-  }
+  checked_size(size, sizeof size + sizeof(Rule), "options", "call the _init function first");
   Rule rule;
   std::memcpy(static_cast<void*>(&rule), bytes + sizeof size, size - sizeof size);
   check_bytes(description(static_cast<RuleId>(AnyRule(Rule{}).id())), reinterpret_cast<const unsigned char*>(&rule));
   return rule;
 }
 
-template <class Rule, class Struct>
-std::int32_t init(Struct* options) {
-  static_assert(sizeof(Struct) == sizeof(std::uint64_t) + sizeof(Rule));
-  return guarded([&] {
-    given(options, "options").size = sizeof(Struct);
-    const Rule defaults;
-    std::memcpy(reinterpret_cast<unsigned char*>(options) + sizeof(std::uint64_t), &defaults, sizeof defaults);
-  });
+template <class Rule>
+void write(const Rule& rule, void* options, std::uint64_t size) {
+  checked_size(size, sizeof size + sizeof rule, "options", "pass sizeof the struct");
+  auto* bytes = static_cast<unsigned char*>(&given(static_cast<unsigned char*>(options), "options"));
+  std::memcpy(bytes, &size, sizeof size);
+  std::memcpy(bytes + sizeof size, static_cast<const void*>(&rule), size - sizeof size);
 }
 
 AnySpan span_from(const fusedstep_array& array) {
@@ -120,9 +120,8 @@ template <class Rule>
 std::int32_t step_once(const void* options, std::int64_t time, const fusedstep_array* parameter,
                        const fusedstep_array* gradient, const fusedstep_array* states, std::int32_t count) {
   return guarded([&] {
-    const std::vector<AnySpan> spans = spans_from(states, count);
     fusedstep::step(AnyRule(options_from<Rule>(options)), time, span_from(given(parameter, "parameter")),
-                    span_from(given(gradient, "gradient")), spans);
+                    span_from(given(gradient, "gradient")), spans_from(states, count));
   });
 }
 
@@ -142,14 +141,9 @@ constexpr fusedstep_step_options default_step_options{
 StepOptions step_options_from(const fusedstep_step_options* options) {
   StepOptions result;
   if (options == nullptr) return result;
-  const std::uint64_t size = options->size;
-  if (size <= sizeof size || size > sizeof(fusedstep_step_options)) {
-    throw std::invalid_argument("step options: expected a size of at most " +
-                                std::to_string(sizeof(fusedstep_step_options)) + ", got " + std::to_string(size) +
-                                "; call fusedstep_step_options_init first");
-  }
   fusedstep_step_options known = default_step_options;
-  std::memcpy(&known, options, size);
+  std::memcpy(&known, options,
+              checked_size(options->size, sizeof known, "step options", "call fusedstep_step_options_init first"));
   if (known.zero_grads > 1) {
     throw std::invalid_argument("zero_grads: expected a value below 2, got " + std::to_string(known.zero_grads));
   }
@@ -170,13 +164,16 @@ StepOptions step_options_from(const fusedstep_step_options* options) {
 struct fusedstep_optimizer {
   std::string rule;
   Optimizer optimizer;
-  std::deque<AnySpan> states;  // geometry that was handed out
+  std::map<std::pair<std::int64_t, std::string>, AnySpan> states;  // whose geometry was handed out
 };
 
 extern "C" {
 
 #define FUSEDSTEP_DEFINE(rule, Rule)                                                                              \
-  std::int32_t fusedstep_##rule##_init(fusedstep_##rule* options) { return init<Rule>(options); }                \
+  static_assert(sizeof(fusedstep_##rule) == sizeof(std::uint64_t) + sizeof(Rule));                               \
+  std::int32_t fusedstep_##rule##_init(fusedstep_##rule* options, std::uint64_t size) {                          \
+    return guarded([&] { write(Rule{}, options, size); });                                                       \
+  }                                                                                                              \
   std::int32_t fusedstep_##rule##_step(const fusedstep_##rule* options, std::int64_t time,                       \
                                        const fusedstep_array* parameter, const fusedstep_array* gradient,        \
                                        const fusedstep_array* states, std::int32_t count) {                      \
@@ -190,10 +187,18 @@ FUSEDSTEP_DEFINE(adagrad_da, AdagradDA)
 FUSEDSTEP_DEFINE(adagrad_norm, AdagradNorm)
 #undef FUSEDSTEP_DEFINE
 
+#define FUSEDSTEP_DEFINE_LIKE(rule, Rule)                                                                          \
+  std::int32_t fusedstep_##rule##_like(fusedstep_##rule* options, std::uint64_t size, const char* dialect) {     \
+    return guarded([&] { write(Rule::like(&given(dialect, "dialect")), options, size); });                       \
+  }
+FUSEDSTEP_DEFINE_LIKE(rmsprop, RMSprop)
+FUSEDSTEP_DEFINE_LIKE(adagrad, Adagrad)
+FUSEDSTEP_DEFINE_LIKE(rprop, Rprop)
+#undef FUSEDSTEP_DEFINE_LIKE
+
 std::int32_t fusedstep_norm(const fusedstep_array* gradients, std::int64_t count, double* norm) {
   return guarded([&] {
-    const std::vector<AnySpan> spans = spans_from(gradients, count);
-    given(norm, "norm") = fusedstep::norm(spans);
+    given(norm, "norm") = fusedstep::norm(spans_from(gradients, count));
   });
 }
 
@@ -222,25 +227,27 @@ std::int32_t fusedstep_optimizer_create(const char* rule, const void* const* opt
 
 void fusedstep_optimizer_destroy(fusedstep_optimizer* optimizer) { delete optimizer; }
 
-std::int32_t fusedstep_step_options_init(fusedstep_step_options* options) {
-  return guarded([&] { given(options, "options") = default_step_options; });
+std::int32_t fusedstep_step_options_init(fusedstep_step_options* options, std::uint64_t size) {
+  return guarded([&] {
+    fusedstep_step_options defaults = default_step_options;
+    defaults.size = checked_size(size, sizeof defaults, "step options", "pass sizeof the struct");
+    std::memcpy(&given(options, "options"), &defaults, size);
+  });
 }
 
 std::int32_t fusedstep_optimizer_step(fusedstep_optimizer* optimizer, const fusedstep_array* gradients,
                                       std::int64_t count, const fusedstep_step_options* options,
                                       fusedstep_step_report* report) {
   return guarded([&] {
-    const std::uint64_t size = report == nullptr ? 0 : report->size;
-    if (report != nullptr && (size <= sizeof size || size > sizeof(fusedstep_step_report))) {
-      throw std::invalid_argument("report: expected a size of at most " +
-                                  std::to_string(sizeof(fusedstep_step_report)) + ", got " + std::to_string(size));
+    if (report != nullptr) {
+      checked_size(report->size, sizeof(fusedstep_step_report), "report", "set it to sizeof the struct");
     }
     const StepReport done =
         given(optimizer, "optimizer").optimizer.step(spans_from(gradients, count), step_options_from(options));
     if (report == nullptr) return;
-    const fusedstep_step_report full{size, done.step,
+    const fusedstep_step_report full{report->size, done.step,
                                      done.grad_norm.value_or(std::numeric_limits<double>::quiet_NaN()), done.skipped};
-    std::memcpy(report, &full, size);
+    std::memcpy(report, &full, report->size);
   });
 }
 
@@ -259,7 +266,7 @@ std::int32_t fusedstep_optimizer_state(fusedstep_optimizer* optimizer, std::int6
     auto& held = given(optimizer, "optimizer");
     const AnySpan span = held.optimizer.state(static_cast<std::size_t>(parameter), &given(name, "name"));
     if (span.data == nullptr) throw std::invalid_argument("state: there is no '" + std::string(name) + "'");
-    const AnySpan& kept = held.states.emplace_back(span);
+    const AnySpan& kept = held.states.insert_or_assign({parameter, name}, span).first->second;
     given(state, "state") = {kept.data, kept.shape.data(), kept.strides.data(), static_cast<std::int32_t>(kept.type),
                              static_cast<std::int32_t>(kept.dimensions)};
   });

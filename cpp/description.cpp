@@ -24,6 +24,7 @@ constexpr const char* rprop_variants[] = {"rprop-",  "rprop+",     "irprop-",   
 #define PAIR(Rule, name, first, second) {#name, Kind::pair, offsetof(Rule, name), {first, second}}
 #define FLAG(Rule, name) {#name, Kind::flag, offsetof(Rule, name)}
 #define CHOICE(Rule, name, choices) {#name, Kind::choice, offsetof(Rule, name), {}, choices}
+#define START(Rule, name) {#name, Kind::real, offsetof(Rule, name), {nonnegative}, {}, true}
 #define PROLOGUE(Rule) \
   REAL(Rule, weight_decay, nonnegative), FLAG(Rule, decoupled_weight_decay), FLAG(Rule, maximize)
 
@@ -33,9 +34,10 @@ constexpr Field rmsprop_fields[] = {
     FLAG(RMSprop, centered),              REAL(RMSprop, momentum, unit),
     FLAG(RMSprop, nesterov),              CHOICE(RMSprop, momentum_form, momentum_forms),
     FLAG(RMSprop, bias_correction),       PROLOGUE(RMSprop),
+    START(RMSprop, initial_square_avg),
 };
 constexpr State rmsprop_states[] = {
-    {"square_avg", Storage::as_parameter},
+    {"square_avg", Storage::as_parameter, nullptr, "initial_square_avg"},
     {"grad_avg", Storage::as_parameter, "centered"},
     {"momentum_buffer", Storage::as_parameter},
 };
@@ -50,9 +52,9 @@ std::string conflict(const RMSprop& o) {
 
 constexpr Field adagrad_fields[] = {
     REAL(Adagrad, lr, nonnegative),      REAL(Adagrad, eps, nonnegative), FLAG(Adagrad, eps_inside_sqrt),
-    REAL(Adagrad, lr_decay, nonnegative), PROLOGUE(Adagrad),
+    REAL(Adagrad, lr_decay, nonnegative), PROLOGUE(Adagrad),              START(Adagrad, initial_accumulator_value),
 };
-constexpr State adagrad_states[] = {{"square_sum", Storage::as_parameter}};
+constexpr State adagrad_states[] = {{"square_sum", Storage::as_parameter, nullptr, "initial_accumulator_value"}};
 bool uses(const Adagrad&, int) { return true; }
 bool uses_time(const Adagrad& o) { return o.lr_decay != 0; }
 bool needs_loss(const Adagrad&) { return false; }
@@ -63,6 +65,7 @@ constexpr Field proximal_adagrad_fields[] = {
     REAL(ProximalAdagrad, l1, nonnegative),
     REAL(ProximalAdagrad, l2, nonnegative),
     PROLOGUE(ProximalAdagrad),
+    START(ProximalAdagrad, initial_accumulator_value),
 };
 bool uses(const ProximalAdagrad&, int) { return true; }
 bool uses_time(const ProximalAdagrad&) { return false; }
@@ -74,8 +77,12 @@ constexpr Field adagrad_da_fields[] = {
     REAL(AdagradDA, l1, nonnegative),
     REAL(AdagradDA, l2, nonnegative),
     PROLOGUE(AdagradDA),
+    START(AdagradDA, initial_accumulator_value),
 };
-constexpr State adagrad_da_states[] = {{"grad_sum", Storage::as_parameter}, {"square_sum", Storage::as_parameter}};
+constexpr State adagrad_da_states[] = {
+    {"grad_sum", Storage::as_parameter},
+    {"square_sum", Storage::as_parameter, nullptr, "initial_accumulator_value"},
+};
 bool uses(const AdagradDA&, int) { return true; }
 bool uses_time(const AdagradDA&) { return true; }
 bool needs_loss(const AdagradDA&) { return false; }
@@ -85,8 +92,9 @@ constexpr Field adagrad_norm_fields[] = {
     REAL(AdagradNorm, lr, nonnegative),
     REAL(AdagradNorm, eps, nonnegative),
     PROLOGUE(AdagradNorm),
+    START(AdagradNorm, initial_accumulator_value),
 };
-constexpr State adagrad_norm_states[] = {{"square_sum", Storage::scalar}};
+constexpr State adagrad_norm_states[] = {{"square_sum", Storage::scalar, nullptr, "initial_accumulator_value"}};
 bool uses(const AdagradNorm&, int) { return true; }
 bool uses_time(const AdagradNorm&) { return false; }
 bool needs_loss(const AdagradNorm&) { return false; }

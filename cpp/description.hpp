@@ -31,6 +31,7 @@ struct Field {
   std::size_t offset;
   Range range[2] = {};                        // real: the first; pair: one for each
   std::span<const char* const> choices = {};  // choice: the names, in the order of the enumeration
+  bool is_start = false;  // says where a state starts, and nothing after that
 };
 
 // A state has an element for each of the parameter's, of the parameter's type or int8; or it is one scalar of that type.
@@ -43,7 +44,7 @@ struct State {
   const char* name;
   Storage storage;
   const char* switched_by = nullptr;  // the flag that asks for this state, where there is one
-  const char* starts_at = nullptr;    // the hyperparameter that it starts at; otherwise 0
+  const char* starts_at = nullptr;    // the hyperparameter at which an optimizer starts it; otherwise 0
 };
 
 struct Description {

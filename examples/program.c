@@ -22,8 +22,8 @@ int main(void) {
   /* Every struct of options is filled with the defaults first. */
   fusedstep_rmsprop rule;
   fusedstep_step_options options;
-  if (fusedstep_rmsprop_init(&rule) != FUSEDSTEP_OK) return failed();
-  if (fusedstep_step_options_init(&options) != FUSEDSTEP_OK) return failed();
+  if (fusedstep_rmsprop_init(&rule, sizeof rule) != FUSEDSTEP_OK) return failed();
+  if (fusedstep_step_options_init(&options, sizeof options) != FUSEDSTEP_OK) return failed();
   options.grad_scale = 101.0; /* the gradients are sums over 101 points */
   options.clip_norm = 1.0;
   options.zero_grads = 1;

@@ -16,24 +16,25 @@ VARIANTS = ("rprop-", "rprop+", "irprop-", "irprop-move", "irprop+", "grprop-slr
 CHOICES = {"momentum_form": MOMENTUM_FORMS, "variant": VARIANTS}
 
 _d, _b = ctypes.c_double, ctypes.c_uint8
+_start = ("initial_accumulator_value", _d)
 _decay = [("weight_decay", _d), ("decoupled_weight_decay", _b), ("maximize", _b)]
 FIELDS: dict[str, list[tuple[str, Any]]] = {
     "rmsprop": [("lr", _d), ("alpha", _d), ("eps", _d), ("eps_inside_sqrt", _b), ("centered", _b), ("momentum", _d),
-                ("nesterov", _b), ("momentum_form", _b), ("bias_correction", _b), *_decay],
-    "adagrad": [("lr", _d), ("eps", _d), ("eps_inside_sqrt", _b), ("lr_decay", _d), *_decay],
+                ("nesterov", _b), ("momentum_form", _b), ("bias_correction", _b), *_decay, ("initial_square_avg", _d)],
+    "adagrad": [("lr", _d), ("eps", _d), ("eps_inside_sqrt", _b), ("lr_decay", _d), *_decay, _start],
     "rprop": [("lr", _d), ("etas", _d * 2), ("step_sizes", _d * 2), ("variant", _b), ("loss_increased", _b), *_decay],
-    "proximal_adagrad": [("lr", _d), ("l1", _d), ("l2", _d), *_decay],
-    "adagrad_da": [("lr", _d), ("l1", _d), ("l2", _d), *_decay],
-    "adagrad_norm": [("lr", _d), ("eps", _d), *_decay],
+    "proximal_adagrad": [("lr", _d), ("l1", _d), ("l2", _d), *_decay, _start],
+    "adagrad_da": [("lr", _d), ("l1", _d), ("l2", _d), *_decay, _start],
+    "adagrad_norm": [("lr", _d), ("eps", _d), *_decay, _start],
 }  # fmt: skip
 RULES = tuple(FIELDS)
 
 
-def struct(name: str, fields: list[tuple[str, Any]]) -> Any:
+def make_struct(name: str, fields: list[tuple[str, Any]]) -> Any:
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
-STRUCTS = {rule: struct(rule, [("size", ctypes.c_uint64), *FIELDS[rule]]) for rule in RULES}
+STRUCTS = {rule: make_struct(rule, [("size", ctypes.c_uint64), *FIELDS[rule]]) for rule in RULES}
 
 
 def fill(made: Any, values: Mapping[str, Any]) -> Any:

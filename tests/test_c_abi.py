@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import math
 import re
 import subprocess
@@ -27,8 +28,8 @@ from c_structs import (
     STRUCTS,
     at_step,
     fill,
+    make_struct,
     of_struct,
-    struct,
 )
 from checks import assert_same, difference
 from registry import CASES, DTYPES, Case
@@ -36,30 +37,34 @@ from registry import CASES, DTYPES, Case
 Array = np.ndarray[Any, Any]
 
 OK, INVALID_ARGUMENT, NONFINITE, OUT_OF_MEMORY = range(4)
+CLASSES = {"rmsprop": fs.RMSprop, "adagrad": fs.Adagrad, "rprop": fs.Rprop, "proximal_adagrad": fs.ProximalAdagrad,
+           "adagrad_da": fs.AdagradDA, "adagrad_norm": fs.AdagradNorm}  # fmt: skip
+DIALECTS = fs.dialects()
 NONFINITE_POLICIES = ("propagate", "skip", "raise")
 
 # --------------------------------------------------------------------------------------------------------- from ctypes
 
 _d, _b = ctypes.c_double, ctypes.c_uint8
-CArray = struct("CArray", [("data", ctypes.c_void_p), ("shape", ctypes.c_void_p), ("strides", ctypes.c_void_p),
+CArray = make_struct("CArray", [("data", ctypes.c_void_p), ("shape", ctypes.c_void_p), ("strides", ctypes.c_void_p),
                             ("dtype", ctypes.c_int32), ("dimensions", ctypes.c_int32)])  # fmt: skip
-CParameter = struct("CParameter", [("name", ctypes.c_char_p), ("array", CArray), ("group", ctypes.c_int64)])
-CStepOptions = struct(
+CParameter = make_struct("CParameter", [("name", ctypes.c_char_p), ("array", CArray), ("group", ctypes.c_int64)])
+CStepOptions = make_struct(
     "CStepOptions",
     [("size", ctypes.c_uint64), ("grad_scale", _d), ("clip_norm", _d), ("clip_value", _d), ("loss", _d),
      ("zero_grads", _b), ("nonfinite", _b)],
 )  # fmt: skip
-CStepReport = struct("CStepReport", [("size", ctypes.c_uint64), ("step", ctypes.c_int64), ("grad_norm", _d),
+CStepReport = make_struct("CStepReport", [("size", ctypes.c_uint64), ("step", ctypes.c_int64), ("grad_norm", _d),
                                       ("skipped", _b)])  # fmt: skip
 
-pointer, i32, i64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
+pointer, i32, i64, u64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_uint64
 ARGUMENTS: dict[str, tuple[Any, list[Any]]] = {
-    **{f"fusedstep_{rule}_init": (i32, [pointer]) for rule in RULES},
+    **{f"fusedstep_{rule}_init": (i32, [pointer, u64]) for rule in RULES},
+    **{f"fusedstep_{rule}_like": (i32, [pointer, u64, ctypes.c_char_p]) for rule in DIALECTS},
     **{f"fusedstep_{rule}_step": (i32, [pointer, i64, pointer, pointer, pointer, i32]) for rule in RULES},
     "fusedstep_norm": (i32, [pointer, i64, pointer]),
     "fusedstep_optimizer_create": (i32, [ctypes.c_char_p, pointer, i64, pointer, i64, pointer]),
     "fusedstep_optimizer_destroy": (None, [pointer]),
-    "fusedstep_step_options_init": (i32, [pointer]),
+    "fusedstep_step_options_init": (i32, [pointer, u64]),
     "fusedstep_optimizer_step": (i32, [pointer, pointer, i64, pointer, pointer]),
     "fusedstep_optimizer_set": (i32, [pointer, i64, pointer]),
     "fusedstep_optimizer_state": (i32, [pointer, i64, ctypes.c_char_p, pointer]),
@@ -89,10 +94,14 @@ class Library:
     def error(self) -> str:
         return str(self.last_error().decode())
 
-    def options(self, rule: str, values: Mapping[str, Any] | None = None) -> Any:
+    def options(self, rule: str, values: Mapping[str, Any] | None = None, like: str | None = None) -> Any:
         """Return a rule's struct, initialised, with some values as Python writes them."""
         made = STRUCTS[rule]()
-        assert getattr(self, f"{rule}_init")(ctypes.byref(made)) == OK
+        if like is None:
+            assert getattr(self, f"{rule}_init")(ctypes.byref(made), ctypes.sizeof(made)) == OK
+        else:
+            code = getattr(self, f"{rule}_like")(ctypes.byref(made), ctypes.sizeof(made), like.encode())
+            assert code == OK, self.error()
         assert made.size == ctypes.sizeof(made)
         return fill(made, values or {})
 
@@ -163,13 +172,54 @@ def test_defaults_are_those_of_python(lib: Library) -> None:
         for name in dict(FIELDS[rule]):
             found = getattr(struct, name)
             known = CHOICES.get(name)
-            cls = {"rmsprop": fs.RMSprop, "adagrad": fs.Adagrad, "rprop": fs.Rprop, "adagrad_da": fs.AdagradDA,
-                   "proximal_adagrad": fs.ProximalAdagrad, "adagrad_norm": fs.AdagradNorm}[rule]  # fmt: skip
-            expected = cls(np.zeros(1)).param_groups[0].get(name, False)
+            arguments = inspect.signature(CLASSES[rule]).parameters
+            expected = arguments[name].default if name != "loss_increased" else False
             if known is not None:
                 assert known[found] == expected
             else:
                 assert (tuple(found) if name in ("etas", "step_sizes") else found) == expected, (rule, name)
+
+
+@pytest.mark.parametrize(("rule", "name"), [(rule, name) for rule in DIALECTS for name in DIALECTS[rule]])
+def test_dialects_are_those_of_python(lib: Library, rule: str, name: str) -> None:
+    dialect = DIALECTS[rule][name]
+    struct = lib.options(rule, like=name)
+    for option in dialect["required"]:
+        assert math.isnan(getattr(struct, option))
+    for option, expected in {**dialect["defaults"], **dialect["fixed"]}.items():
+        found = getattr(struct, option)
+        known = CHOICES.get(option)
+        assert (known[found] if known else list(found) if isinstance(expected, list) else found) == expected, option
+
+    rng = np.random.default_rng(4)
+    param = rng.standard_normal(100).astype(np.float32)
+    theirs = param.copy()
+    optimizer = CLASSES[rule].like(name, {"w": theirs}, lr=0.25)
+    if dialect["required"]:
+        with Optimizer(lib, rule, [lib.options(rule)], {"w": (param, 0)}) as made:
+            assert lib.optimizer_set(made.handle, 0, ctypes.byref(struct)) == INVALID_ARGUMENT
+        assert lib.error() == "lr: expected a finite number with lr >= 0, got nan"
+    struct.lr = 0.25
+    with Optimizer(lib, rule, [struct], {"w": (param, 0)}) as mine:
+        for t in range(3):
+            grad = rng.standard_normal(100).astype(np.float32)
+            optimizer.step({"w": grad}, loss=float(t))
+            assert mine.step([grad], loss=float(t))[0] == OK, lib.error()
+            assert not difference(param, theirs)
+
+
+@pytest.mark.parametrize("rule", DIALECTS)
+def test_an_unknown_dialect_says_what_it_says_in_python(lib: Library, rule: str) -> None:
+    struct = STRUCTS[rule]()
+    like = getattr(lib, f"{rule}_like")
+    with pytest.raises(ValueError, match="has no dialect 'keras2'") as caught:
+        CLASSES[rule].like("keras2", np.zeros(1))
+    assert like(ctypes.byref(struct), ctypes.sizeof(struct), b"keras2") == INVALID_ARGUMENT
+    assert lib.error() == str(caught.value)
+    assert like(ctypes.byref(struct), ctypes.sizeof(struct), None) == INVALID_ARGUMENT
+    assert lib.error() == "dialect: expected a pointer, got NULL"
+    assert like(None, ctypes.sizeof(struct), b"torch") == INVALID_ARGUMENT
+    assert bytes(struct) == bytes(ctypes.sizeof(struct))  # nothing was written
 
 
 def test_null_strides_are_those_of_rows_in_a_row(lib: Library) -> None:
@@ -214,7 +264,7 @@ class Optimizer:
 
     def step(self, grads: list[Array | None], **options: Any) -> tuple[int, Any]:
         struct = CStepOptions()
-        assert self.lib.step_options_init(ctypes.byref(struct)) == OK
+        assert self.lib.step_options_init(ctypes.byref(struct), ctypes.sizeof(struct)) == OK
         for name, value in options.items():
             setattr(struct, name, value if name != "nonfinite" else NONFINITE_POLICIES.index(value))
         report = CStepReport(size=ctypes.sizeof(CStepReport))
@@ -246,26 +296,23 @@ STEP_OPTIONS: tuple[dict[str, Any], ...] = (
 @pytest.mark.parametrize("rule", RULES)
 def test_an_optimizer_does_what_that_of_python_does(lib: Library, rule: str) -> None:
     rng = np.random.default_rng(2)
-    cls = {"rmsprop": fs.RMSprop, "adagrad": fs.Adagrad, "rprop": fs.Rprop, "proximal_adagrad": fs.ProximalAdagrad,
-           "adagrad_da": fs.AdagradDA, "adagrad_norm": fs.AdagradNorm}[rule]  # fmt: skip
     more: dict[str, Any] = {
-        "rmsprop": {"centered": True, "momentum": 0.9, "bias_correction": True},
-        "adagrad": {"lr_decay": 0.1, "initial_accumulator_value": 0.0},
-        "proximal_adagrad": {"l1": 0.01, "initial_accumulator_value": 0.0},
-        "adagrad_da": {"l1": 0.01, "initial_accumulator_value": 0.0},
-        "adagrad_norm": {"initial_accumulator_value": 0.0},
+        "rmsprop": {"centered": True, "momentum": 0.9, "bias_correction": True, "initial_square_avg": 0.3},
+        "adagrad": {"lr_decay": 0.1, "initial_accumulator_value": 0.3},
+        "proximal_adagrad": {"l1": 0.01},
+        "adagrad_da": {"l1": 0.01},
+        "adagrad_norm": {"initial_accumulator_value": 0.3},
         "rprop": {"variant": "irprop+"},
     }[rule]
-    of_struct = {name: value for name, value in more.items() if not name.startswith("initial")}
     arrays = {
         "w": rng.standard_normal((40, 30)), "t": rng.standard_normal((6, 5, 4)).transpose(2, 0, 1)[:, ::-1],
         "none": np.zeros((0, 3)), "b": rng.standard_normal(30).astype(np.float32), "scale": np.array(2.0),
     }  # fmt: skip
     group_of = {"w": 0, "b": 1, "scale": 1, "t": 0, "none": 0}
     expected = {name: array.copy(order="K") for name, array in arrays.items()}
-    theirs = cls([{"params": {n: a for n, a in expected.items() if group_of[n] == k}, "lr": lr}
+    theirs = CLASSES[rule]([{"params": {n: a for n, a in expected.items() if group_of[n] == k}, "lr": lr}
                   for k, lr in enumerate((0.1, 0.02))], **more)  # fmt: skip
-    groups = [lib.options(rule, {"lr": lr, **of_struct}) for lr in (0.1, 0.02)]
+    groups = [lib.options(rule, {"lr": lr, **more}) for lr in (0.1, 0.02)]
     with Optimizer(lib, rule, groups, {n: (a, group_of[n]) for n, a in arrays.items()}) as mine:
         for t, options in enumerate(STEP_OPTIONS, 1):
             grads = {n: rng.standard_normal(a.shape).astype(a.dtype) for n, a in arrays.items()}
@@ -293,6 +340,8 @@ def test_an_optimizer_does_what_that_of_python_does(lib: Library, rule: str) -> 
                     now = as_numpy(found)
                     assert (now.shape, now.dtype) == (theirs_now.shape, theirs_now.dtype)
                     assert not difference(now, theirs_now), (name, state, t)
+                    again = mine.state(index, state)[1]  # asking costs no memory
+                    assert (again.shape, again.strides) == (found.shape, found.strides)
 
 
 def test_norm(lib: Library) -> None:
@@ -342,7 +391,7 @@ def test_bad_calls_of_a_step_say_what_is_wrong_and_write_nothing(lib: Library) -
         ({"grad": changed(g, data=None)}, "grad: expected data, got NULL"),
         ({"states": changed(v, data=None)}, "square_avg: expected data, got NULL"),
         ({"param": changed(p, shape=None)}, "array.shape: expected a pointer, got NULL"),
-        ({"param": changed(p, shape=ctypes.addressof(negative))}, "extents >= 0, got -1"),
+        ({"param": changed(p, shape=ctypes.addressof(negative))}, "param: expected extents >= 0, got -1"),
         ({"param": changed(p, dtype=3)}, "no dtype 3"),
         ({"param": changed(p, dtype=-1)}, "no dtype -1"),
         ({"param": changed(p, dtype=INT8)}, "param: expected dtype float32 or float64, got int8"),
@@ -366,6 +415,7 @@ def test_bad_calls_of_a_step_say_what_is_wrong_and_write_nothing(lib: Library) -
         ({"time": 0}, "time: expected a count from 1, got 0"),
         ({"options": struct(lr=-0.5)}, "lr: expected a finite number with lr >= 0, got -0.5"),
         ({"options": struct(eps=math.nan)}, "eps: expected a finite number"),
+        ({"options": struct(initial_square_avg=-1.0)}, "initial_square_avg: expected a finite number"),
         ({"options": struct(centered=2)}, "centered: expected a value below 2, got 2"),
         ({"options": struct(momentum_form=2)}, "momentum_form: expected a value below 2, got 2"),
         ({"options": struct(nesterov=1)}, "nesterov=True needs momentum > 0"),
@@ -385,7 +435,12 @@ def test_bad_calls_of_a_step_say_what_is_wrong_and_write_nothing(lib: Library) -
     assert lib.rprop_step(ctypes.byref(rprop), 1, ctypes.byref(p), ctypes.byref(g), two, 2) == INVALID_ARGUMENT
     assert "variant: expected a value below 7, got 7" in lib.error()
     for rule in RULES:
-        assert getattr(lib, f"{rule}_init")(None) == INVALID_ARGUMENT
+        assert getattr(lib, f"{rule}_init")(None, ctypes.sizeof(STRUCTS[rule])) == INVALID_ARGUMENT
+        for size in (0, 8, ctypes.sizeof(STRUCTS[rule]) + 1):
+            made = STRUCTS[rule]()
+            assert getattr(lib, f"{rule}_init")(ctypes.byref(made), size) == INVALID_ARGUMENT
+            assert f"got {size}; pass sizeof the struct" in lib.error()
+            assert bytes(made) == bytes(ctypes.sizeof(made))  # nothing was written
     assert (param == 1).all()
     assert (grad == 1).all()
     assert not square_avg.any()
@@ -453,7 +508,7 @@ def test_a_struct_from_before_its_last_members_has_their_defaults(lib: Library) 
 
     with Optimizer(lib, "rmsprop", [lib.options("rmsprop")], {"w": (param, 0)}) as optimizer:
         step_options = CStepOptions()
-        lib.step_options_init(ctypes.byref(step_options))
+        lib.step_options_init(ctypes.byref(step_options), ctypes.sizeof(step_options))
         step_options.size = CStepOptions.clip_norm.offset
         step_options.clip_norm = -1.0  # beyond its size: not read
         report = CStepReport(size=CStepReport.grad_norm.offset, step=-1, grad_norm=-1.0, skipped=77)
@@ -461,6 +516,33 @@ def test_a_struct_from_before_its_last_members_has_their_defaults(lib: Library) 
         assert code == OK, lib.error()
         assert (report.size, report.step) == (CStepReport.grad_norm.offset, 1)
         assert (report.grad_norm, report.skipped) == (-1.0, 77)  # beyond its size: not written
+
+
+def test_a_struct_from_before_its_last_members_is_not_written_beyond(lib: Library) -> None:
+    """A program that was compiled before a struct grew has no room for what came later."""
+    untouched = 0xA5
+    for rule, struct in (*STRUCTS.items(), ("step_options", CStepOptions)):
+        members = [getattr(struct, name) for name, _ in struct._fields_[1:]]
+        whole = struct()
+        assert getattr(lib, f"{rule}_init")(ctypes.byref(whole), ctypes.sizeof(whole)) == OK
+        for k, size in enumerate(member.offset for member in members[1:]):
+            room = (ctypes.c_uint8 * ctypes.sizeof(struct))(*[untouched] * ctypes.sizeof(struct))
+            assert getattr(lib, f"{rule}_init")(ctypes.byref(room), size) == OK, lib.error()
+            assert struct.from_buffer(room).size == size
+            assert set(bytes(room)[size:]) == {untouched}
+            for member in members[: k + 1]:
+                there = slice(member.offset, member.offset + member.size)
+                assert bytes(room)[there] == bytes(whole)[there]
+
+    # As they were before they had initial_accumulator_value: an optimizer takes its default.
+    options = STRUCTS["proximal_adagrad"]()
+    assert (
+        lib.proximal_adagrad_init(ctypes.byref(options), STRUCTS["proximal_adagrad"].initial_accumulator_value.offset)
+        == OK
+    )
+    options.initial_accumulator_value = math.nan
+    with Optimizer(lib, "proximal_adagrad", [options], {"w": (np.ones(4), 0)}) as optimizer:
+        assert (as_numpy(optimizer.state(0, "square_sum")[1]) == 0.1).all()
 
 
 def test_bad_calls_of_an_optimizer(lib: Library) -> None:
@@ -487,7 +569,7 @@ def test_bad_calls_of_an_optimizer(lib: Library) -> None:
         ({"row": (CParameter * 1)(CParameter(b"w", c_array(w), -1))}, "groups from 0"),
         (
             {"row": (CParameter * 1)(CParameter(b"w", CArray(dtype=FLOAT64), 0))},
-            "'w': expected data, got NULL",
+            "parameter 'w': expected data, got NULL",
         ),
     ):
         assert create(**arguments) == INVALID_ARGUMENT, says
@@ -518,7 +600,7 @@ def test_bad_calls_of_an_optimizer(lib: Library) -> None:
         assert step([w])[0] == INVALID_ARGUMENT
         assert "gradient of parameter 'w' shares memory with parameter 'w'" in lib.error()
         unknown = CStepOptions()
-        lib.step_options_init(ctypes.byref(unknown))
+        lib.step_options_init(ctypes.byref(unknown), ctypes.sizeof(unknown))
         unknown.nonfinite = 3
         call = lib.optimizer_step
         assert call(optimizer.handle, c_arrays([g]), 1, ctypes.byref(unknown), None) == INVALID_ARGUMENT
@@ -633,7 +715,7 @@ def test_from_cffi_by_the_header_itself() -> None:
         return {"data": data, "shape": shape, "strides": ffi.NULL, "dtype": dtype, "dimensions": 2}
 
     options = ffi.new("fusedstep_rprop *")
-    assert lib.fusedstep_rprop_init(options) == lib.FUSEDSTEP_OK
+    assert lib.fusedstep_rprop_init(options, ffi.sizeof("fusedstep_rprop")) == lib.FUSEDSTEP_OK
     options.variant = lib.FUSEDSTEP_IRPROP_MINUS
     states = ffi.new("fusedstep_array[2]", [borrowed(step_size), borrowed(prev_sign)])
     one = [ffi.new("fusedstep_array *", borrowed(array)) for array in (param, grad)]
@@ -677,7 +759,7 @@ int main(void) {
   const fusedstep_array states[2] = {{square_avg, shape, NULL, FUSEDSTEP_FLOAT64, 2},
                                      {grad_avg, shape, NULL, FUSEDSTEP_FLOAT64, 2}};
   fusedstep_rmsprop rule;
-  MUST(fusedstep_rmsprop_init(&rule));
+  MUST(fusedstep_rmsprop_init(&rule, sizeof rule));
   rule.lr = 0.125;
   rule.centered = 1;
   for (int t = 1; t <= 3; ++t) MUST(fusedstep_rmsprop_step(&rule, t, &param, &grad, states, 2));
@@ -686,13 +768,13 @@ int main(void) {
   print("grad_avg", grad_avg, 6);
 
   fusedstep_adagrad adagrad;
-  MUST(fusedstep_adagrad_init(&adagrad));
+  MUST(fusedstep_adagrad_like(&adagrad, sizeof adagrad, "keras"));
   const void *groups[1] = {&adagrad};
   const fusedstep_parameter parameter = {"w", param, 0};
   fusedstep_optimizer *optimizer = NULL;
   MUST(fusedstep_optimizer_create("adagrad", groups, 1, &parameter, 1, &optimizer));
   fusedstep_step_options options;
-  MUST(fusedstep_step_options_init(&options));
+  MUST(fusedstep_step_options_init(&options, sizeof options));
   options.clip_norm = 0.5;
   fusedstep_step_report report = {.size = sizeof report};
   MUST(fusedstep_optimizer_step(optimizer, &grad, 1, &options, &report));
@@ -732,7 +814,7 @@ def test_from_c(tmp_path: Path) -> None:
         return " ".join([name, *(f"{x:016x}" for x in np.asarray(array).reshape(-1).view(np.uint64).tolist())])
 
     expected = [bits("w", w), bits("square_avg", square_avg), bits("grad_avg", grad_avg)]
-    optimizer = fs.Adagrad({"w": w})
+    optimizer = fs.Adagrad.like("keras", {"w": w})
     report = optimizer.step({"w": g}, clip_norm=0.5)
     expected += [bits("norm", np.array([report.grad_norm])), bits("square_sum", optimizer.state["w"]["square_sum"])]
     expected += [bits("w", w), "inf or NaN in the gradient of 'w'; nothing was changed"]

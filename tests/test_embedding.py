@@ -226,6 +226,7 @@ def python_errors() -> Iterator[Callable[[], object]]:
     yield with_momentum
     yield lambda: fs.RMSprop({"w": p, "v": p.view()})
     yield lambda: fs.RMSprop([{"params": {"w": p}}, {"params": {"v": p.view()}}])
+    yield lambda: fs.RMSprop.like("keras2", p)
     yield lambda: fs.set_num_threads(0)
     yield lambda: fs.use_isa("sse9").__enter__()
     infinite = np.array([0, 0, 0, math.inf, 0, 0], np.float32)
@@ -252,6 +253,7 @@ def test_the_shared_library_shows_the_public_api_alone() -> None:
     rules = re.findall(r"^FUSEDSTEP_DECLARE\((\w+)\);", (headers / "fusedstep.h").read_text(), re.MULTILINE)
     of_c |= {f"fusedstep_{rule}_{verb}" for rule in rules for verb in ("init", "step")}
     of_c -= {name for name in of_c if name.endswith("_")}
+    of_c |= {f"fusedstep_{rule}_like" for rule in fs.dialects()}
     assert len(rules) == 6
     lines = native.run(native.tool("nm"), "-D", "-C", "--defined-only", library).splitlines()
     names = {line.split(maxsplit=2)[2] for line in lines}
@@ -259,7 +261,8 @@ def test_the_shared_library_shows_the_public_api_alone() -> None:
     of_cpp = {re.sub(r"\[abi:\w+\]", "", name).partition("(")[0] for name in names if "::" in name}
     functions = {"step", "norm", "isa", "available_isas", "force_isa", "num_threads", "set_num_threads", "set_executor"}
     methods = {"AnyRule::AnyRule", "AnyRule::states", "Optimizer::Optimizer", "Optimizer::~Optimizer",
-               "Optimizer::operator=", "Optimizer::step", "Optimizer::set_rule", "Optimizer::state"}  # fmt: skip
+               "Optimizer::operator=", "Optimizer::step", "Optimizer::set_rule", "Optimizer::state",
+               "RMSprop::like", "Adagrad::like", "Rprop::like"}  # fmt: skip
     assert of_cpp == {f"fusedstep::{name}" for name in functions | methods}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import gc
 import inspect
@@ -12,6 +13,7 @@ import runpy
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,40 +28,37 @@ Tensor = torch.Tensor
 DTYPES = (torch.float32, torch.float64)
 STEPS = 12
 
-# The options with which torch's own tests run these optimizers on the CPU (common_optimizers.py), and a few more.
-GRID: dict[str, tuple[dict[str, Any], ...]] = {
-    "RMSprop": (
-        {},
-        {"lr": 1e-3},
-        {"weight_decay": 0.1},
-        {"maximize": True},
-        {"weight_decay": 0.1, "centered": True},
-        {"maximize": True, "weight_decay": 0.1},
-        {"weight_decay": 0.1, "centered": True, "momentum": 0.1},
-        {"weight_decay": 0.1, "centered": True, "momentum": 0.1, "maximize": True},
-        {"alpha": 0.9, "eps": 1e-3, "momentum": 0.9},
-        {"lr": torch.tensor(0.001)},
-    ),
-    "Rprop": (
-        {},
-        {"lr": 2e-4},
-        {"etas": (0.5, 1.5)},
-        {"step_sizes": (2e-6, 100)},
-        {"maximize": True},
-        {"step_sizes": (1e-3, 0.02), "lr": torch.tensor(0.01)},
-    ),
-    "Adagrad": (
-        {},
-        {"weight_decay": 0.1},
-        {"weight_decay": 0.1, "maximize": True},
-        {"lr": 0.1},
-        {"initial_accumulator_value": 0.1, "weight_decay": 0.1},
-        {"lr": 0.1, "lr_decay": 0.5, "weight_decay": 0.1},
-        {"lr": torch.tensor(0.001)},
-        {"lr": 0.1, "eps": 1e-3},
-    ),
+NAMES = ("RMSprop", "Rprop", "Adagrad")
+
+
+class Row(SimpleNamespace):
+    """A row of torch's tables: OptimizerInput or ErrorOptimizerInput."""
+
+    def __init__(self, optimizer_error_input: Any = None, **named: Any) -> None:
+        super().__init__(optimizer_error_input=optimizer_error_input, **named)
+
+
+def of_torchs_own_tests(function: str) -> Any:
+    """Call a function of ``torch/testing/_internal/common_optimizers.py``, the tables that torch's own tests of its
+    optimizers run through, for the CPU. It is read from the file, for to import it takes packages of torch's tests."""
+    text = (Path(torch.__file__).parent / "testing" / "_internal" / "common_optimizers.py").read_text()
+    wanted = {function, "get_error_inputs_for_all_optims"}
+    functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name in wanted]
+    known = {"torch": torch, "Parameter": torch.nn.Parameter, "OptimizerInput": Row, "ErrorOptimizerInput": Row,
+             "_get_device_type": str, "CUDA_CONFIG_GPUS": ()}  # fmt: skip
+    exec(compile(ast.Module(functions, []), "common_optimizers.py", "exec"), known)
+    return known[function]("cpu", torch.float32)
+
+
+MORE: dict[str, tuple[dict[str, Any], ...]] = {
+    "RMSprop": ({"alpha": 0.9, "eps": 1e-3, "momentum": 0.9}, {"lr": torch.tensor(0.001)}),
+    "Rprop": ({"step_sizes": (1e-3, 0.02), "lr": torch.tensor(0.01)},),
+    "Adagrad": ({"lr": 0.1, "eps": 1e-3},),
 }
-NAMES = tuple(GRID)
+GRID = {name: [row.kwargs for row in of_torchs_own_tests(f"optim_inputs_func_{name.lower()}")] for name in NAMES}
+for name in NAMES:
+    GRID[name] += MORE[name]
+
 
 each_name = pytest.mark.parametrize("name", NAMES)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -224,30 +223,59 @@ def test_a_parameter_that_changes_its_group(name: str) -> None:
         groups[1]["params"].insert(0, groups[0]["params"].pop())
 
 
-SCHEDULERS: tuple[Callable[[Any], Any], ...] = (
-    lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5),
-    lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS),
-    lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, 1.0, 5),
-    lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=STEPS + 1, cycle_momentum=False),
-)
+lr_scheduler = torch.optim.lr_scheduler
+SCHEDULERS: dict[str, Callable[[Any], Any]] = {
+    "LambdaLR": lambda optimizer: lr_scheduler.LambdaLR(optimizer, lambda t: 0.9**t),
+    "MultiplicativeLR": lambda optimizer: lr_scheduler.MultiplicativeLR(optimizer, lambda t: 0.9),
+    "StepLR": lambda optimizer: lr_scheduler.StepLR(optimizer, 2, 0.5),
+    "MultiStepLR": lambda optimizer: lr_scheduler.MultiStepLR(optimizer, [2, 5], 0.5),
+    "ConstantLR": lambda optimizer: lr_scheduler.ConstantLR(optimizer, 0.5, 4),
+    "LinearLR": lambda optimizer: lr_scheduler.LinearLR(optimizer, 0.1, 1.0, 5),
+    "ExponentialLR": lambda optimizer: lr_scheduler.ExponentialLR(optimizer, 0.9),
+    "SequentialLR": lambda optimizer: lr_scheduler.SequentialLR(
+        optimizer, [lr_scheduler.ConstantLR(optimizer, 0.1, 3), lr_scheduler.ExponentialLR(optimizer, 0.9)], [3]
+    ),
+    "CosineAnnealingLR": lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, STEPS),
+    "ChainedScheduler": lambda optimizer: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.ConstantLR(optimizer, 0.1, 3), lr_scheduler.ExponentialLR(optimizer, 0.9)]
+    ),
+    "ReduceLROnPlateau": lambda optimizer: lr_scheduler.ReduceLROnPlateau(optimizer, patience=1),
+    "CyclicLR": lambda optimizer: lr_scheduler.CyclicLR(
+        optimizer, 1e-3, 1e-2, 3, cycle_momentum="momentum" in optimizer.defaults
+    ),
+    "CosineAnnealingWarmRestarts": lambda optimizer: lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 4),
+    "OneCycleLR": lambda optimizer: lr_scheduler.OneCycleLR(
+        optimizer, 1e-2, total_steps=STEPS + 1, cycle_momentum="momentum" in optimizer.defaults
+    ),
+    "PolynomialLR": lambda optimizer: lr_scheduler.PolynomialLR(optimizer, STEPS),
+    "SWALR": lambda optimizer: torch.optim.swa_utils.SWALR(optimizer, 1e-3, 4),
+}
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=("step", "cosine", "linear", "one cycle"))
+def test_all_schedulers_are_tested() -> None:
+    assert set(SCHEDULERS) == {*lr_scheduler.__all__, "SWALR"} - {"LRScheduler"}
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("lr", [0.01, torch.tensor(0.01)], ids=("number", "tensor"))
-@pytest.mark.parametrize("name", ["RMSprop", "Adagrad"])
-def test_schedulers(name: str, scheduler: Any, lr: Any) -> None:
-    """Learning rates of torch's schedulers are followed, those that are tensors, too."""
+@each_name
+def test_schedulers(name: str, scheduler: str, lr: Any) -> None:
+    """Learning rates of torch's schedulers are followed, those that are tensors, too; so is a momentum."""
     models = network(), network()
     optimizers = [
         cls(model.parameters(), lr=copy.deepcopy(lr))
         for cls, model in zip((theirs(name), ours(name)), models, strict=True)
     ]
-    schedulers = [scheduler(optimizer) for optimizer in optimizers]
+    schedulers = [SCHEDULERS[scheduler](optimizer) for optimizer in optimizers]
+    seen = set()
     for t, _ in zip(*map(train, models, optimizers), strict=True):
-        assert_near(name, models[1].parameters(), models[0].parameters(), 500, f"step {t}")
+        assert_near(name, models[1].parameters(), models[0].parameters(), 2000, f"step {t}")
         for each in schedulers:
-            each.step()
-        assert schedulers[0].get_last_lr() == schedulers[1].get_last_lr()
+            each.step(*([1.0] if scheduler == "ReduceLROnPlateau" else []))
+        now = [{key: group.get(key) for key in ("lr", "momentum")} for o in optimizers for group in o.param_groups]
+        assert now[0] == now[1]
+        seen.add(tuple(float(value) for value in now[1].values() if value is not None))
+    assert len(seen) > 1
 
 
 @each_name
@@ -287,7 +315,37 @@ def test_hooks() -> None:
     assert called[0] == 1 > called[1]
 
 
+@each_name
+def test_inference_mode(name: str) -> None:
+    """Steps in it are steps; the first one, too, after which torch's own states are of no use outside."""
+    models = network(), network()
+    optimizers = [cls(model.parameters()) for cls, model in zip((theirs(name), ours(name)), models, strict=True)]
+    for t, inside in enumerate((True, True, False, True, False)):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            optimizer.zero_grad()
+            loss_of(model, t).backward()
+        optimizers[0].step()
+        with torch.inference_mode(inside):
+            optimizers[1].step()
+        assert_near(name, models[1].parameters(), models[0].parameters(), 50, f"step {t}")
+    assert_states_near(name, optimizers[1].state_dict(), optimizers[0].state_dict(), 1000)
+
+
 # --------------------------------------------------------------------------------------------------------------- states
+
+
+@each_name
+def test_hooks_of_state_dict(name: str) -> None:
+    """What they are given is what ``state_dict`` returns, and they may return anything in its place."""
+    found = []
+    for cls in (theirs(name), ours(name)):
+        param = torch.ones(2, requires_grad=True)
+        param.grad = torch.ones(2)
+        optimizer = cls([param])
+        optimizer.step()
+        optimizer.register_state_dict_post_hook(lambda _, state: {k: v.dtype for k, v in state["state"][0].items()})
+        found.append(optimizer.state_dict())
+    assert found[0] == found[1]
 
 
 @each_dtype
@@ -482,6 +540,8 @@ MOVES: dict[str, Callable[[Any], None]] = {
     "data of another shape": lambda param: setattr(param, "data", param.detach()[:3, :2]),
     "data of another dtype": lambda param: setattr(param, "data", param.detach().double()),
     "shared memory": lambda param: param.share_memory_(),
+    "storage replaced": lambda param: torch.no_grad()(param.set_)(param.detach().clone()),
+    "tensors swapped": lambda param: torch.utils.swap_tensors(param, param.detach().clone().requires_grad_()),
 }
 
 
@@ -512,6 +572,40 @@ def test_memory_that_moves(name: str, move: str) -> None:
         assert_near(name, params[1:], params[:1], 50, f"step {t}")
     if "replaced" in move:
         assert torch.equal(old, before)
+
+
+@each_name
+def test_states_whose_layout_changes(name: str) -> None:
+    """A state that was transposed in place is updated element by element, as in torch."""
+    torch.manual_seed(1)
+    values = torch.randn(4, 4)
+    params = [values.clone().requires_grad_() for _ in range(2)]
+    optimizers = [cls([param]) for cls, param in zip((theirs(name), ours(name)), params, strict=True)]
+    key = {"RMSprop": "square_avg", "Rprop": "step_size", "Adagrad": "sum"}[name]
+    for t in range(6):
+        for param, optimizer in zip(params, optimizers, strict=True):
+            if t == 3:
+                optimizer.state[param][key].t_()
+            param.grad = torch.randn(4, 4, generator=torch.Generator().manual_seed(t))
+            optimizer.step()
+        assert_near(name, params[1:], params[:1], 50, f"step {t}")
+
+
+@each_name
+def test_memory_that_is_read_as_another_type(name: str) -> None:
+    """A parameter or a state that has become integers where it is, is refused; nothing is written."""
+    for change in ("param", "state"):
+        param = torch.ones(4)
+        param.grad = torch.ones(4)
+        optimizer = ours(name)([param])
+        optimizer.step()
+        key = {"RMSprop": "square_avg", "Rprop": "step_size", "Adagrad": "sum"}[name]
+        changed = param if change == "param" else optimizer.state[param][key]
+        changed.data = changed.data.view(torch.int32)
+        before = changed.clone()
+        with pytest.raises(TypeError, match="int32"):
+            optimizer.step()
+        assert torch.equal(changed, before)
 
 
 def test_shared_sums() -> None:
@@ -545,6 +639,21 @@ def test_some_without_gradients(name: str) -> None:
         assert states[0]["state"].keys() == states[1]["state"].keys()
         assert_states_near(name, states[1] | {"state": dict(sorted(states[1]["state"].items()))},
                            states[0] | {"state": dict(sorted(states[0]["state"].items()))}, 50)  # fmt: skip
+
+
+@each_name
+def test_frozen_parameters(name: str) -> None:
+    """Parameters that ask for no gradient stay, and go on from their state when they ask for one again."""
+    models = network(), network()
+    optimizers = [cls(model.parameters()) for cls, model in zip((theirs(name), ours(name)), models, strict=True)]
+    for t, frozen in enumerate((False, True, True, False)):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            model[0].requires_grad_(not frozen)
+            before = model[0].weight.detach().clone()
+            list(train(model, optimizer, range(t, t + 1)))
+            assert torch.equal(model[0].weight, before) == frozen
+        assert_near(name, models[1].parameters(), models[0].parameters(), 50, f"step {t}")
+        assert_states_near(name, optimizers[1].state_dict(), optimizers[0].state_dict(), 1000)
 
 
 @each_name
@@ -710,6 +819,19 @@ def test_options_out_of_range(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=option):
         optimizer.load_state_dict(saved)
     assert optimizer.param_groups[0]["lr"] == 0.25
+
+
+@each_name
+def test_what_torchs_own_tests_refuse(name: str) -> None:
+    """The inputs that torch's tests expect an error or a warning for have one of the same type here."""
+    rows = of_torchs_own_tests(f"optim_error_inputs_func_{name.lower()}")
+    assert len(rows) >= 7
+    for row in rows:
+        given = row.optimizer_error_input
+        params = [torch.nn.Parameter(torch.ones(2))] if given.params is None else given.params
+        for cls in (theirs(name), ours(name)):
+            with pytest.raises(row.error_type):
+                cls(params, **given.kwargs)
 
 
 def test_which_implementation() -> None:

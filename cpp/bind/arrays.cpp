@@ -92,7 +92,7 @@ Array view(PyObject* object, const Label& label, Element element, bool written) 
   borrowed.shape = {reinterpret_cast<const std::int64_t*>(array->dimensions), static_cast<std::size_t>(array->nd)};
   borrowed.strides = reinterpret_cast<const std::int64_t*>(array->strides);
   borrowed.item_size = element == Element::int8 ? 1 : item_size(dtype_of(element));
-  check_extent(borrowed);
+  check_reach(borrowed);
   return borrowed;
 }
 

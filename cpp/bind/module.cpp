@@ -1,6 +1,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "../dialects.hpp"
 #include "../dispatch.hpp"
 #include "../memory.hpp"
 #include "../parallel.hpp"
@@ -44,7 +45,8 @@ std::vector<std::string> used_states(const std::string& rule_name, const py::dic
   return names;
 }
 
-// {rule: {"fields": {name: default}, "states": {name: "parameter" | "int8"}}}
+// {rule: {"fields": {name: default}, "states": {name: "parameter" | "int8" | "scalar"}, "starts": {state: name}}}. What
+// only says where a state starts is no field; a state that is not among the starts starts at 0.
 py::dict rules() {
   py::dict all;
   for (int r = 0; r < rule_count; ++r) {
@@ -52,16 +54,42 @@ py::dict rules() {
     Options options;
     rule.construct(options.bytes);
     py::dict fields;
-    for (const Field& field : rule.fields) fields[field.name] = get_field(field, options.bytes);
+    for (const Field& field : rule.fields) {
+      if (!field.is_start) fields[field.name] = get_field(field, options.bytes);
+    }
     py::dict states;
+    py::dict starts;
     for (const State& state : rule.states) {
       constexpr const char* storages[] = {"parameter", "int8", "scalar"};
       states[state.name] = storages[static_cast<int>(state.storage)];
+      if (state.starts_at != nullptr) starts[state.name] = state.starts_at;
     }
     py::dict entry;
     entry["fields"] = fields;
     entry["states"] = states;
+    entry["starts"] = starts;
     all[rule.name] = entry;
+  }
+  return all;
+}
+
+// {rule: [{"name", "source", "takes": [argument], "values": {argument: value}}]}
+py::dict dialects() {
+  py::dict all;
+  for (int r = 0; r < rule_count; ++r) {
+    const Description& rule = description(static_cast<RuleId>(r));
+    py::list rows;
+    for (const Dialect& dialect : fusedstep::dialects(static_cast<RuleId>(r))) {
+      py::dict values;
+      for (const Field& field : rule.fields) values[field.name] = get_field(field, dialect.options);
+      py::dict row;
+      row["name"] = dialect.name;
+      row["source"] = dialect.source;
+      row["takes"] = py::str(dialect.takes).attr("split")();
+      row["values"] = values;
+      rows.append(row);
+    }
+    if (!rows.empty()) all[rule.name] = rows;
   }
   return all;
 }
@@ -83,6 +111,7 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
   module.def("default_num_threads", &default_num_threads);
   module.def("share_all_work", &share_all_work, py::arg("share"));
   module.def("rules", &bind::rules);
+  module.def("dialects", &bind::dialects);
   module.def("check_hyperparameters", &bind::check_hyperparameters, py::arg("rule"), py::arg("values"));
   module.def(
       "check_parameter",

@@ -4,246 +4,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from . import _core
 
 __all__ = ["Dialect", "dialect_arguments", "dialects", "markdown"]
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """One framework's optimizer, in the arguments of ours. What a row does not name is as in the row ``default``."""
+    """One framework's optimizer, in the arguments of ours."""
 
     name: str
     source: str
     takes: Mapping[str, Any]
     """The arguments that it has, and their defaults there."""
-    required: tuple[str, ...] = ()
+    required: tuple[str, ...]
     """The arguments that it has and that have no default there."""
-    fixed: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any]
     """What its formula says and no argument of it changes."""
 
 
-_TABLES: dict[str, tuple[Dialect, ...]] = {
-    "rmsprop": (
-        Dialect(
-            "default",
-            "Hinton, lecture 6e",
-            {
-                "lr": 0.01,
-                "alpha": 0.9,
-                "eps": 1e-8,
-                "eps_inside_sqrt": False,
-                "centered": False,
-                "momentum": 0.0,
-                "nesterov": False,
-                "momentum_form": "torch",
-                "bias_correction": False,
-                "initial_square_avg": 0.0,
-                "weight_decay": 0.0,
-                "decoupled_weight_decay": False,
-                "maximize": False,
-            },
-        ),
-        Dialect(
-            "torch",
-            "PyTorch, torch.optim.RMSprop",
-            {
-                "lr": 0.01,
-                "alpha": 0.99,
-                "eps": 1e-8,
-                "centered": False,
-                "momentum": 0.0,
-                "weight_decay": 0.0,
-                "maximize": False,
-            },
-        ),
-        Dialect(
-            "keras",
-            "Keras 3, keras.optimizers.RMSprop",
-            {"lr": 0.001, "alpha": 0.9, "eps": 1e-7, "centered": False, "momentum": 0.0, "weight_decay": 0.0},
-            fixed={"eps_inside_sqrt": True, "momentum_form": "tf", "decoupled_weight_decay": True},
-        ),
-        Dialect(
-            "tf1",
-            "TensorFlow 1, tf.train.RMSPropOptimizer",
-            {"alpha": 0.9, "eps": 1e-10, "centered": False, "momentum": 0.0},
-            required=("lr",),
-            fixed={"eps_inside_sqrt": True, "momentum_form": "tf", "initial_square_avg": 1.0},
-        ),
-        Dialect(
-            "optax",
-            "optax.rmsprop",
-            {
-                "alpha": 0.9,
-                "eps": 1e-8,
-                "centered": False,
-                "momentum": 0.0,
-                "nesterov": False,
-                "bias_correction": False,
-                "initial_square_avg": 0.0,
-            },
-            required=("lr",),
-            fixed={"eps_inside_sqrt": True, "momentum_form": "tf"},
-        ),
-        Dialect(
-            "chainer",
-            "chainer.optimizers.RMSprop, with the hook WeightDecay",
-            {"lr": 0.01, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0.0},
-        ),
-        Dialect(
-            "lasagne",
-            "lasagne.updates.rmsprop",
-            {"lr": 1.0, "alpha": 0.9, "eps": 1e-6},
-            fixed={"eps_inside_sqrt": True},
-        ),
-        Dialect(
-            "caffe",
-            "Caffe, RMSPropSolver",
-            {"alpha": 0.99, "eps": 1e-8, "weight_decay": 0.0},
-            required=("lr",),
-        ),
-        Dialect("mlx", "mlx.optimizers.RMSprop", {"alpha": 0.99, "eps": 1e-8}, required=("lr",)),
-        Dialect(
-            "timm",
-            "timm.optim.RMSpropTF",
-            {
-                "lr": 0.01,
-                "alpha": 0.9,
-                "eps": 1e-10,
-                "centered": False,
-                "momentum": 0.0,
-                "weight_decay": 0.0,
-                "decoupled_weight_decay": False,
-            },
-            fixed={"eps_inside_sqrt": True, "momentum_form": "tf", "initial_square_avg": 1.0},
-        ),
-        Dialect(
-            "graves",
-            "Graves 2013, arXiv:1308.0850",
-            {"lr": 1e-4, "alpha": 0.95, "eps": 1e-4, "momentum": 0.9},
-            fixed={"eps_inside_sqrt": True, "centered": True, "momentum_form": "tf"},
-        ),
-    ),
-    "adagrad": (
-        Dialect(
-            "default",
-            "Duchi, Hazan & Singer 2011",
-            {
-                "lr": 0.01,
-                "eps": 1e-10,
-                "eps_inside_sqrt": False,
-                "lr_decay": 0.0,
-                "initial_accumulator_value": 0.0,
-                "weight_decay": 0.0,
-                "decoupled_weight_decay": False,
-                "maximize": False,
-            },
-        ),
-        Dialect(
-            "torch",
-            "PyTorch, torch.optim.Adagrad",
-            {
-                "lr": 0.01,
-                "eps": 1e-10,
-                "lr_decay": 0.0,
-                "initial_accumulator_value": 0.0,
-                "weight_decay": 0.0,
-                "maximize": False,
-            },
-        ),
-        Dialect(
-            "keras",
-            "Keras 3, keras.optimizers.Adagrad",
-            {"lr": 0.001, "eps": 1e-7, "initial_accumulator_value": 0.1, "weight_decay": 0.0},
-            fixed={"eps_inside_sqrt": True, "decoupled_weight_decay": True},
-        ),
-        Dialect(
-            "optax",
-            "optax.adagrad",
-            {"eps": 1e-7, "initial_accumulator_value": 0.1},
-            required=("lr",),
-            fixed={"eps_inside_sqrt": True},
-        ),
-        Dialect(
-            "tf1",
-            "TensorFlow 1, tf.train.AdagradOptimizer",
-            {"initial_accumulator_value": 0.1},
-            required=("lr",),
-            fixed={"eps": 0.0},
-        ),
-        Dialect(
-            "lasagne",
-            "lasagne.updates.adagrad",
-            {"lr": 1.0, "eps": 1e-6},
-            fixed={"eps_inside_sqrt": True},
-        ),
-        Dialect(
-            "chainer",
-            "chainer.optimizers.AdaGrad, with the hook WeightDecay",
-            {"lr": 0.001, "eps": 1e-8, "weight_decay": 0.0},
-        ),
-        Dialect("caffe", "Caffe, AdaGradSolver", {"eps": 1e-8}, required=("lr",)),
-        Dialect("mlx", "mlx.optimizers.Adagrad", {"eps": 1e-8}, required=("lr",)),
-        Dialect(
-            "deepspeed",
-            "deepspeed.ops.adagrad.DeepSpeedCPUAdagrad",
-            {"lr": 0.01, "eps": 1e-10, "weight_decay": 0.0},
-        ),
-    ),
-    "rprop": (
-        Dialect(
-            "default",
-            "Riedmiller & Braun 1993",
-            {
-                "lr": 0.01,
-                "etas": (0.5, 1.2),
-                "step_sizes": (1e-6, 50.0),
-                "variant": "rprop-",
-                "weight_decay": 0.0,
-                "decoupled_weight_decay": False,
-                "maximize": False,
-            },
-        ),
-        Dialect(
-            "torch",
-            "PyTorch, torch.optim.Rprop",
-            {"lr": 0.01, "etas": (0.5, 1.2), "step_sizes": (1e-6, 50.0), "maximize": False},
-            fixed={"variant": "irprop-"},
-        ),
-        Dialect(
-            "shark",
-            "Shark, IRpropPlus",
-            {"lr": 0.01, "etas": (0.5, 1.2), "step_sizes": (0.0, 1e100)},
-            fixed={"variant": "irprop+"},
-        ),
-        Dialect(
-            "encog",
-            "Encog, ResilientPropagation",
-            {"lr": 0.1, "step_sizes": (1e-6, 50.0)},
-            fixed={"etas": (0.5, 1.2), "variant": "rprop+"},
-        ),
-        Dialect(
-            "opencv",
-            "OpenCV, cv::ml::ANN_MLP",
-            {"lr": 0.1, "etas": (0.5, 1.2), "step_sizes": (2.0**-23, 50.0)},  # FLT_EPSILON
-            fixed={"variant": "irprop-move"},
-        ),
-        Dialect(
-            "neuralnet",
-            "R, neuralnet::neuralnet",
-            {"lr": 0.1, "etas": (0.5, 1.2), "step_sizes": (1e-10, 0.1)},
-            fixed={"variant": "rprop+"},
-        ),
-    ),
-}
+def _dialect(name: str, source: str, takes: list[str], values: dict[str, Any]) -> Dialect:
+    """Return a row of the library's table, where an argument without a default is NaN."""
+    required = tuple(key for key in takes if values[key] != values[key])
+    fixed = {key: value for key, value in values.items() if key not in (*takes, "loss_increased")}
+    return Dialect(name, source, {key: values[key] for key in takes if key not in required}, required, fixed)
 
 
-def _fixed(rule: str, dialect: Dialect) -> dict[str, Any]:
-    """Return every argument of ours that ``dialect`` has no place for, with the value that makes its formula."""
-    taken = {*dialect.required, *dialect.takes}
-    ours = {**_TABLES[rule][0].takes, **dialect.fixed}
-    return {key: value for key, value in ours.items() if key not in taken}
+_TABLES = {rule: tuple(_dialect(**row) for row in rows) for rule, rows in _core.dialects().items()}
 
 
 def dialects() -> dict[str, dict[str, dict[str, Any]]]:
@@ -268,7 +58,7 @@ def dialects() -> dict[str, dict[str, dict[str, Any]]]:
                 "source": dialect.source,
                 "required": list(dialect.required),
                 "defaults": _plain(dialect.takes),
-                "fixed": _plain(_fixed(rule, dialect)),
+                "fixed": _plain(dialect.fixed),
             }
             for dialect in table
         }
@@ -291,12 +81,11 @@ def dialect_arguments(
     if name not in table:
         raise ValueError(f"{class_name} has no dialect {name!r}; it has {', '.join(table) or 'none'}")
     dialect = table[name]
-    fixed = _fixed(rule, dialect)
     taken = [*dialect.required, *dialect.takes]
     for given in (overrides, *groups):
         for key in given:
             if key not in taken:
-                there = f" ({fixed[key]!r} there)" if key in fixed else ""
+                there = f" ({dialect.fixed[key]!r} there)" if key in dialect.fixed else ""
                 raise TypeError(
                     f"{class_name} like {name!r} has no place for {key!r}{there}; it takes {', '.join(taken)}, verify"
                 )
@@ -304,7 +93,7 @@ def dialect_arguments(
     for key in dialect.required:
         if not all(key in given for given in every):
             raise TypeError(f"{class_name} like {name!r} needs {key!r}: it has no default ({dialect.source})")
-    return {**fixed, **dialect.takes, **overrides}
+    return {**dialect.fixed, **dialect.takes, **overrides}
 
 
 # ---------------------------------------------------------------------------------------------------- tables to be read
@@ -393,6 +182,6 @@ def markdown(rule: str) -> str:
     }
     rows = [list(columns), ["---"] * len(columns)]
     for dialect in _TABLES[rule]:
-        values = {**_fixed(rule, dialect), **dialect.takes}
+        values = {**dialect.fixed, **dialect.takes}
         rows.append([show(dialect, values) for show in columns.values()])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

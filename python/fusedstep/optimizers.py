@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import numbers
 import os
-import sys
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
@@ -94,9 +92,7 @@ class Optimizer:
     """
 
     _rule: ClassVar[str]
-    _start: ClassVar[dict[str, str | float]]
-    """Where the elements of each state start: a number, or the name of a hyperparameter."""
-    _start_only: ClassVar[frozenset[str]] = frozenset()
+    _start_only: ClassVar[frozenset[str]]
     """Hyperparameters that say where a state starts and nothing else."""
 
     _keys: ClassVar[int]
@@ -107,6 +103,8 @@ class Optimizer:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        rule = _core.rules()[cls._rule]
+        cls._start_only = frozenset(rule["starts"].values()) - set(rule["fields"])
         cls._keys = 1 + len(cls._hyperparameters())
 
     def __init__(self, params: Any, defaults: dict[str, Any], verify: str) -> None:
@@ -120,7 +118,8 @@ class Optimizer:
         group_of: list[int] = []
         memory = _StateMemory()
         reserved: list[list[int | None]] = []
-        all_states = _core.rules()[self._rule]["states"]
+        rule = _core.rules()[self._rule]
+        all_states, starts = rule["states"], rule["starts"]
         for index, group in enumerate(self._params.groups):
             options = self._checked({**defaults, **group.options})
             used = _core.used_states(self._rule, options)
@@ -137,7 +136,7 @@ class Optimizer:
                         memory.reserve(
                             np.empty((), array.dtype) if stored == "scalar" else array,
                             np.dtype(np.int8) if stored == "int8" else array.dtype,
-                            options[start] if isinstance(start := self._start[state], str) else start,
+                            options[starts[state]] if state in starts else 0.0,
                         )
                         if state in used
                         else None
@@ -239,9 +238,7 @@ class Optimizer:
             if key not in known and key not in self._start_only:
                 names = ", ".join(sorted({*known, *self._start_only}))
                 raise TypeError(f"{type(self).__name__} has no hyperparameter {key!r}; it has {names}")
-        for key in self._start_only:
-            _check_start(key, options[key])
-        _core.check_hyperparameters(self._rule, {key: options[key] for key in options if key in known})
+        _core.check_hyperparameters(self._rule, options)
         return options
 
     @classmethod
@@ -468,13 +465,6 @@ class Optimizer:
         return f"{type(self).__name__}({len(self._arrays)} parameters of {elements} elements; {groups})"
 
 
-def _check_start(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected a real number, got {value!r} ({type(value).__name__})")
-    if not 0 <= value <= sys.float_info.max:  # type: ignore[operator]
-        raise ValueError(f"{name}: expected a finite number with {name} >= 0, got {value!r}")
-
-
 class RMSprop(Optimizer):
     """Divide each step by a moving average of the gradient's magnitude.
 
@@ -523,8 +513,6 @@ class RMSprop(Optimizer):
     """
 
     _rule = "rmsprop"
-    _start: ClassVar = {"square_avg": "initial_square_avg", "grad_avg": 0.0, "momentum_buffer": 0.0}
-    _start_only = frozenset({"initial_square_avg"})
 
     def __init__(
         self,
@@ -600,8 +588,6 @@ class Adagrad(Optimizer):
     """
 
     _rule = "adagrad"
-    _start: ClassVar = {"square_sum": "initial_accumulator_value"}
-    _start_only = frozenset({"initial_accumulator_value"})
 
     def __init__(
         self,
@@ -665,8 +651,6 @@ class ProximalAdagrad(Optimizer):
     """
 
     _rule = "proximal_adagrad"
-    _start: ClassVar = {"square_sum": "initial_accumulator_value"}
-    _start_only = frozenset({"initial_accumulator_value"})
 
     def __init__(
         self,
@@ -728,8 +712,6 @@ class AdagradDA(Optimizer):
     """
 
     _rule = "adagrad_da"
-    _start: ClassVar = {"grad_sum": 0.0, "square_sum": "initial_accumulator_value"}
-    _start_only = frozenset({"initial_accumulator_value"})
 
     def __init__(
         self,
@@ -789,8 +771,6 @@ class AdagradNorm(Optimizer):
     """
 
     _rule = "adagrad_norm"
-    _start: ClassVar = {"square_sum": "initial_accumulator_value"}
-    _start_only = frozenset({"initial_accumulator_value"})
 
     def __init__(
         self,
@@ -852,7 +832,6 @@ class Rprop(Optimizer):
     """
 
     _rule = "rprop"
-    _start: ClassVar = {"step_size": "lr", "prev_sign": 0.0}
 
     def __init__(
         self,

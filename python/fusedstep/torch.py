@@ -88,8 +88,13 @@ class _Bound:
         torch.autograd.graph.increment_version(params)
 
     def _places_now(self) -> list[Any]:
-        moves = [*self._params, *self._states]
-        return [*map(Tensor.data_ptr, moves), *map(Tensor.size, self._params), *map(Tensor.stride, self._params)]
+        bound = [*self._params, *self._states]
+        return [
+            *map(Tensor.data_ptr, bound),
+            *map(Tensor.size, bound),
+            *map(Tensor.stride, bound),
+            *map(_dtype, bound),
+        ]
 
     def _arrays(self, grads: list[Tensor | None]) -> list[NDArray[Any] | None]:
         try:
@@ -99,6 +104,9 @@ class _Bound:
                 None if grad is None else _array(grad, f"gradient of parameter {name!r}")
                 for name, grad in zip(self.names, grads, strict=True)
             ]
+
+
+_dtype = operator.attrgetter("dtype")
 
 
 def _sizes(groups: list[Group]) -> list[int]:
@@ -181,10 +189,12 @@ class _Optimizer(torch.optim.Optimizer):
         grads = [param.grad for param in params]
         entries = [self.state.get(param) for param in params]
         if any(grad is not None and not entry for grad, entry in zip(grads, entries, strict=True)):
-            entries = self._with_new_entries(params, grads)
+            with torch.inference_mode(False):  # states are to be of use outside of it, too
+                entries = self._with_new_entries(params, grads)
         bound = self._bound
         if bound is None or not bound.is_current(self.param_groups, params, entries):
-            bound = self._bound = _Bound(self._rule, self._states, self.param_groups, params, entries)
+            with torch.inference_mode(False):
+                bound = self._bound = _Bound(self._rule, self._states, self.param_groups, params, entries)
         options = [self._options(group) for group in self.param_groups]
         bound.step(grads, options, None if grad_scale is None else float(grad_scale))
 
@@ -485,12 +495,16 @@ class Rprop(_Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the optimizer as ``torch.optim.Rprop`` has it, but for the magnitudes of ``prev``."""
-        state_dict: dict[str, Any] = super().state_dict()
-        state = {
-            key: {**entry, "prev": entry["prev"].to(entry["step_size"].dtype)} if "prev" in entry else entry
-            for key, entry in state_dict["state"].items()
-        }
-        return {**state_dict, "state": state}
+        state = self.state
+        self.state = state.copy()
+        for param, entry in state.items():
+            if "prev" in entry:
+                self.state[param] = {**entry, "prev": entry["prev"].to(entry["step_size"].dtype)}
+        try:  # so that hooks see it in this form
+            state_dict: dict[str, Any] = super().state_dict()
+        finally:
+            self.state = state
+        return state_dict
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over what ``load_state_dict``, ``copy`` or ``pickle`` have."""

@@ -168,6 +168,7 @@ void print_messages() {
   print([&] { optimizer.set_rule(0, fs::RMSprop{.momentum = 0.9}); });
   print([&] { fs::Optimizer({fs::RMSprop{}}, {{"w", param}, {"v", fs::span{p}}}); });
   print([&] { fs::Optimizer({fs::RMSprop{}, fs::RMSprop{}}, {{"w", param}, {"v", fs::span{p}, 1}}); });
+  print([&] { fs::RMSprop::like("keras2"); });
   print([&] { fs::set_num_threads(0); });
   print([&] { fs::force_isa("sse9"); });
   g[3] = std::numeric_limits<float>::infinity();
@@ -203,6 +204,68 @@ void check_values() {
   fs::step(fs::RMSprop{.lr = 0.5, .alpha = 0.75, .eps = 0.0}, fs::span{w}, fs::span{g}, fs::span{v});
   CHECK(v[0] == 4.0 && v[1] == 16.0);
   CHECK(w[0] == 0.0 && w[1] == -1.0);
+}
+
+void check_starts() {
+  // An optimizer's states start where the hyperparameters say, by default and in a dialect where Python's do.
+  std::vector<float> w(3, 1.0f);
+  const auto start = [&](const fs::AnyRule& of, const char* state) {
+    const fs::Optimizer optimizer({of}, {{"w", fs::span{w}}});
+    return *static_cast<const float*>(optimizer.state(0, state).data);
+  };
+  CHECK(start(fs::RMSprop{}, "square_avg") == 0.0f);
+  CHECK(start(fs::RMSprop{.initial_square_avg = 0.5}, "square_avg") == 0.5f);
+  CHECK(start(fs::Adagrad{}, "square_sum") == 0.0f);
+  CHECK(start(fs::Adagrad{.initial_accumulator_value = 0.5}, "square_sum") == 0.5f);
+  CHECK(start(fs::ProximalAdagrad{}, "square_sum") == 0.1f);
+  CHECK(start(fs::AdagradDA{}, "square_sum") == 0.1f);
+  CHECK(start(fs::AdagradDA{}, "grad_sum") == 0.0f);
+  CHECK(start(fs::AdagradNorm{.initial_accumulator_value = 0.5}, "square_sum") == 0.5f);
+  CHECK(start(fs::Rprop{.lr = 0.5}, "step_size") == 0.5f);
+  CHECK(start(fs::Adagrad::like("keras"), "square_sum") == 0.1f);
+  CHECK(message([&] { start(fs::Adagrad{.initial_accumulator_value = -1.0}, "square_sum"); })
+            .starts_with("initial_accumulator_value: "));
+
+  CHECK(fs::RMSprop::like("torch").alpha == 0.99);
+  CHECK(fs::Rprop::like("torch").variant == fs::RpropVariant::irprop_minus);
+  fs::RMSprop tf1 = fs::RMSprop::like("tf1");  // has no default of lr
+  CHECK(message([&] { start(tf1, "square_avg"); }).starts_with("lr: "));
+  tf1.lr = 0.01;
+  CHECK(start(tf1, "square_avg") == 1.0f);
+}
+
+void check_parts() {
+  std::vector<double> w(12);
+  const fs::span whole(w.data(), {4, 3}, {-3, 1});
+  const fs::span part = whole.part(1, 2);
+  CHECK(part.data() == w.data() - 3 && part.shape()[0] == 2 && part.shape()[1] == 3 && part.strides()[0] == -3);
+  CHECK(whole.part(0, 4).shape()[0] == 4);
+  CHECK(whole.part(4, 0).shape()[0] == 0);
+  constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
+  const std::pair<std::int64_t, std::int64_t> outside[] = {{-1, 2}, {0, 5}, {3, 2}, {5, 0}, {1, -1}, {1, most}, {most, 1}};
+  for (const auto& [begin, n] : outside) {
+    CHECK(message([&] { whole.part(begin, n); }) == "span: there is no part of " + std::to_string(n) +
+                                                        " elements from " + std::to_string(begin) + " in 4");
+  }
+  CHECK(message([&] { fs::span(w.data(), {}, {}).part(0, 0); }) != "no error");
+}
+
+void check_bad_spans() {
+  std::vector<float> w(4), g(4), v(4);
+  const auto step = [&](const fs::AnySpan& param, const fs::AnySpan& grad, const fs::AnySpan& state) {
+    return message([&] { fs::step(fs::AnyRule(rule), 1, param, grad, std::array<fs::AnySpan, 1>{state}); });
+  };
+  const fs::span good{w};
+  CHECK(step(fs::span(w.data(), -4), fs::span{g}, fs::span{v}) == "param: expected extents >= 0, got -4");
+  CHECK(step(good, fs::span<float>(nullptr, 4), fs::span{v}) == "grad: expected data, got NULL");
+  CHECK(step(good, fs::span{g}, fs::AnySpan()) == "square_avg: expected data, got NULL");
+  fs::AnySpan deep = good;
+  deep.dimensions = 9;
+  CHECK(step(deep, fs::span{g}, fs::span{v}) == "param: expected at most 8 dimensions, got 9");
+  CHECK(message([&] { fs::norm(std::array<fs::AnySpan, 1>{}); }) == "gradient: expected data, got NULL");
+  CHECK(message([&] { fs::Optimizer({rule}, {{"w", {}}}); }) == "parameter 'w': expected data, got NULL");
+  std::vector<float> none;  // whose data may be null
+  CHECK(step(fs::span{none}, fs::span{none}, fs::span{none}) == "no error");
 }
 
 void check_strided_spans() {
@@ -408,6 +471,9 @@ int main(int argc, char** argv) {
     print_messages();
   } else {
     check_values();
+    check_starts();
+    check_parts();
+    check_bad_spans();
     check_strided_spans();
     check_own_threads();
     check_executor();

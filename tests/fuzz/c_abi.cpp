@@ -200,7 +200,7 @@ struct Rule {
 
 #define RULE(name, ...)                                                                                               \
   {                                                                                                                   \
-    #name, sizeof(fusedstep_##name), [](void* o) { return fusedstep_##name##_init(static_cast<fusedstep_##name*>(o)); }, \
+    #name, sizeof(fusedstep_##name), [](void* o) { return fusedstep_##name##_init(static_cast<fusedstep_##name*>(o), sizeof(fusedstep_##name)); }, \
         [](const void* o, std::int64_t t, const fusedstep_array* p, const fusedstep_array* g, const fusedstep_array* s, \
            std::int32_t n) {                                                                                          \
           return fusedstep_##name##_step(static_cast<const fusedstep_##name*>(o), t, p, g, s, n);                      \
@@ -422,7 +422,7 @@ std::vector<std::string> states_of(fusedstep_optimizer* optimizer, std::size_t c
 
 Struct make_step_options(Data& data) {
   fusedstep_step_options full;
-  REQUIRE(fusedstep_step_options_init(&full) == FUSEDSTEP_OK);
+  REQUIRE(fusedstep_step_options_init(&full, sizeof full) == FUSEDSTEP_OK);
   if (data.ConsumeBool()) full.grad_scale = any_real(data);
   if (data.ConsumeBool()) full.clip_norm = any_real(data);
   if (data.ConsumeBool()) full.clip_value = any_real(data);
@@ -529,7 +529,7 @@ void settings(Data& data) {
       break;
     default:
       for (const Rule& rule : rules) check_code(rule.init(nullptr));
-      check_code(fusedstep_step_options_init(nullptr));
+      check_code(fusedstep_step_options_init(nullptr, sizeof(fusedstep_step_options)));
   }
   REQUIRE(*fusedstep_isa() != '\0' && fusedstep_num_threads() >= 1);
 }

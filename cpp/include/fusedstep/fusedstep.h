@@ -4,7 +4,7 @@
  *   int64_t shape[1] = {N};
  *   fusedstep_array p = {w, shape, NULL, FUSEDSTEP_FLOAT32, 1}, grad = {g, ...}, square_avg = {v, ...};
  *   fusedstep_rmsprop rule;
- *   fusedstep_rmsprop_init(&rule);
+ *   fusedstep_rmsprop_init(&rule, sizeof rule);
  *   rule.lr = 1e-3;
  *   if (fusedstep_rmsprop_step(&rule, 1, &p, &grad, &square_avg, 1) != FUSEDSTEP_OK) puts(fusedstep_last_error());
  *
@@ -64,8 +64,10 @@ typedef struct fusedstep_array {
   int32_t dimensions;
 } fusedstep_array;
 
-/* Hyperparameters. `size` is the struct's, set by its _init: a library that knows more members takes their defaults. */
+/* Hyperparameters: ranges and meanings are those of the C++ structs in rules.hpp. `size` is the struct's, set by its
+ * _init: a library that knows more members takes their defaults. `initial_...` says where an optimizer starts a state. */
 
+/* v <- alpha v + (1 - alpha) g^2;  p <- p - lr g / (sqrt(v) + eps) */
 typedef struct fusedstep_rmsprop {
   uint64_t size;
   double lr, alpha, eps;
@@ -74,16 +76,20 @@ typedef struct fusedstep_rmsprop {
   uint8_t nesterov, momentum_form, bias_correction;
   double weight_decay;
   uint8_t decoupled_weight_decay, maximize;
+  double initial_square_avg;
 } fusedstep_rmsprop;
 
+/* s <- s + g^2;  p <- p - lr / (1 + (t - 1) lr_decay) g / (sqrt(s) + eps) */
 typedef struct fusedstep_adagrad {
   uint64_t size;
   double lr, eps;
   uint8_t eps_inside_sqrt;
   double lr_decay, weight_decay;
   uint8_t decoupled_weight_decay, maximize;
+  double initial_accumulator_value;
 } fusedstep_adagrad;
 
+/* D <- clip(D eta+ or D eta-, lo, hi);  p <- p - sign(g) D;  an optimizer starts D at lr */
 typedef struct fusedstep_rprop {
   uint64_t size;
   double lr, etas[2], step_sizes[2];
@@ -92,31 +98,39 @@ typedef struct fusedstep_rprop {
   uint8_t decoupled_weight_decay, maximize;
 } fusedstep_rprop;
 
+/* s <- s + g^2;  a <- lr / sqrt(s);  q <- p - a g;  p <- sign(q) max(|q| - a l1, 0) / (1 + l2 a) */
 typedef struct fusedstep_proximal_adagrad {
   uint64_t size;
   double lr, l1, l2, weight_decay;
   uint8_t decoupled_weight_decay, maximize;
+  double initial_accumulator_value;
 } fusedstep_proximal_adagrad;
 
+/* G <- G + g;  s <- s + g^2;  p <- -sign(G) lr max(|G| - l1 t, 0) / (l2 t lr + sqrt(s)) */
 typedef struct fusedstep_adagrad_da {
   uint64_t size;
   double lr, l1, l2, weight_decay;
   uint8_t decoupled_weight_decay, maximize;
+  double initial_accumulator_value;
 } fusedstep_adagrad_da;
 
+/* s <- s + ||g||^2, one scalar an array;  p <- p - lr g / (sqrt(s) + eps) */
 typedef struct fusedstep_adagrad_norm {
   uint64_t size;
   double lr, eps, weight_decay;
   uint8_t decoupled_weight_decay, maximize;
+  double initial_accumulator_value;
 } fusedstep_adagrad_norm;
 
-/* One update of one parameter in place. `time` counts its updates from 1. `states` are those that the rule uses with
- * these hyperparameters, in this order:
+/* _init fills a struct with the defaults; `size` is its size where the caller was compiled: sizeof *options.
+ *
+ * _step is one update of one parameter in place. `time` counts its updates from 1. `states` are those that the rule uses
+ * with these hyperparameters, in this order:
  *   rmsprop: square_avg, grad_avg (centered), momentum_buffer (momentum > 0)
  *   adagrad, proximal_adagrad: square_sum          adagrad_da: grad_sum, square_sum
  *   adagrad_norm: square_sum (no dimensions)       rprop: step_size, prev_sign (int8) */
 #define FUSEDSTEP_DECLARE(rule)                                                                                  \
-  FUSEDSTEP_API int32_t fusedstep_##rule##_init(fusedstep_##rule* options);                                      \
+  FUSEDSTEP_API int32_t fusedstep_##rule##_init(fusedstep_##rule* options, uint64_t size);                       \
   FUSEDSTEP_API int32_t fusedstep_##rule##_step(const fusedstep_##rule* options, int64_t time,                   \
                                                 const fusedstep_array* parameter, const fusedstep_array* gradient, \
                                                 const fusedstep_array* states, int32_t count)
@@ -127,6 +141,15 @@ FUSEDSTEP_DECLARE(proximal_adagrad);
 FUSEDSTEP_DECLARE(adagrad_da);
 FUSEDSTEP_DECLARE(adagrad_norm);
 #undef FUSEDSTEP_DECLARE
+
+/* As _init, with the formula and the defaults of another framework, by the name of its dialect: "torch", "keras", ...
+ * `lr` is NaN, which no step takes, where the framework has no default. */
+#define FUSEDSTEP_DECLARE_LIKE(rule) \
+  FUSEDSTEP_API int32_t fusedstep_##rule##_like(fusedstep_##rule* options, uint64_t size, const char* dialect)
+FUSEDSTEP_DECLARE_LIKE(rmsprop);
+FUSEDSTEP_DECLARE_LIKE(adagrad);
+FUSEDSTEP_DECLARE_LIKE(rprop);
+#undef FUSEDSTEP_DECLARE_LIKE
 
 /* The norm of all gradients together. */
 FUSEDSTEP_API int32_t fusedstep_norm(const fusedstep_array* gradients, int64_t count, double* norm);
@@ -160,7 +183,7 @@ FUSEDSTEP_API int32_t fusedstep_optimizer_create(const char* rule, const void* c
                                                  const fusedstep_parameter* parameters, int64_t count,
                                                  fusedstep_optimizer** optimizer);
 FUSEDSTEP_API void fusedstep_optimizer_destroy(fusedstep_optimizer* optimizer);
-FUSEDSTEP_API int32_t fusedstep_step_options_init(fusedstep_step_options* options);
+FUSEDSTEP_API int32_t fusedstep_step_options_init(fusedstep_step_options* options, uint64_t size);
 
 /* One gradient a parameter, in order; one whose data is NULL leaves its parameter out. `options` and `report` may be
  * NULL; a report's size is to be set by the caller. */

@@ -26,22 +26,20 @@
 
 #include "rules.hpp"
 
-#if defined(FUSEDSTEP_SHARED)
-#define FUSEDSTEP_API __attribute__((visibility("default")))
-#else
-#define FUSEDSTEP_API
-#endif
-
 namespace fusedstep {
 
+/// The most dimensions that an array may have.
 inline constexpr std::size_t max_span_dimensions = 8;
 
+/// The element type of an array: int8 is that of Rprop's prev_sign.
 enum class Type : std::uint8_t { float32, float64, int8 };
 
+/// What arrays may consist of.
 template <class T>
 concept Element = std::same_as<std::remove_const_t<T>, float> || std::same_as<std::remove_const_t<T>, double> ||
                   std::same_as<std::remove_const_t<T>, std::int8_t>;
 
+/// The Type of an element.
 template <Element T>
 inline constexpr Type type_of = std::same_as<std::remove_const_t<T>, float>    ? Type::float32
                                 : std::same_as<std::remove_const_t<T>, double> ? Type::float64
@@ -75,15 +73,28 @@ class span {
       strides_[k] = strides[k];
     }
   }
+
+  /// The same, in braces: span(data, {rows, columns}, {columns, 1}).
   span(T* data, std::initializer_list<std::int64_t> shape, std::initializer_list<std::int64_t> strides)
       : span(data, std::span(shape.begin(), shape.size()), std::span(strides.begin(), strides.size())) {}
 
+  /// The first element.
   T* data() const { return data_; }
+
+  /// The extent of each dimension.
   std::span<const std::int64_t> shape() const { return {shape_.data(), dimensions_}; }
+
+  /// The distance of neighbours in each dimension, in elements.
   std::span<const std::int64_t> strides() const { return {strides_.data(), dimensions_}; }
 
   /// Elements [begin, begin + n) along the first dimension: what one of the caller's own threads is to step.
+  /// std::invalid_argument for what is not within it.
   span part(std::int64_t begin, std::int64_t n) const {
+    const std::int64_t size = dimensions_ == 0 ? 0 : shape_[0];
+    if (dimensions_ == 0 || begin < 0 || n < 0 || begin > size || n > size - begin) {
+      throw std::invalid_argument("span: there is no part of " + std::to_string(n) + " elements from " +
+                                  std::to_string(begin) + " in " + std::to_string(size));
+    }
     span rest = *this;
     rest.data_ += begin * strides_[0];
     rest.shape_[0] = n;
@@ -102,15 +113,17 @@ span(Range&) -> span<std::remove_reference_t<std::ranges::range_reference_t<Rang
 
 /// A span of any element type: what lists of arrays are made of.
 struct AnySpan {
-  void* data = nullptr;  // null: none
-  Type type = Type::float32;
-  bool read_only = false;
-  std::size_t dimensions = 0;
-  std::array<std::int64_t, max_span_dimensions> shape{};
-  std::array<std::int64_t, max_span_dimensions> strides{};  // in bytes
+  void* data = nullptr;                                     ///< the first element; null: no array
+  Type type = Type::float32;                                ///< of the elements
+  bool read_only = false;                                   ///< refused where it would be written
+  std::size_t dimensions = 0;                               ///< how many of the extents and strides count
+  std::array<std::int64_t, max_span_dimensions> shape{};    ///< extents, >= 0
+  std::array<std::int64_t, max_span_dimensions> strides{};  ///< in bytes, any sign
 
+  /// No array: what leaves a parameter out of a step.
   AnySpan() = default;
 
+  /// The same array, whose element type is known at run time.
   template <Element T>
   AnySpan(const span<T>& array)  // NOLINT: an implicit conversion is meant
       : data(const_cast<std::remove_const_t<T>*>(array.data())),
@@ -124,9 +137,10 @@ struct AnySpan {
   }
 };
 
-/// Any rule with its hyperparameters.
+/// Any rule with its hyperparameters, which are checked where they are used.
 class FUSEDSTEP_API AnyRule {
  public:
+  /// Each of the rules is one.
   AnyRule(const RMSprop& options);          // NOLINT: implicit conversions are meant
   AnyRule(const Adagrad& options);          // NOLINT
   AnyRule(const Rprop& options);            // NOLINT
@@ -137,8 +151,8 @@ class FUSEDSTEP_API AnyRule {
   /// The rule's states with these hyperparameters, in the order in which step() takes them: "square_avg", ...
   std::vector<std::string> states() const;
 
-  int id() const { return id_; }
-  const void* options() const { return bytes_.data(); }
+  int id() const { return id_; }                          ///< which rule, for the library
+  const void* options() const { return bytes_.data(); }  ///< its struct, for the library
 
  private:
   template <class Rule>
@@ -148,17 +162,22 @@ class FUSEDSTEP_API AnyRule {
   alignas(8) std::array<unsigned char, 160> bytes_{};
 };
 
-/// One update of one parameter: its gradient, then the states that the rule uses, in its order (AnyRule::states).
-/// `time` counts the updates of this parameter from 1; bias correction, lr_decay and dual averaging ask for it.
+/// One update of one parameter in place: its gradient, then the states that the rule uses, in its order
+/// (AnyRule::states), of the parameter's shape, each in whatever layout. `time` counts the updates of this parameter
+/// from 1; bias correction, lr_decay and dual averaging ask for it. States start where the caller lets them start.
+/// std::invalid_argument for a shape, a type, a read-only, misaligned or overlapping array, a state too few or too many,
+/// and a hyperparameter out of range; nothing was written.
 FUSEDSTEP_API void step(const AnyRule& rule, std::int64_t time, const AnySpan& parameter, const AnySpan& gradient,
                         std::span<const AnySpan> states);
 
+/// The same, with a span for each state; the first update.
 template <class Rule, Element T, Element G, Element... S>
 void step(const Rule& rule, const span<T>& parameter, const span<G>& gradient, const span<S>&... states) {
   const std::array<AnySpan, sizeof...(S)> list{AnySpan(states)...};
   step(AnyRule(rule), 1, parameter, gradient, list);
 }
 
+/// The same, at an update that is told.
 template <class Rule, Element T, Element G, Element... S>
 void step(const Rule& rule, std::int64_t time, const span<T>& parameter, const span<G>& gradient,
           const span<S>&... states) {
@@ -166,28 +185,35 @@ void step(const Rule& rule, std::int64_t time, const span<T>& parameter, const s
   step(AnyRule(rule), time, parameter, gradient, list);
 }
 
-/// The norm of all gradients together, with the same bits for any number of threads.
+/// sqrt(sum of squares) of all gradients together, summed in double with the same bits for any number of threads. inf
+/// or NaN where one of them has such an element. std::invalid_argument for an array of int8.
 FUSEDSTEP_API double norm(std::span<const AnySpan> gradients);
 
+/// What a step did.
 struct StepReport {
-  std::int64_t step = 0;                ///< steps taken so far, this one included
-  std::optional<double> grad_norm{};    ///< where clip_norm or nonfinite asked for it
+  std::int64_t step = 0;                 ///< steps taken so far, this one included
+  std::optional<double> grad_norm{};     ///< after unscaling and clip_value, where clip_norm or nonfinite asked for it
   std::vector<std::size_t> nonfinite{};  ///< parameters with an inf or a NaN in their gradient, where asked for
-  bool skipped = false;                 ///< nothing was changed
+  bool skipped = false;                  ///< nothing was changed
 };
 
 /// Many parameters with their states, checked and bound once; a step of all of them is one call.
 class FUSEDSTEP_API Optimizer {
  public:
+  /// An array to be updated, in somebody else's memory.
   struct Parameter {
-    std::string name;
-    AnySpan array;
-    std::size_t group = 0;
+    std::string name;       ///< as messages name it
+    AnySpan array;          ///< float32 or float64
+    std::size_t group = 0;  ///< the index of its hyperparameters
   };
 
-  /// States are made here, zero or as their rule starts (Rprop's step_size at lr). A rule for each group.
+  /// A rule for each group, the same one with hyperparameters of their own. States are made here and start where these
+  /// say (initial_square_avg, initial_accumulator_value; Rprop's step_size at lr), the others at 0.
+  /// std::invalid_argument for what a step would not take, and for parameters that share memory.
   Optimizer(std::vector<AnyRule> groups, const std::vector<Parameter>& parameters);
   ~Optimizer();
+
+  /// The states go along; arrays of theirs that were handed out stay.
   Optimizer(Optimizer&&) noexcept;
   Optimizer& operator=(Optimizer&&) noexcept;
 
@@ -195,7 +221,8 @@ class FUSEDSTEP_API Optimizer {
   /// std::invalid_argument before anything is written, std::domain_error for Nonfinite::raise.
   StepReport step(std::span<const AnySpan> gradients, const StepOptions& options = {});
 
-  /// New hyperparameters for a group.
+  /// New hyperparameters for a group, from the next step on; states do not start anew. std::invalid_argument for another
+  /// rule, a value out of range, or one that needs a state which was not made.
   void set_rule(std::size_t group, const AnyRule& rule);
 
   /// The live array of a state, in the parameter's shape; without data where the rule has none of that name.
@@ -206,13 +233,19 @@ class FUSEDSTEP_API Optimizer {
   std::unique_ptr<Impl> impl_;
 };
 
-/// The instruction set in use; those that this machine has; another one by name, or the best for an empty one.
+/// The instruction set in use.
 FUSEDSTEP_API std::string isa();
+
+/// Those that this machine has, the best one last.
 FUSEDSTEP_API std::vector<std::string> available_isas();
+
+/// Use another one, by name, or the best for an empty name. std::invalid_argument for one that is not available.
 FUSEDSTEP_API void force_isa(std::string_view name);
 
-/// The threads that a large step may use, the calling one included; 1 leaves all work to the caller's thread.
+/// The threads that a large step may use, the calling one included.
 FUSEDSTEP_API int num_threads();
+
+/// Use so many; 1 leaves all work to the caller's thread. std::invalid_argument below 1 or above 256.
 FUSEDSTEP_API void set_num_threads(int n);
 
 /// Runs `run(0)` to `run(ranges - 1)`, in any order, on any threads, and returns when all are done.
