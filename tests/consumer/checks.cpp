@@ -243,7 +243,8 @@ void check_parts() {
   CHECK(whole.part(4, 0).shape()[0] == 0);
   constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
   const std::pair<std::int64_t, std::int64_t> outside[] = {{-1, 2}, {0, 5}, {3, 2}, {5, 0}, {1, -1}, {1, most}, {most, 1}};
-  for (const auto& [begin, n] : outside) {
+  for (const auto& place : outside) {  // Clang 14 captures no structured bindings
+    const std::int64_t begin = place.first, n = place.second;
     CHECK(message([&] { whole.part(begin, n); }) == "span: there is no part of " + std::to_string(n) +
                                                         " elements from " + std::to_string(begin) + " in 4");
   }
