@@ -144,6 +144,13 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
       "exchange_floating_point",
       [](std::optional<std::uint64_t> state) { return exchange_floating_point(state); }, py::arg("state"));
   module.def(
+      "place",
+      [](const std::vector<std::size_t>& sizes) {
+        const Placement placement = place(sizes);
+        return std::pair(placement.offsets, placement.bytes);
+      },
+      py::arg("sizes"));
+  module.def(
       "fill",
       [](const py::array& array, double value) {
         const bind::Borrowed borrowed = bind::borrow_parameter(array, {"array", nullptr, -1});

@@ -21,34 +21,25 @@ _VERIFY = ("never", "first", "every")
 
 
 class _StateMemory:
-    """Memory for the states of one optimizer: all of them in one piece, each on cache lines of its own.
+    """Memory for the states of one optimizer, all of them in one piece.
 
-    Large arrays start at page offsets that differ: NumPy's all start at the same one, and a load right after a store at
-    the same offset of another page waits for it. Pages are touched first by the threads that will update them: what
-    starts at 0 with the first step, the rest when it is filled.
+    Pages are touched first by the threads that will update them: what starts at 0 with the first step, the rest when it
+    is filled.
     """
 
-    LINE = 64
-    PAGE = 4096
-
     def __init__(self) -> None:
-        self._wanted: list[tuple[NDArray[Any], np.dtype[Any], float, int]] = []
-        self._size = 0
+        self._wanted: list[tuple[NDArray[Any], np.dtype[Any], float]] = []
 
     def reserve(self, param: NDArray[Any], dtype: np.dtype[Any], value: float) -> int:
         """Plan an array in the layout of ``param``; return its number."""
-        size = param.size * dtype.itemsize
-        if size >= self.PAGE:
-            offset = 17 * self.LINE * (len(self._wanted) + 1) % self.PAGE
-            self._size += (offset - self._size) % self.PAGE
-        self._wanted.append((param, dtype, value, self._size))
-        self._size += size + -size % self.LINE
+        self._wanted.append((param, dtype, value))
         return len(self._wanted) - 1
 
     def arrays(self) -> list[NDArray[Any]]:
         """Return the planned arrays, in one allocation."""
-        memory = _core.allocate(self._size)
-        return [self._array(memory, *wanted) for wanted in self._wanted]
+        offsets, size = _core.place([param.size * dtype.itemsize for param, dtype, _ in self._wanted])
+        memory = _core.allocate(size)
+        return [self._array(memory, *wanted, at) for wanted, at in zip(self._wanted, offsets, strict=True)]
 
     @staticmethod
     def _array(
