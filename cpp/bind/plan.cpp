@@ -179,7 +179,7 @@ class Optimizer {
 
   PyObject* step(py::handle grads, py::handle groups, py::handle loss, py::handle grad_scale, py::handle clip_norm,
                  py::handle clip_value, py::handle zero_grads, py::handle nonfinite) {
-    const InStep in_step(busy_);
+    const Hold hold(*this);
     StepOptions options;
     if (!grad_scale.is_none()) options.grad_scale = positive(grad_scale, "grad_scale");
     if (!clip_norm.is_none()) options.clip_norm = positive(clip_norm, "clip_norm");
@@ -220,6 +220,16 @@ class Optimizer {
     return list;
   }
 
+  // One use at a time: a step, or what reads or writes all of the optimizer from outside. Two threads in the same
+  // optimizer are a mistake of the caller, told as such.
+  void hold() {
+    if (busy_.exchange(true)) {
+      throw std::runtime_error(
+          "this optimizer is in use already, by a step, a save or a load in another thread; give each thread its own");
+    }
+  }
+  void release() { busy_ = false; }
+
   std::int64_t steps() const { return steps_; }
   void set_steps(std::int64_t steps) { steps_ = steps; }
   std::optional<double> last_loss() const { return last_loss_; }
@@ -237,20 +247,15 @@ class Optimizer {
   }
 
  private:
-  // One step at a time: two threads in the same optimizer are a mistake of the caller, told as such.
-  class InStep {
+  class Hold {
    public:
-    explicit InStep(std::atomic<bool>& busy) : busy_(busy) {
-      if (busy_.exchange(true)) {
-        throw std::runtime_error("this optimizer is in a step already, in another thread; give each thread its own");
-      }
-    }
-    ~InStep() { busy_ = false; }
-    InStep(const InStep&) = delete;
-    InStep& operator=(const InStep&) = delete;
+    explicit Hold(Optimizer& optimizer) : optimizer_(optimizer) { optimizer_.hold(); }
+    ~Hold() { optimizer_.release(); }
+    Hold(const Hold&) = delete;
+    Hold& operator=(const Hold&) = delete;
 
    private:
-    std::atomic<bool>& busy_;
+    Optimizer& optimizer_;
   };
 
   static double positive(py::handle value, const char* name) {
@@ -477,6 +482,8 @@ void register_plan(py::module_& module) {
                     const py::object&>(),
            py::arg("rule"), py::arg("names"), py::arg("groups"), py::arg("group_count"), py::arg("parameters"),
            py::arg("states"), py::arg("tree"))
+      .def("__enter__", &Optimizer::hold)
+      .def("__exit__", [](Optimizer& optimizer, const py::args&) { optimizer.release(); })
       .def("gradients", &Optimizer::gradients, py::arg("grads"))
       .def_property("steps", &Optimizer::steps, &Optimizer::set_steps)
       .def_property("last_loss", &Optimizer::last_loss, &Optimizer::set_last_loss)

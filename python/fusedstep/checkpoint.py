@@ -45,21 +45,23 @@ _LARGEST_COUNT = 2**53
 
 def state_dict(opt: Optimizer) -> dict[str, Any]:
     """Return all that ``opt`` needs to go on, in copies; see ``Optimizer.state_dict``."""
-    return {
-        **_description(opt),
-        "params": {name: np.array(array, order="C") for name, array in _params(opt).items()},
-        "state": {
-            name: {state: np.array(array, order="C") for state, array in states.items()}
-            for name, states in opt.state.items()
-        },
-    }
+    with opt._plan:
+        return {
+            **_description(opt),
+            "params": {name: np.array(array, order="C") for name, array in _params(opt).items()},
+            "state": {
+                name: {state: np.array(array, order="C") for state, array in states.items()}
+                for name, states in opt.state.items()
+            },
+        }
 
 
 def load_state_dict(opt: Optimizer, saved: Mapping[str, Any]) -> None:
     """Bring ``opt`` to where ``saved`` was taken; see ``Optimizer.load_state_dict``."""
-    restore = _checked(opt, saved)
-    # Copies, so that arrays of ``saved`` may share memory with the live ones.
-    _written(opt, restore._replace(arrays=[(live, value.copy()) for live, value in restore.arrays]))
+    with opt._plan:
+        restore = _checked(opt, saved)
+        # Copies, so that arrays of ``saved`` may share memory with the live ones.
+        _written(opt, restore._replace(arrays=[(live, value.copy()) for live, value in restore.arrays]))
 
 
 def _params(opt: Optimizer) -> dict[str, Array]:
@@ -276,6 +278,11 @@ def save(opt: Optimizer, path: str | os.PathLike[str]) -> None:
     """Write a checkpoint of ``opt``: the whole of it, or nothing; see ``Optimizer.save``."""
     path = os.fsdecode(path)
     container = _container(path)
+    with opt._plan:
+        _save(opt, path, container)
+
+
+def _save(opt: Optimizer, path: str, container: _Container) -> None:
     description = _description(opt)
     arrays = {f"params.{_key(name)}": array for name, array in _params(opt).items()}
     for name, states in opt.state.items():
@@ -312,11 +319,12 @@ def load(opt: Optimizer, path: str | os.PathLike[str]) -> None:
     container = _container(path)
     with open(path, "rb") as file:
         content = file.read()
-    try:
-        restore = _checked(opt, _parsed(container, content))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    _written(opt, restore)
+    with opt._plan:
+        try:
+            restore = _checked(opt, _parsed(container, content))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        _written(opt, restore)
 
 
 def _container(path: str) -> _Container:
@@ -477,13 +485,14 @@ def taken_apart(opt: Optimizer) -> dict[str, Any]:
 
     Its arrays are the live ones, each once: a copy made together with a model holds the arrays of the new model.
     """
-    return {
-        "attributes": {key: value for key, value in vars(opt).items() if key not in ("_plan", "state")},
-        "state": {name: dict(states) for name, states in opt.state.items()},
-        "steps": opt._plan.steps,
-        "times": opt._plan.times,
-        "last_loss": opt._plan.last_loss,
-    }
+    with opt._plan:
+        return {
+            "attributes": {key: value for key, value in vars(opt).items() if key not in ("_plan", "state")},
+            "state": {name: dict(states) for name, states in opt.state.items()},
+            "steps": opt._plan.steps,
+            "times": opt._plan.times,
+            "last_loss": opt._plan.last_loss,
+        }
 
 
 def rebuild(opt: Optimizer, parts: dict[str, Any], memory: _StateMemory) -> None:

@@ -293,7 +293,7 @@ class Optimizer:
         FloatingPointError
             An inf or a NaN, with ``nonfinite="raise"``; nothing was written.
         RuntimeError
-            This optimizer is in a step in another thread.
+            This optimizer is in use in another thread: in a step, or being saved or loaded; nothing was written.
         """
         for group in self.param_groups:
             if len(group) != self._keys:
@@ -357,6 +357,8 @@ class Optimizer:
         ------
         ValueError
             A hyperparameter in ``param_groups`` with which no step could be made.
+        RuntimeError
+            This optimizer is in use in another thread.
         """
         return checkpoint.state_dict(self)
 
@@ -378,6 +380,8 @@ class Optimizer:
         ValueError
             Another format version or class; names, groups, states, shapes or dtypes that are not this optimizer's; a
             hyperparameter out of range; a read-only array. Nothing was written.
+        RuntimeError
+            This optimizer is in use in another thread. Nothing was written.
         """
         checkpoint.load_state_dict(self, state_dict)
 
@@ -398,6 +402,8 @@ class Optimizer:
             ``.safetensors`` without the package; ``pip install "fusedstep[checkpoint]"``.
         OSError
             It could not be written.
+        RuntimeError
+            This optimizer is in use in another thread.
         ValueError
             Another ending, or a hyperparameter in ``param_groups`` with which no step could be made.
         """
@@ -419,6 +425,8 @@ class Optimizer:
             ``.safetensors`` without the package; ``pip install "fusedstep[checkpoint]"``.
         OSError
             It could not be read; FileNotFoundError if there is none.
+        RuntimeError
+            This optimizer is in use in another thread. Nothing was written.
         ValueError
             Another ending; a file that was cut, damaged or altered, in whichever byte; or one that does not fit this
             optimizer, as in ``load_state_dict``. The message starts with the path. Nothing was written.
