@@ -202,7 +202,7 @@ def test_saves_during_steps() -> None:
     mirror.assert_like(opt, params, "at the end")
 
 
-# ------------------------------------------------------------------------------------------ forks in the middle of steps
+# --------------------------------------------------------------------------------------- forks in the middle of steps
 
 
 def child_says(body: Callable[[], bytes]) -> bytes:
@@ -229,8 +229,8 @@ def child_says(body: Callable[[], bytes]) -> bytes:
 
 def test_forks_in_the_middle_of_an_optimizers_steps() -> None:
     """Forks while another thread steps an optimizer. In the child it is either whole, and goes on with the right bits,
-    or it says by a RuntimeError that the fork met it in a step; both happen. The child's own optimizers work always, and
-    the parent's run is undisturbed."""
+    or it says by a RuntimeError that the fork met it in a step; both happen. The child's own optimizers work always,
+    and the parent's run is undisturbed."""
     case = FIRST_OF_RULE[0]
     rng = np.random.default_rng(2)
     start = {"w": rng.standard_normal(200_000), "b": rng.standard_normal(5)}
