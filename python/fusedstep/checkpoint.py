@@ -8,6 +8,7 @@ the rest as JSON, and a SHA-256 over all of its other bytes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -296,7 +297,7 @@ def _save(opt: Optimizer, path: str, container: _Container) -> None:
         with open(temporary, "xb+") as file:
             container.write(file, description, arrays)
             file.flush()
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            with _mapped(file) as content:
                 place = container.place_of_checksum(content)
                 if content[place : place + len(_BLANK)] != _BLANK:
                     raise RuntimeError(f"{path}: no place for the checksum in what was written")
@@ -391,6 +392,15 @@ def _checksum(content: bytes | mmap.mmap, place: int) -> bytes:
     return digest.hexdigest().encode()
 
 
+def _mapped(file: IO[bytes]) -> mmap.mmap:
+    try:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise MemoryError(str(error)) from error
+        raise
+
+
 def _sync_directory(directory: str) -> None:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
@@ -452,6 +462,7 @@ def _write_safetensors(file: IO[bytes], description: dict[str, Any], arrays: Map
     from safetensors.numpy import save
 
     text = json.dumps({"sha256": _BLANK.decode(), **description}, separators=(",", ":"))
+    _check_memory(sum(array.nbytes for array in arrays.values()))
     file.write(save(dict(arrays), {"fusedstep": text}))  # save_file makes temporaries and modes of its own
 
 
@@ -459,7 +470,13 @@ def _read_safetensors(content: bytes) -> tuple[Any, dict[str, Array]]:
     from safetensors.numpy import load
 
     header = json.loads(content[_LENGTH : _end_of_header(content)])
+    _check_memory(len(content))
     return json.loads(header["__metadata__"]["fusedstep"]), load(content)
+
+
+def _check_memory(size: int) -> None:
+    """Raise MemoryError where the memory is missing that safetensors takes, three copies: it would end the process."""
+    np.empty(3 * size + 2**20, np.uint8)
 
 
 def _place_in_safetensors(content: bytes | mmap.mmap) -> int:
