@@ -7,8 +7,13 @@ import contextlib
 import copy
 import os
 import pickle
+import re
 import shutil
 import signal
+import subprocess
+import sys
+import sysconfig
+import textwrap
 import threading
 import time
 import warnings
@@ -21,7 +26,7 @@ import pytest
 
 import fusedstep as fs
 from checks import Mirror, Unchanged, difference, memory_of, threads
-from fusedstep import checkpoint
+from fusedstep import _core, checkpoint
 from registry import FIRST_OF_RULE
 
 Array = np.ndarray[Any, Any]
@@ -277,3 +282,82 @@ def test_forks_in_the_middle_of_an_optimizers_steps() -> None:
                     parent.step(grads)
                 parent.assert_like(opt, params, "the parent")
     assert {*said} == {b"in a step", b"whole"}, said
+
+
+# --------------------------------------------------------------------------------------------------- other interpreters
+
+IN_ANOTHER_INTERPRETER = """
+    import sys
+    import textwrap
+
+    if sys.version_info >= (3, 13):
+        import _interpreters as interpreters
+    else:
+        import _xxsubinterpreters as interpreters
+
+    place = f"import sys, warnings; sys.path[:0] = {sys.argv[2:]!r}; warnings.simplefilter('ignore')"
+    code = place + textwrap.dedent('''
+        try:
+            import numpy as np
+            import fusedstep as fs
+        except ImportError as error:
+            print("refused:", error)
+        else:
+            for _ in range(3):
+                p = np.ones(3)
+                assert fs.RMSprop(p).step(np.ones(3)).step == 1
+                assert type(fs.Adagrad(p).step(np.ones(3))) is fs.StepReport
+            print("works")
+    ''')
+
+    def ask():
+        other = interpreters.create()
+        said = (interpreters.exec if sys.version_info >= (3, 13) else interpreters.run_string)(other, code)
+        assert said is None, said
+        interpreters.destroy(other)
+
+    if sys.argv[1] == "first":
+        ask()  # NumPy goes to the one interpreter that comes first
+        raise SystemExit
+    exec(place)
+    import numpy as np
+    import fusedstep as fs
+
+    opt = fs.RMSprop(np.ones(3))
+    for _ in range(3):
+        opt.step(np.ones(3))
+        ask()
+    report = opt.step(np.ones(3))
+    assert type(report) is fs.StepReport and report.step == 4
+"""
+
+
+@pytest.mark.parametrize("when", ["first", "later"])
+def test_other_interpreters(when: str, tmp_path: Path) -> None:
+    """In a second interpreter of the process the package works, or the import is refused (NumPy goes to one alone); the
+    first one is undisturbed, also after the second has ended."""
+    # Apart from the site, since an editable install builds again on import, and not every interpreter may do that.
+    copied = shutil.copytree(Path(fs.__file__).parent, tmp_path / "fusedstep")
+    if not Path(_core.__file__).is_relative_to(Path(fs.__file__).parent):
+        shutil.copy(_core.__file__, copied)
+    places = [str(tmp_path), str(Path(np.__file__).parents[1])]
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", textwrap.dedent(IN_ANOTHER_INTERPRETER), when, *places],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert len(said) == (1 if when == "first" else 3), said
+    known = "works|refused: .*(subinterpreter|module more than once per process)"
+    assert all(re.match(known, line) for line in said), said
+
+
+def test_the_gil_stays_off() -> None:
+    """In a free-threaded Python the import switches no GIL on."""
+    if not sysconfig.get_config_var("Py_GIL_DISABLED"):
+        pytest.skip("this Python has a GIL")
+    code = "import sys, numpy, fusedstep; print(sys._is_gil_enabled())"
+    assert subprocess.check_output([sys.executable, "-W", "error", "-c", code], text=True).strip() == "False"
