@@ -99,12 +99,6 @@ py::dict dialects() {
 
 PYBIND11_MODULE(_core, module, py::mod_gil_not_used(), py::multiple_interpreters::per_interpreter_gil()) {
   using namespace fusedstep;
-#ifndef PYBIND11_HAS_SUBINTERPRETER_SUPPORT
-  // pybind11 would wait forever for the lock of the first one.
-  if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
-    throw py::import_error("fusedstep: a subinterpreter needs Python 3.12 or later");
-  }
-#endif
   module.attr("version") = FUSEDSTEP_VERSION;
   module.attr("compiler") = FUSEDSTEP_COMPILER;
   module.attr("flags") = FUSEDSTEP_FLAGS;
