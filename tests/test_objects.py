@@ -224,7 +224,9 @@ def test_every_global_of_the_extension_is_guarded() -> None:
     found = set()
     for path in (sources() / "cpp" / "bind").glob("*.cpp"):
         for line in path.read_text(encoding="utf-8").splitlines():
-            variable = re.match(r"(?:\s+static\s+|thread_local\s+)?[A-Z]\w+(?: ?[*&])?(?: const)? (\w+)(?:\[\])? = [^=]", line)
+            variable = re.match(
+                r"(?:\s+static\s+|thread_local\s+)?[A-Z]\w+(?: ?[*&])?(?: const)? (\w+)(?:\[\])? = [^=]", line
+            )
             if variable and (line[0] != " " or "static" in line) and not line.startswith("using"):
                 found.add(variable[1])
     assert found == BOUND
