@@ -301,7 +301,7 @@ IN_ANOTHER_INTERPRETER = """
             import numpy as np
             import fusedstep as fs
         except ImportError as error:
-            print("refused:", error)
+            print("refused:", *str(error).split())
         else:
             for _ in range(3):
                 p = np.ones(3)
