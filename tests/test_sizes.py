@@ -25,8 +25,8 @@ Array = np.ndarray[Any, Any]
 # ------------------------------------------------------------------------------------------------------ past 2^31
 
 PAST = 2**31 + 17
-PIECE = 1 << 22
-"""Bytes of memory that lie again and again behind the addresses of an array."""
+PERIOD = 2**20
+"""Elements of an array after which the same memory comes again."""
 WINDOWS = (0, 2**29, 2**30, 2**31 - 4096, 2**31)
 """Elements at which pages of an array's own begin: around what 32 bits can count, in elements and in bytes."""
 WINDOW = 4096
@@ -46,13 +46,14 @@ class Large:
 
     def __init__(self, dtype: np.dtype[Any], value: float, step: int = 1) -> None:
         size = PAST * step * dtype.itemsize
-        size += -size % PIECE
+        bytes_again = PERIOD * step * dtype.itemsize
+        size += -size % bytes_again
         self._mapped = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
         start = np.frombuffer(self._mapped, np.uint8).ctypes.data
         piece = os.memfd_create("piece")
-        os.ftruncate(piece, PIECE)
-        self._map(start, piece, range(0, size, PIECE), PIECE)
-        self.piece = np.frombuffer(mmap.mmap(piece, PIECE), dtype)[::step]
+        os.ftruncate(piece, bytes_again)
+        self._map(start, piece, range(0, size, bytes_again), bytes_again)
+        self.piece = np.frombuffer(mmap.mmap(piece, bytes_again), dtype)[::step]
         self.piece[...] = value
         os.close(piece)
         width = WINDOW * step * dtype.itemsize
