@@ -3,6 +3,7 @@
 #include <charconv>
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <stdexcept>
 
 #include "description.hpp"
@@ -183,7 +184,7 @@ struct Optimizer::Impl {
   std::vector<AnyRule> rules;
   std::vector<Options> options;
   std::unique_ptr<Plan> plan;
-  std::vector<Memory> memory;
+  Memory memory;
   std::int64_t steps = 0;
   std::optional<double> last_loss;
 };
@@ -201,43 +202,62 @@ Optimizer::Optimizer(std::vector<AnyRule> groups, const std::vector<Parameter>& 
   }
   impl_->rules = std::move(groups);
   impl_->plan = std::make_unique<Plan>(rule, impl_->rules.size() > 1);
+  struct Member {
+    Array parameter;
+    Array states[max_states];
+  };
+  std::vector<Member> members;
+  std::deque<std::vector<std::int64_t>> geometry;
+  std::vector<Array*> made;
+  std::vector<std::size_t> sizes;
+  members.reserve(parameters.size());
   for (const Parameter& parameter : parameters) {
     if (parameter.group >= impl_->rules.size()) {
       throw std::invalid_argument("parameter '" + parameter.name + "': there is no group " +
                                   std::to_string(parameter.group));
     }
+    Member& member = members.emplace_back();
     const int group = impl_->rules.size() > 1 ? static_cast<int>(parameter.group) : -1;
-    const Array p = checked_parameter(parameter.array, {"", &parameter.name, group});
+    const Array& p = member.parameter = checked_parameter(parameter.array, {"", &parameter.name, group});
     check_distinct_elements(p);  // before memory for its states is asked for: it may seem larger than it is
-    const Options& options = impl_->options[parameter.group];
-    Array states[max_states];
-    std::vector<std::int64_t> geometry[max_states];
     for (std::size_t s = 0; s < description.states.size(); ++s) {
-      if (!description.uses(options.bytes, static_cast<int>(s))) continue;
-      const State& state = description.states[s];
-      const Type type = stored_type(state.storage, parameter.array.type);
-      Array& array = states[s];
-      array.item_size = size_of(type);
-      if (state.storage != Storage::scalar) {
+      if (!description.uses(impl_->options[parameter.group].bytes, static_cast<int>(s))) continue;
+      const Storage storage = description.states[s].storage;
+      Array& array = member.states[s];
+      array.item_size = size_of(stored_type(storage, parameter.array.type));
+      if (storage != Storage::scalar) {
         array.shape = p.shape;
-        geometry[s] = dense_strides(p.shape, p.strides, array.item_size);
-        array.strides = geometry[s].data();
+        array.strides = geometry.emplace_back(dense_strides(p.shape, p.strides, array.item_size)).data();
       }
-      impl_->memory.push_back(allocate(static_cast<std::size_t>(array.size() * array.item_size)));
-      array.data = reinterpret_cast<char*>(impl_->memory.back().get());
+      made.push_back(&array);
+      sizes.push_back(static_cast<std::size_t>(array.size() * array.item_size));
+    }
+  }
+
+  const Placement placement = place(sizes);
+  impl_->memory = allocate(placement.bytes);
+  for (std::size_t k = 0; k < made.size(); ++k) {
+    made[k]->data = reinterpret_cast<char*>(impl_->memory.get() + placement.offsets[k]);
+  }
+  for (std::size_t i = 0; i < members.size(); ++i) {
+    const Parameter& parameter = parameters[i];
+    for (std::size_t s = 0; s < description.states.size(); ++s) {
+      Array& array = members[i].states[s];
+      if (array.data == nullptr) continue;
+      const State& state = description.states[s];
       if (state.starts_at != nullptr) {
-        const double start = *reinterpret_cast<const double*>(options.bytes + description.field(state.starts_at)->offset);
-        for (std::int64_t i = 0; i < array.size(); ++i) {
-          if (type == Type::float32) reinterpret_cast<float*>(array.data)[i] = static_cast<float>(start);
-          if (type == Type::float64) reinterpret_cast<double*>(array.data)[i] = start;
-        }
+        const unsigned char* options = impl_->options[parameter.group].bytes;
+        const double start = *reinterpret_cast<const double*>(options + description.field(state.starts_at)->offset);
+        const Type type = stored_type(state.storage, parameter.array.type);
+        if (type == Type::float32) fill(reinterpret_cast<float*>(array.data), array.size(), start);
+        if (type == Type::float64) fill(reinterpret_cast<double*>(array.data), array.size(), start);
       }
       for (std::size_t k = 0; k < array.shape.size(); ++k) {
         if (array.strides[k] < 0) array.data -= (array.shape[k] - 1) * array.strides[k];
       }
     }
-    impl_->plan->add(parameter.name, static_cast<int>(parameter.group), dtype_of(parameter.array.type), p,
-                     {states, description.states.size()});
+    impl_->plan->add(parameter.name, static_cast<int>(parameter.group), dtype_of(parameter.array.type),
+                     members[i].parameter, {members[i].states, description.states.size()});
   }
   impl_->plan->bind();
 }

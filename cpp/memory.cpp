@@ -11,6 +11,7 @@
 namespace fusedstep {
 namespace {
 
+constexpr std::size_t page = 4096;
 constexpr std::size_t huge_page = std::size_t{1} << 21;
 
 }  // namespace
@@ -26,6 +27,18 @@ Memory allocate(std::size_t bytes) {
   if (bytes >= huge_page) static_cast<void>(madvise(memory, bytes, MADV_HUGEPAGE));
 #endif
   return Memory(static_cast<std::byte*>(memory), Unmap{bytes});
+}
+
+Placement place(std::span<const std::size_t> sizes) {
+  Placement placement;
+  std::size_t next_offset = 0;
+  for (const std::size_t size : sizes) {
+    next_offset = (next_offset + 17 * cache_line) % page;  // an odd number of lines: all offsets are used before one returns
+    if (size >= page) placement.bytes += (next_offset + page - placement.bytes % page) % page;
+    placement.offsets.push_back(placement.bytes);
+    placement.bytes += (size + cache_line - 1) / cache_line * cache_line;
+  }
+  return placement;
 }
 
 template <class T>

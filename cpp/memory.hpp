@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
+#include <vector>
 
 namespace fusedstep {
 
@@ -18,6 +20,16 @@ using Memory = std::unique_ptr<std::byte, Unmap>;
 // Pages that nobody has touched, so that they come to lie near the threads that first write them. std::bad_alloc if
 // there are none.
 Memory allocate(std::size_t bytes);
+
+// Where arrays lie in one piece of memory.
+struct Placement {
+  std::vector<std::size_t> offsets;
+  std::size_t bytes = 0;
+};
+
+// Each array on cache lines of its own. Large ones start at page offsets that differ: a load right after a store at the
+// same offset of another page waits for it.
+Placement place(std::span<const std::size_t> sizes);
 
 // Sets all n elements to a value, rounded to nearest: each thread those that it will update.
 template <class T>

@@ -342,7 +342,7 @@ def test_an_exporter_that_steps() -> None:
         def __dlpack__(self, **options: Any) -> Any:
             optimizer.step(np.ones(3))
 
-    with pytest.raises(TypeError, match="in a step already") as caught:
+    with pytest.raises(TypeError, match="in use already") as caught:
         optimizer.step(Stepping(np.ones(3)))
     assert isinstance(caught.value.__cause__, RuntimeError)
     assert not param.any()

@@ -665,7 +665,7 @@ def test_one_optimizer_in_two_threads() -> None:
         while not refused and time.monotonic() < end:
             in_threads([work, work])
     assert refused, "no two steps ever met"
-    assert all("in a step already" in message for message in refused)
+    assert all("in use already" in message for message in refused)
     assert sorted(counted) == list(range(1, len(counted) + 1))
     mirror = Mirror(case, {"0": start})
     for _ in counted:

@@ -41,11 +41,14 @@ from registry import (
     MIDDLE_LENGTHS,
     SMALL_SHAPES,
     SPECIAL_LENGTH,
+    STEPS,
     SWITCHES,
     THREADS,
     C,
     Case,
+    Values,
     broadcast_gradients,
+    loss,
     ordinary,
     short_lengths,
 )
@@ -156,6 +159,54 @@ def test_special_values(case: Case, dtype: np.dtype[Any], isa: str) -> None:
         for count in THREADS[1:]:
             with threads(count):
                 run_function(long, f"{case} {dtype} {isa}, special values, {count} threads", offset=1, compare=(1, 5))
+
+
+def every_sign(case: Case, dtype: np.dtype[Any]) -> Values:
+    """Each int8 beside each gradient of zeros, tiny, ordinary and huge numbers, infinities and NaN."""
+    about = np.finfo(dtype)
+    positive = np.array([0, about.smallest_subnormal, about.tiny, 1e-3, 1, about.max / 2, about.max, np.inf], dtype)
+    some = np.concatenate([positive, -positive, [dtype.type(np.nan)]])
+    signs = np.arange(-128, 128).astype(np.int8)
+    n = signs.size * some.size
+    rng = np.random.default_rng(8)
+    states = {
+        state.name: np.repeat(signs, some.size) if state.sign else rng.uniform(0, 1, state.shape((n,))).astype(dtype)
+        for state in case.states
+    }
+    return Values(rng.standard_normal(n).astype(dtype), states, [np.roll(np.resize(some, n), t) for t in range(STEPS)])
+
+
+@each_isa
+@each_dtype
+@pytest.mark.parametrize("case", [case for case in CASES if any(state.sign for state in case.states)], ids=str)
+def test_every_int8_as_the_last_sign(case: Case, dtype: np.dtype[Any], isa: str) -> None:
+    """A ``prev_sign`` that is none of -1, 0 and 1 counts by its sign, in the functions and in the classes, and after a
+    step all are signs."""
+    values = every_sign(case, dtype)
+    n = values.param.size
+    wanted = solve(case, dtype, (n,), values)
+    as_signs = solve(
+        case, dtype, (n,), dataclasses.replace(values, states={k: clipped(v) for k, v in values.states.items()})
+    )
+    for found, expected in zip(wanted.after, as_signs.after, strict=True):
+        assert_same(found, expected, f"{case} {dtype}, the reference")
+    assert {*wanted.after[0]["prev_sign"]} <= {-1, 0, 1}
+    with fs.use_isa(isa):
+        for offset, layout in itertools.product((0, 3), (C, EVERY_2ND)):
+            run_function(wanted, f"{case} {dtype} {isa}, every int8, {layout} {offset=}", layout, offset=offset)
+        param = values.param.copy()
+        optimizer = case.new([np.zeros_like(param)])
+        saved = optimizer.state_dict()
+        saved["params"]["0"], saved["state"]["0"] = param, values.states
+        optimizer.load_state_dict(saved)
+        for t, grad in enumerate(values.grads, 1):
+            optimizer.step([grad], loss=loss(t))
+        found = {"param": optimizer.param_groups[0]["params"][0], **optimizer.state["0"]}
+        assert_same(found, wanted.after[-1], f"{case} {dtype} {isa}, a loaded checkpoint")
+
+
+def clipped(array: Any) -> Any:
+    return np.clip(array, -1, 1) if array.dtype == np.int8 else array
 
 
 @each_isa

@@ -192,6 +192,53 @@ def test_nothing_runs_before_an_instruction_set_is_chosen(core: dict[str, Object
     assert "init_array" not in run(tool("objdump"), "-h", core[isa].path)
 
 
+# What the core keeps beside its constants, and what guards it. It must be true in a process without a GIL.
+GLOBALS = {
+    "chosen()::isa": "atomic, made once",
+    "current_pool": "atomic, made under a lock",
+    "creation": "is that lock",
+    "chosen_threads": "atomic",
+    "all_work_is_shared": "atomic",
+    "callers_executor()::executor": "the caller's word not to change it while a step is under way",
+    "last_error": "a thread's own",
+    "fusedstep_isa::name": "a thread's own",
+}
+
+
+def test_every_global_is_guarded(core: dict[str, Object]) -> None:
+    """Nothing else in the core's objects can be written; in the kernels' nothing at all."""
+    found = {}
+    for name, each in core.items():
+        for line in run(tool("objdump"), "--syms", "-C", each.path).splitlines():
+            symbol = re.search(r" (\.(?:bss|data|tbss|tdata)(?!\.rel\.ro)[\w.]*|\*COM\*)\t[0-9a-f]+ +(.*)", line)
+            if (
+                symbol
+                and not symbol[2].startswith((".", "DW.ref", "__tls_guard", "std::"))
+                and "guard variable" not in symbol[2]
+            ):
+                found[symbol[2].replace("fusedstep::", "").replace("(anonymous namespace)::", "")] = name
+    assert set(found) == set(GLOBALS)
+    assert not {*found.values()} & set(ISAS)
+
+
+# What the extension keeps on top of that: NumPy's descriptors, and tables that CPython wants without const.
+BOUND = {"descriptors", "step_definition", "report_fields", "report_description"}
+
+
+def test_every_global_of_the_extension_is_guarded() -> None:
+    """The same of the files that bind the core to Python, read from their source, since wheels have no symbols."""
+    found = set()
+    for path in (sources() / "cpp" / "bind").glob("*.cpp"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            variable = re.match(
+                r"(?:\s+static\s+|thread_local\s+)?(?:const )?[A-Z]\w+(?: ?[*&])?(?: const)? (\w+)(?:\[\])?(?: =|\{)",
+                line,
+            )
+            if variable and (line[0] != " " or "static" in line) and not line.startswith("using"):
+                found.add(variable[1])
+    assert found == BOUND
+
+
 @pytest.mark.parametrize("asked", ["CMAKE_CXX_FLAGS=-flto", "CMAKE_INTERPROCEDURAL_OPTIMIZATION=ON"])
 def test_kernels_stay_out_of_link_time_optimisation(core: dict[str, Object], tmp_path: Path, asked: str) -> None:
     """Distributions switch it on for all that they build; it merges code across objects of any instruction set."""

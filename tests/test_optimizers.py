@@ -561,3 +561,18 @@ def test_a_wrong_reference_is_noticed(case: Case, monkeypatch: pytest.MonkeyPatc
     mirror.step(grads, **loss_for(case, 1))
     with pytest.raises(AssertionError, match=r"param: 1 of 4 elements differ, the first at \(1, 1\)"):
         mirror.assert_like(optimizer, params, "here")
+
+
+def test_states_lie_apart() -> None:
+    """In one piece of memory, each on cache lines of its own, large ones at page offsets that differ."""
+    sizes = (5, 0, 1, 300_000, 2_000, 300_000, 17, 300_000)
+    optimizer = fs.RMSprop([np.zeros(n, np.float32) for n in sizes], centered=True, momentum=0.9)
+    states = [array for own in optimizer.state.values() for array in own.values() if array.size]
+    starts = [array.ctypes.data for array in states]
+    assert all(start % 64 == 0 for start in starts)
+    ends = [start + array.nbytes for start, array in zip(starts, states, strict=True)]
+    for (_, end), (start, _) in itertools.pairwise(sorted(zip(starts, ends, strict=True))):
+        assert start // 64 > (end - 1) // 64
+    assert max(ends) - min(starts) < sum(array.nbytes for array in states) + 4096 * len(states)
+    large = [start % 4096 for start, array in zip(starts, states, strict=True) if array.nbytes >= 4096]
+    assert len(set(large)) == len(large)

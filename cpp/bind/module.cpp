@@ -97,7 +97,7 @@ py::dict dialects() {
 }  // namespace
 }  // namespace fusedstep::bind
 
-PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
+PYBIND11_MODULE(_core, module, py::mod_gil_not_used(), py::multiple_interpreters::per_interpreter_gil()) {
   using namespace fusedstep;
   module.attr("version") = FUSEDSTEP_VERSION;
   module.attr("compiler") = FUSEDSTEP_COMPILER;
@@ -143,6 +143,13 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
   module.def(
       "exchange_floating_point",
       [](std::optional<std::uint64_t> state) { return exchange_floating_point(state); }, py::arg("state"));
+  module.def(
+      "place",
+      [](const std::vector<std::size_t>& sizes) {
+        const Placement placement = place(sizes);
+        return std::pair(placement.offsets, placement.bytes);
+      },
+      py::arg("sizes"));
   module.def(
       "fill",
       [](const py::array& array, double value) {

@@ -1,5 +1,6 @@
 #include "plan.hpp"
 
+#include <pybind11/critical_section.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -15,8 +16,6 @@
 
 namespace fusedstep::bind {
 namespace {
-
-PyTypeObject* report_type = nullptr;
 
 // The nested containers in which parameters came, with a number for each leaf: gradients come in the same.
 struct Node {
@@ -86,6 +85,7 @@ class Gradients {
  private:
   void collect_sequence(const Node& node, py::handle found, const std::string& path) {
     if (!PyList_Check(found.ptr()) && !PyTuple_Check(found.ptr())) wrong_container(path, "a list or a tuple", found);
+    const py::scoped_critical_section locked(found);
     const Py_ssize_t n = PySequence_Fast_GET_SIZE(found.ptr());
     if (static_cast<std::size_t>(n) != node.children.size()) {
       throw py::value_error(place(path) + ": expected " + std::to_string(node.children.size()) +
@@ -96,9 +96,9 @@ class Gradients {
     for (std::size_t i = 0; i < node.children.size(); ++i) {
       const Node& child = node.children[i];
       if (child.kind == Node::Kind::leaf) {
-        by_leaf[child.leaf] = items[i];
+        by_leaf[child.leaf] = kept(items[i]);
       } else {
-        collect(child, items[i], joined(path, std::to_string(i)));
+        collect(child, kept(items[i]), joined(path, std::to_string(i)));
       }
     }
   }
@@ -108,6 +108,7 @@ class Gradients {
     if (!dict && !py::isinstance(found, py::module_::import("collections.abc").attr("Mapping"))) {
       wrong_container(path, "a mapping", found);
     }
+    const py::scoped_critical_section locked(found);
     for (std::size_t i = 0; i < node.children.size(); ++i) {
       PyObject* item = dict ? PyDict_GetItemWithError(found.ptr(), node.keys[i].ptr())
                             : PyObject_GetItem(found.ptr(), node.keys[i].ptr());
@@ -117,7 +118,11 @@ class Gradients {
         throw py::value_error("grads: no entry for '" + joined(path, py::str(node.keys[i])) +
                               "'; pass None for a parameter without a gradient");
       }
-      if (!dict) kept_.push_back(py::reinterpret_steal<py::object>(item));
+      if (dict) {
+        kept(item);
+      } else {
+        kept_.push_back(py::reinterpret_steal<py::object>(item));
+      }
       collect(node.children[i], item, joined(path, py::str(node.keys[i])));
     }
     if (static_cast<std::size_t>(PyObject_Size(found.ptr())) != node.children.size()) {
@@ -129,6 +134,14 @@ class Gradients {
         }
       }
     }
+  }
+
+  // Without a GIL, another thread may take an item out of its container as soon as that is unlocked.
+  PyObject* kept(PyObject* item) {
+#ifdef Py_GIL_DISABLED
+    kept_.push_back(py::reinterpret_borrow<py::object>(item));
+#endif
+    return item;
   }
 
   std::vector<py::object> kept_;
@@ -163,7 +176,8 @@ class Optimizer {
       : plan_(rule_by_name(rule), group_count > 1),
         description_(description(plan_.rule())),
         groups_(static_cast<std::size_t>(group_count)),
-        tree_(parse(tree)) {
+        tree_(parse(tree)),
+        report_type_(py::module_::import("fusedstep._core").attr("StepReport")) {
     for (Group& group : groups_) {
       description_.construct(group.options.bytes);
       group.seen.resize(description_.fields.size());
@@ -179,7 +193,7 @@ class Optimizer {
 
   PyObject* step(py::handle grads, py::handle groups, py::handle loss, py::handle grad_scale, py::handle clip_norm,
                  py::handle clip_value, py::handle zero_grads, py::handle nonfinite) {
-    const InStep in_step(busy_);
+    const Hold hold(*this);
     StepOptions options;
     if (!grad_scale.is_none()) options.grad_scale = positive(grad_scale, "grad_scale");
     if (!clip_norm.is_none()) options.clip_norm = positive(clip_norm, "clip_norm");
@@ -220,6 +234,16 @@ class Optimizer {
     return list;
   }
 
+  // One use at a time: a step, or what reads or writes all of the optimizer from outside. Two threads in the same
+  // optimizer are a mistake of the caller, told as such.
+  void hold() {
+    if (busy_.exchange(true)) {
+      throw std::runtime_error(
+          "this optimizer is in use already, by a step, a save or a load in another thread; give each thread its own");
+    }
+  }
+  void release() { busy_ = false; }
+
   std::int64_t steps() const { return steps_; }
   void set_steps(std::int64_t steps) { steps_ = steps; }
   std::optional<double> last_loss() const { return last_loss_; }
@@ -237,20 +261,15 @@ class Optimizer {
   }
 
  private:
-  // One step at a time: two threads in the same optimizer are a mistake of the caller, told as such.
-  class InStep {
+  class Hold {
    public:
-    explicit InStep(std::atomic<bool>& busy) : busy_(busy) {
-      if (busy_.exchange(true)) {
-        throw std::runtime_error("this optimizer is in a step already, in another thread; give each thread its own");
-      }
-    }
-    ~InStep() { busy_ = false; }
-    InStep(const InStep&) = delete;
-    InStep& operator=(const InStep&) = delete;
+    explicit Hold(Optimizer& optimizer) : optimizer_(optimizer) { optimizer_.hold(); }
+    ~Hold() { optimizer_.release(); }
+    Hold(const Hold&) = delete;
+    Hold& operator=(const Hold&) = delete;
 
    private:
-    std::atomic<bool>& busy_;
+    Optimizer& optimizer_;
   };
 
   static double positive(py::handle value, const char* name) {
@@ -308,6 +327,7 @@ class Optimizer {
   }
 
   void read_group(Group& group, std::size_t index, PyObject* values) {
+    const py::scoped_critical_section locked(values);
     Options options = group.options;
     std::vector<std::pair<std::size_t, PyObject*>> changed;
     for (std::size_t f = 0; f < keys_.size(); ++f) {
@@ -411,7 +431,7 @@ class Optimizer {
   }
 
   py::object make_report(const Outcome& report) const {
-    auto made = py::reinterpret_steal<py::object>(PyStructSequence_New(report_type));
+    auto made = py::reinterpret_steal<py::object>(PyStructSequence_New(reinterpret_cast<PyTypeObject*>(report_type_.ptr())));
     if (!made) throw py::error_already_set();
     py::object norm = py::none();
     py::object nonfinite = py::none();
@@ -437,6 +457,7 @@ class Optimizer {
   std::vector<py::object> states_;  // by parameter, then by state
   std::vector<Bound> bound_;
   std::vector<std::int64_t> geometry_;
+  py::object report_type_;    // an interpreter's own
   bool gradients_disjoint_ = false;  // those accepted last, of all parameters that have one
   std::int64_t steps_ = 0;
   std::optional<double> last_loss_;
@@ -468,15 +489,18 @@ PyStructSequence_Desc report_description = {"fusedstep.StepReport", "What a step
 }  // namespace
 
 void register_plan(py::module_& module) {
-  report_type = PyStructSequence_NewType(&report_description);
-  if (report_type == nullptr) throw py::error_already_set();
-  module.attr("StepReport") = py::handle(reinterpret_cast<PyObject*>(report_type));
+  const auto report_type =
+      py::reinterpret_steal<py::object>(reinterpret_cast<PyObject*>(PyStructSequence_NewType(&report_description)));
+  if (!report_type) throw py::error_already_set();
+  module.attr("StepReport") = report_type;
 
   py::class_<Optimizer> type(module, "Plan");
   type.def(py::init<const std::string&, const py::list&, const std::vector<int>&, int, const py::list&, const py::list&,
                     const py::object&>(),
            py::arg("rule"), py::arg("names"), py::arg("groups"), py::arg("group_count"), py::arg("parameters"),
            py::arg("states"), py::arg("tree"))
+      .def("__enter__", &Optimizer::hold)
+      .def("__exit__", [](Optimizer& optimizer, const py::args&) { optimizer.release(); })
       .def("gradients", &Optimizer::gradients, py::arg("grads"))
       .def_property("steps", &Optimizer::steps, &Optimizer::set_steps)
       .def_property("last_loss", &Optimizer::last_loss, &Optimizer::set_last_loss)

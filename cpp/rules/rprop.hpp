@@ -31,8 +31,9 @@ struct RpropRule {
           hi(rounded_limit<T>(o.step_sizes[1])) {}
   };
 
-  // > 0 where the sign of g is that of the step before, < 0 where it flipped. ps is -1, 0 or 1, so the product is exact;
-  // that of two gradients could underflow to 0, and D would stop growing.
+  // > 0 where the sign of g is that of the step before, < 0 where it flipped. ps is a whole number, so the product is 0
+  // where one of them is 0 alone; that of two gradients could underflow to 0, and D would stop growing. Nothing else is
+  // done with ps: of a number that a caller put there the sign counts.
   template <class T>
   static T agreement(T g, std::int8_t ps) {
     return g * static_cast<T>(ps);
@@ -45,7 +46,7 @@ struct RpropRule {
     return clamp(Dn, c.lo, c.hi);
   }
 
-  // The last move was -ps D, and ps = -sign(g) on a flip: to undo it is p + ps D = p - sign(g) D.
+  // The last move was -sign(ps) D, and sign(ps) = -sign(g) on a flip: to undo it is p - sign(g) D.
   template <class T>
   static void step(T& p, T g, T& D, std::int8_t& ps, const Coef<T>& c) {
     const T a = agreement(g, ps);

@@ -1,5 +1,8 @@
 """Fused in-place Rprop, Adagrad and RMSprop updates for NumPy arrays, equal to a NumPy reference bit for bit."""
 
+from . import _interpreter  # noqa: F401  (first: it may refuse)
+
+# isort: split
 from . import _core, reference
 from ._config import (
     available_isas,

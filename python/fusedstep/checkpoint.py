@@ -8,6 +8,7 @@ the rest as JSON, and a SHA-256 over all of its other bytes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -45,21 +46,23 @@ _LARGEST_COUNT = 2**53
 
 def state_dict(opt: Optimizer) -> dict[str, Any]:
     """Return all that ``opt`` needs to go on, in copies; see ``Optimizer.state_dict``."""
-    return {
-        **_description(opt),
-        "params": {name: np.array(array, order="C") for name, array in _params(opt).items()},
-        "state": {
-            name: {state: np.array(array, order="C") for state, array in states.items()}
-            for name, states in opt.state.items()
-        },
-    }
+    with opt._plan:
+        return {
+            **_description(opt),
+            "params": {name: np.array(array, order="C") for name, array in _params(opt).items()},
+            "state": {
+                name: {state: np.array(array, order="C") for state, array in states.items()}
+                for name, states in opt.state.items()
+            },
+        }
 
 
 def load_state_dict(opt: Optimizer, saved: Mapping[str, Any]) -> None:
     """Bring ``opt`` to where ``saved`` was taken; see ``Optimizer.load_state_dict``."""
-    restore = _checked(opt, saved)
-    # Copies, so that arrays of ``saved`` may share memory with the live ones.
-    _written(opt, restore._replace(arrays=[(live, value.copy()) for live, value in restore.arrays]))
+    with opt._plan:
+        restore = _checked(opt, saved)
+        # Copies, so that arrays of ``saved`` may share memory with the live ones.
+        _written(opt, restore._replace(arrays=[(live, value.copy()) for live, value in restore.arrays]))
 
 
 def _params(opt: Optimizer) -> dict[str, Array]:
@@ -276,6 +279,11 @@ def save(opt: Optimizer, path: str | os.PathLike[str]) -> None:
     """Write a checkpoint of ``opt``: the whole of it, or nothing; see ``Optimizer.save``."""
     path = os.fsdecode(path)
     container = _container(path)
+    with opt._plan:
+        _save(opt, path, container)
+
+
+def _save(opt: Optimizer, path: str, container: _Container) -> None:
     description = _description(opt)
     arrays = {f"params.{_key(name)}": array for name, array in _params(opt).items()}
     for name, states in opt.state.items():
@@ -289,7 +297,7 @@ def save(opt: Optimizer, path: str | os.PathLike[str]) -> None:
         with open(temporary, "xb+") as file:
             container.write(file, description, arrays)
             file.flush()
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            with _mapped(file) as content:
                 place = container.place_of_checksum(content)
                 if content[place : place + len(_BLANK)] != _BLANK:
                     raise RuntimeError(f"{path}: no place for the checksum in what was written")
@@ -312,11 +320,12 @@ def load(opt: Optimizer, path: str | os.PathLike[str]) -> None:
     container = _container(path)
     with open(path, "rb") as file:
         content = file.read()
-    try:
-        restore = _checked(opt, _parsed(container, content))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    _written(opt, restore)
+    with opt._plan:
+        try:
+            restore = _checked(opt, _parsed(container, content))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        _written(opt, restore)
 
 
 def _container(path: str) -> _Container:
@@ -383,6 +392,15 @@ def _checksum(content: bytes | mmap.mmap, place: int) -> bytes:
     return digest.hexdigest().encode()
 
 
+def _mapped(file: IO[bytes]) -> mmap.mmap:
+    try:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise MemoryError(str(error)) from error
+        raise
+
+
 def _sync_directory(directory: str) -> None:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
@@ -444,6 +462,7 @@ def _write_safetensors(file: IO[bytes], description: dict[str, Any], arrays: Map
     from safetensors.numpy import save
 
     text = json.dumps({"sha256": _BLANK.decode(), **description}, separators=(",", ":"))
+    _check_memory(sum(array.nbytes for array in arrays.values()))
     file.write(save(dict(arrays), {"fusedstep": text}))  # save_file makes temporaries and modes of its own
 
 
@@ -451,7 +470,13 @@ def _read_safetensors(content: bytes) -> tuple[Any, dict[str, Array]]:
     from safetensors.numpy import load
 
     header = json.loads(content[_LENGTH : _end_of_header(content)])
+    _check_memory(len(content))
     return json.loads(header["__metadata__"]["fusedstep"]), load(content)
+
+
+def _check_memory(size: int) -> None:
+    """Raise MemoryError where the memory is missing that safetensors takes, three copies: it would end the process."""
+    np.empty(3 * size + 2**20, np.uint8)
 
 
 def _place_in_safetensors(content: bytes | mmap.mmap) -> int:
@@ -477,13 +502,14 @@ def taken_apart(opt: Optimizer) -> dict[str, Any]:
 
     Its arrays are the live ones, each once: a copy made together with a model holds the arrays of the new model.
     """
-    return {
-        "attributes": {key: value for key, value in vars(opt).items() if key not in ("_plan", "state")},
-        "state": {name: dict(states) for name, states in opt.state.items()},
-        "steps": opt._plan.steps,
-        "times": opt._plan.times,
-        "last_loss": opt._plan.last_loss,
-    }
+    with opt._plan:
+        return {
+            "attributes": {key: value for key, value in vars(opt).items() if key not in ("_plan", "state")},
+            "state": {name: dict(states) for name, states in opt.state.items()},
+            "steps": opt._plan.steps,
+            "times": opt._plan.times,
+            "last_loss": opt._plan.last_loss,
+        }
 
 
 def rebuild(opt: Optimizer, parts: dict[str, Any], memory: _StateMemory) -> None:

@@ -388,7 +388,7 @@ def rprop_(
     step_size : ndarray
         ``D``, shape and dtype of ``param``; written. The first step size at the start.
     prev_sign : ndarray of int8
-        Sign of the gradient before, shape of ``param``; written. 0 at the start.
+        Sign of the gradient before, shape of ``param``; written. 0 at the start. Of other numbers the sign counts.
     etas : pair of float
         ``(eta-, eta+)``, ``0 < eta- < 1 < eta+``.
     step_sizes : pair of float

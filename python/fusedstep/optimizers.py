@@ -21,34 +21,25 @@ _VERIFY = ("never", "first", "every")
 
 
 class _StateMemory:
-    """Memory for the states of one optimizer: all of them in one piece, each on cache lines of its own.
+    """Memory for the states of one optimizer, all of them in one piece.
 
-    Large arrays start at page offsets that differ: NumPy's all start at the same one, and a load right after a store at
-    the same offset of another page waits for it. Pages are touched first by the threads that will update them: what
-    starts at 0 with the first step, the rest when it is filled.
+    Pages are touched first by the threads that will update them: what starts at 0 with the first step, the rest when it
+    is filled.
     """
 
-    LINE = 64
-    PAGE = 4096
-
     def __init__(self) -> None:
-        self._wanted: list[tuple[NDArray[Any], np.dtype[Any], float, int]] = []
-        self._size = 0
+        self._wanted: list[tuple[NDArray[Any], np.dtype[Any], float]] = []
 
     def reserve(self, param: NDArray[Any], dtype: np.dtype[Any], value: float) -> int:
         """Plan an array in the layout of ``param``; return its number."""
-        size = param.size * dtype.itemsize
-        if size >= self.PAGE:
-            offset = 17 * self.LINE * (len(self._wanted) + 1) % self.PAGE
-            self._size += (offset - self._size) % self.PAGE
-        self._wanted.append((param, dtype, value, self._size))
-        self._size += size + -size % self.LINE
+        self._wanted.append((param, dtype, value))
         return len(self._wanted) - 1
 
     def arrays(self) -> list[NDArray[Any]]:
         """Return the planned arrays, in one allocation."""
-        memory = _core.allocate(self._size)
-        return [self._array(memory, *wanted) for wanted in self._wanted]
+        offsets, size = _core.place([param.size * dtype.itemsize for param, dtype, _ in self._wanted])
+        memory = _core.allocate(size)
+        return [self._array(memory, *wanted, at) for wanted, at in zip(self._wanted, offsets, strict=True)]
 
     @staticmethod
     def _array(
@@ -302,7 +293,7 @@ class Optimizer:
         FloatingPointError
             An inf or a NaN, with ``nonfinite="raise"``; nothing was written.
         RuntimeError
-            This optimizer is in a step in another thread.
+            This optimizer is in use in another thread: in a step, or being saved or loaded; nothing was written.
         """
         for group in self.param_groups:
             if len(group) != self._keys:
@@ -366,6 +357,8 @@ class Optimizer:
         ------
         ValueError
             A hyperparameter in ``param_groups`` with which no step could be made.
+        RuntimeError
+            This optimizer is in use in another thread.
         """
         return checkpoint.state_dict(self)
 
@@ -387,6 +380,8 @@ class Optimizer:
         ValueError
             Another format version or class; names, groups, states, shapes or dtypes that are not this optimizer's; a
             hyperparameter out of range; a read-only array. Nothing was written.
+        RuntimeError
+            This optimizer is in use in another thread. Nothing was written.
         """
         checkpoint.load_state_dict(self, state_dict)
 
@@ -407,6 +402,8 @@ class Optimizer:
             ``.safetensors`` without the package; ``pip install "fusedstep[checkpoint]"``.
         OSError
             It could not be written.
+        RuntimeError
+            This optimizer is in use in another thread.
         ValueError
             Another ending, or a hyperparameter in ``param_groups`` with which no step could be made.
         """
@@ -428,6 +425,8 @@ class Optimizer:
             ``.safetensors`` without the package; ``pip install "fusedstep[checkpoint]"``.
         OSError
             It could not be read; FileNotFoundError if there is none.
+        RuntimeError
+            This optimizer is in use in another thread. Nothing was written.
         ValueError
             Another ending; a file that was cut, damaged or altered, in whichever byte; or one that does not fit this
             optimizer, as in ``load_state_dict``. The message starts with the path. Nothing was written.

@@ -304,6 +304,7 @@ def rprop_(
     """Update in place by Rprop (Riedmiller & Braun 1993) or a variant of it (Igel & Hüsken 2000, 2003).
 
     GRprop's sum and chosen element are those of the whole list: ``chosen``, or of this array alone where not given.
+    Of ``prev_sign`` the sign alone counts.
     """
     T = param.dtype.type
     lo, hi = _limits(T, step_sizes)
@@ -318,7 +319,7 @@ def rprop_(
             **prologue,
         )
         sg = _sign(g)
-        ps = prev_sign.astype(T)
+        ps = np.sign(prev_sign).astype(T)
         flip = sg * ps < T(0)
         D = step_size
         Dn = _resized(g, D, prev_sign, etas, step_sizes)

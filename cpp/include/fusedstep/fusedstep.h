@@ -128,7 +128,7 @@ typedef struct fusedstep_adagrad_norm {
  * with these hyperparameters, in this order:
  *   rmsprop: square_avg, grad_avg (centered), momentum_buffer (momentum > 0)
  *   adagrad, proximal_adagrad: square_sum          adagrad_da: grad_sum, square_sum
- *   adagrad_norm: square_sum (no dimensions)       rprop: step_size, prev_sign (int8) */
+ *   adagrad_norm: square_sum (no dimensions)       rprop: step_size, prev_sign (int8, of which the sign counts) */
 #define FUSEDSTEP_DECLARE(rule)                                                                                  \
   FUSEDSTEP_API int32_t fusedstep_##rule##_init(fusedstep_##rule* options, uint64_t size);                       \
   FUSEDSTEP_API int32_t fusedstep_##rule##_step(const fusedstep_##rule* options, int64_t time,                   \

@@ -1,0 +1,363 @@
+"""One optimizer in many hands: threads that step, save and load it at once, forks in the middle of its steps, other
+interpreters, and what the extension declares about all that."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import pickle
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import textwrap
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fusedstep as fs
+from checks import Mirror, Unchanged, difference, memory_of, threads
+from fusedstep import _core, checkpoint
+from registry import FIRST_OF_RULE
+
+Array = np.ndarray[Any, Any]
+
+# ------------------------------------------------------------------------------------------------ one use at a time
+
+
+class Gate:
+    """A place where one thread stops until it is let go; others go through."""
+
+    def __init__(self) -> None:
+        self.reached, self.open = threading.Event(), threading.Event()
+        self.stops: threading.Thread | None = None
+
+    def __call__(self) -> None:
+        if threading.current_thread() is self.stops:
+            self.reached.set()
+            assert self.open.wait(60)
+
+
+class SlowGradient:
+    """A gradient that offers its memory by DLPack, when it is let."""
+
+    def __init__(self, array: Array, gate: Gate) -> None:
+        self._array, self._gate = array, gate
+
+    def __dlpack__(self, **options: Any) -> Any:
+        self._gate()
+        return self._array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self._array.__dlpack_device__()
+
+
+Use = Callable[[fs.Adagrad, Any, Path], Any]
+USES: dict[str, Use] = {
+    "step": lambda opt, grads, folder: opt.step(grads),
+    "state_dict": lambda opt, grads, folder: opt.state_dict(),
+    "load_state_dict": lambda opt, grads, folder: opt.load_state_dict(pickle.loads((folder / "dict").read_bytes())),
+    "save npz": lambda opt, grads, folder: opt.save(folder / "a.npz"),
+    "save safetensors": lambda opt, grads, folder: opt.save(folder / "a.safetensors"),
+    "load npz": lambda opt, grads, folder: opt.load(folder / "a.npz"),
+    "load safetensors": lambda opt, grads, folder: opt.load(folder / "a.safetensors"),
+    "deepcopy": lambda opt, grads, folder: copy.deepcopy(opt),
+    "pickle": lambda opt, grads, folder: pickle.dumps(opt),
+}
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    """A gate in the middle of every use that Python code makes of an optimizer."""
+    gate = Gate()
+    for name in ("_description", "_checked", "_params"):
+        true = getattr(checkpoint, name)
+
+        def gated(*args: Any, true: Any = true) -> Any:
+            gate()
+            return true(*args)
+
+        monkeypatch.setattr(checkpoint, name, gated)
+    return gate
+
+
+HOLDING = [name for name in USES if name not in ("deepcopy", "pickle")]  # these let go when they have read the counters
+
+
+@pytest.mark.parametrize("holding", HOLDING)
+def test_one_use_at_a_time(holding: str, gate: Gate, tmp_path: Path) -> None:
+    """While one thread is in a step, a save or a load, each use by another is refused with a RuntimeError, and changes
+    no byte of the optimizer and no file; the first goes on undisturbed, and so does whoever comes after it."""
+    param = np.arange(5.0)
+    opt = fs.Adagrad({"w": param, "v": np.ones(3)})
+    grads = {"w": SlowGradient(np.ones(5), gate), "v": np.ones(3)}
+    opt.step(grads)
+    opt.save(tmp_path / "a.npz")
+    opt.save(tmp_path / "a.safetensors")
+    (tmp_path / "dict").write_bytes(pickle.dumps(opt.state_dict()))
+    opt.step(grads)
+    failed: list[BaseException] = []
+
+    def hold() -> None:
+        try:
+            USES[holding](opt, grads, tmp_path)
+        except BaseException as error:
+            failed.append(error)
+
+    alone = copy.deepcopy(opt)
+    shutil.copytree(tmp_path, tmp_path / "alone")
+    USES[holding](alone, grads, tmp_path / "alone")
+    holder = gate.stops = threading.Thread(target=hold)
+    holder.start()
+    assert gate.reached.wait(60)
+    memory = Unchanged(memory_of(opt))
+    files = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file() and path.name[0] != "."}
+    try:
+        for name, use in USES.items():
+            with pytest.raises(RuntimeError, match="in use already"):
+                use(opt, grads, tmp_path)
+            memory.check(f"{name} during {holding}")
+            for path, content in files.items():
+                assert path.read_bytes() == content, f"{name} during {holding}"
+    finally:
+        gate.open.set()
+        holder.join(60)
+    assert not failed
+    for path in files:
+        assert path.read_bytes() == (tmp_path / "alone" / path.name).read_bytes()
+    for found, wanted in zip(memory_of(opt), memory_of(alone), strict=True):
+        assert not difference(found, wanted)
+    for use in USES.values():
+        use(opt, grads, tmp_path)
+
+
+@pytest.mark.parametrize("name", HOLDING)
+def test_an_error_lets_go(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a use that failed, or that Ctrl-C broke off, the optimizer is free."""
+    opt = fs.Adagrad({"w": np.ones(3)})
+    opt.save(tmp_path / "a.npz")
+    opt.save(tmp_path / "a.safetensors")
+    (tmp_path / "dict").write_bytes(pickle.dumps(opt.state_dict()))
+    for error in (ZeroDivisionError, KeyboardInterrupt, MemoryError):
+
+        def fail(*args: Any, error: type[BaseException] = error, **options: Any) -> Any:
+            raise error
+
+        with monkeypatch.context() as patch:
+            for part in ("_description", "_checked"):
+                patch.setattr(checkpoint, part, fail)
+            grads = {"w": type("Failing", (), {"__dlpack__": fail, "__dlpack_device__": fail})()}
+            with pytest.raises((error, TypeError)):  # an Exception of an exporter becomes the cause of a TypeError
+                USES[name](opt, grads, tmp_path)
+        opt.step({"w": np.ones(3)})
+
+
+def test_saves_during_steps() -> None:
+    """One thread steps, another takes state dicts, as fast as they can: each dict is that of a whole number of steps,
+    and each of the two was refused at times."""
+    case = FIRST_OF_RULE[0]
+    rng = np.random.default_rng(1)
+    start, grad = {"w": rng.standard_normal(300_000)}, {"w": rng.standard_normal(300_000)}
+    params = {"w": start["w"].copy()}
+    opt, mirror = case.new(params), Mirror(case, start)
+    refused = {"step": 0, "state_dict": 0}
+    saved: list[dict[str, Any]] = []
+    stop = threading.Event()
+
+    def save() -> None:
+        while not stop.is_set():
+            try:
+                saved.append(opt.state_dict())
+            except RuntimeError:
+                refused["state_dict"] += 1
+            del saved[3:-3]
+            time.sleep(0)  # else whoever has the GIL keeps it for a switch interval
+
+    saver = threading.Thread(target=save)
+    steps = 0
+    end = time.monotonic() + 60
+    with threads(2):
+        saver.start()
+        try:
+            while time.monotonic() < end and steps < 500 and not (all(refused.values()) and len(saved) > 3):
+                try:
+                    steps = opt.step(grad).step
+                except RuntimeError:
+                    refused["step"] += 1
+                time.sleep(0)
+        finally:
+            stop.set()
+            saver.join()
+    assert all(refused.values()), refused
+    for state in sorted(saved, key=lambda state: state["step"]):
+        while mirror.steps < state["step"]:
+            mirror.step(grad)
+        assert not difference(state["params"]["w"], mirror.arrays["w"]["param"])
+    while mirror.steps < steps:
+        mirror.step(grad)
+    mirror.assert_like(opt, params, "at the end")
+
+
+# --------------------------------------------------------------------------------------- forks in the middle of steps
+
+
+def child_says(body: Callable[[], bytes]) -> bytes:
+    """Run ``body`` in a forked child that must end in time; return what it says."""
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that a process with threads forks is the point
+        pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            os.write(write, body())
+        os._exit(0)
+    os.close(write)
+    end = time.monotonic() + 60
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        if time.monotonic() > end:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            pytest.fail("a forked child did not finish")
+        time.sleep(0.001)
+    with open(read, "rb") as said:
+        return said.read()
+
+
+def test_forks_in_the_middle_of_an_optimizers_steps() -> None:
+    """Forks while another thread steps an optimizer. In the child it is either whole, and goes on with the right bits,
+    or it says by a RuntimeError that the fork met it in a step; both happen. The child's own optimizers work always,
+    and the parent's run is undisturbed."""
+    case = FIRST_OF_RULE[0]
+    rng = np.random.default_rng(2)
+    start = {"w": rng.standard_normal(200_000), "b": rng.standard_normal(5)}
+    grads = {name: rng.standard_normal(array.shape) for name, array in start.items()}
+    wanted = Mirror(case, start)
+    wanted.step(grads)
+
+    def child(opt: Any, params: dict[str, Array]) -> bytes:
+        own = {name: array.copy() for name, array in start.items()}
+        fresh = case.new(own)
+        fresh.step(grads)
+        wanted.assert_like(fresh, own, "an optimizer of the child's own")
+        try:
+            steps = opt.step(grads).step
+        except RuntimeError:
+            return b"in a step"
+        while wanted.steps < steps:
+            wanted.step(grads)
+        wanted.assert_like(opt, params, "the parent's optimizer in the child")
+        return b"whole"
+
+    said = []
+    with threads(2):
+        for k in range(40):
+            params = {name: array.copy() for name, array in start.items()}
+            opt = case.new(params)
+            stop = threading.Event()
+
+            def work(opt: Any = opt, stop: threading.Event = stop) -> None:
+                while not stop.is_set() and opt.step(grads).step < 30:
+                    time.sleep(0.0005)
+
+            worker = threading.Thread(target=work)
+            worker.start()
+            try:
+                time.sleep(0.0005 * (k % 10))
+                said.append(child_says(lambda opt=opt, params=params: child(opt, params)))  # type: ignore[misc]
+            finally:
+                stop.set()
+                worker.join()
+            if k % 10 == 0:
+                parent = Mirror(case, start)
+                for _ in range(opt.step(grads).step):
+                    parent.step(grads)
+                parent.assert_like(opt, params, "the parent")
+    assert {*said} == {b"in a step", b"whole"}, said
+
+
+# --------------------------------------------------------------------------------------------------- other interpreters
+
+IN_ANOTHER_INTERPRETER = """
+    import sys
+    import textwrap
+
+    if sys.version_info >= (3, 13):
+        import _interpreters as interpreters
+    else:
+        import _xxsubinterpreters as interpreters
+
+    place = f"import sys, warnings; sys.path[:0] = {sys.argv[2:]!r}; warnings.simplefilter('ignore')"
+    code = place + textwrap.dedent('''
+        try:
+            import numpy as np
+            import fusedstep as fs
+        except ImportError as error:
+            print("refused:", *str(error).split())
+        else:
+            for _ in range(3):
+                p = np.ones(3)
+                assert fs.RMSprop(p).step(np.ones(3)).step == 1
+                assert type(fs.Adagrad(p).step(np.ones(3))) is fs.StepReport
+            print("works")
+    ''')
+
+    def ask():
+        other = interpreters.create()
+        said = (interpreters.exec if sys.version_info >= (3, 13) else interpreters.run_string)(other, code)
+        assert said is None, said
+        interpreters.destroy(other)
+
+    if sys.argv[1] == "first":
+        ask()  # NumPy goes to the one interpreter that comes first
+        raise SystemExit
+    exec(place)
+    import numpy as np
+    import fusedstep as fs
+
+    opt = fs.RMSprop(np.ones(3))
+    for _ in range(3):
+        opt.step(np.ones(3))
+        ask()
+    report = opt.step(np.ones(3))
+    assert type(report) is fs.StepReport and report.step == 4
+"""
+
+
+@pytest.mark.parametrize("when", ["first", "later"])
+def test_other_interpreters(when: str, tmp_path: Path) -> None:
+    """In a second interpreter of the process the package works, or the import is refused (NumPy goes to one alone); the
+    first one is undisturbed, also after the second has ended."""
+    # Apart from the site, since an editable install builds again on import, and not every interpreter may do that.
+    copied = shutil.copytree(Path(fs.__file__).parent, tmp_path / "fusedstep")
+    if not Path(_core.__file__).is_relative_to(Path(fs.__file__).parent):
+        shutil.copy(_core.__file__, copied)
+    places = [str(tmp_path), str(Path(np.__file__).parents[1])]
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", textwrap.dedent(IN_ANOTHER_INTERPRETER), when, *places],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert len(said) == (1 if when == "first" else 3), said
+    known = "works|refused: .*(subinterpreter|module more than once per process)"
+    assert all(re.match(known, line) for line in said), said
+
+
+def test_the_gil_stays_off() -> None:
+    """In a free-threaded Python the import switches no GIL on."""
+    if not sysconfig.get_config_var("Py_GIL_DISABLED"):
+        pytest.skip("this Python has a GIL")
+    code = "import sys, numpy, fusedstep; print(sys._is_gil_enabled())"
+    assert subprocess.check_output([sys.executable, "-W", "error", "-c", code], text=True).strip() == "False"

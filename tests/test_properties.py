@@ -1,0 +1,408 @@
+"""Whatever is drawn: arrays of any kind are updated to the reference's bits or refused unchanged, and an optimizer
+stays what the reference says through any sequence of steps, changes, saves and loads.
+
+``--hypothesis-profile=long`` draws 10,000 examples of each instead of some hundreds.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import event, given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+import fusedstep as fs
+from checks import Mirror, Unchanged, assert_same, difference, memory_of, reference_step, threads
+from registry import CASES, COMBINATIONS, DTYPES, ISAS, LAYOUTS, STEP_OPTIONS, Case, Shape, specials
+
+Array = np.ndarray[Any, Any]
+
+# --------------------------------------------------------------------------------------------------------------- values
+
+KINDS = ("ordinary", "ordinary", "tiny", "huge", "special", "any bits", "zero")
+
+
+def values(rng: np.random.Generator, shape: Shape, dtype: np.dtype[Any]) -> Array:
+    """Numbers of one kind, or ordinary ones with some of another kind among them."""
+    if dtype == np.int8:
+        return np.asarray(rng.integers(*((-128, 128) if rng.random() < 0.1 else (-1, 2)), shape), np.int8)
+    ordinary = np.asarray(rng.standard_normal(shape), dtype)
+    with np.errstate(all="ignore"):
+        about = np.finfo(dtype)
+        other = {
+            "ordinary": ordinary * dtype.type(10) ** rng.integers(-6, 6, shape).astype(dtype),
+            "tiny": ordinary * about.tiny,
+            "huge": ordinary * about.max,
+            "special": rng.choice(specials(dtype), shape),
+            "any bits": np.frombuffer(rng.bytes(ordinary.nbytes), dtype).reshape(shape),
+            "zero": ordinary * dtype.type(0),
+        }[rng.choice(KINDS)]
+    return np.asarray(np.where(rng.random(shape) < rng.choice([0.1, 0.5, 1.0]), other, ordinary), dtype)
+
+
+shapes = st.one_of(
+    st.lists(st.integers(0, 7), max_size=4).map(tuple),
+    st.integers(0, 70).map(lambda n: (n,)),
+    st.sampled_from([(1025,), (9001,), (40, 33), (3, 130), (33_001,)]),
+)
+seeds = st.integers(0, 2**32 - 1)
+isas = st.sampled_from(ISAS)
+counts = st.integers(1, 3)
+
+# ----------------------------------------------------------------------------------------------------- functional forms
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """How an array lies in a memory of bytes, and what is odd about it."""
+
+    shape: Shape
+    dtype: np.dtype[Any]
+    offset: int
+    strides: tuple[int, ...]
+    read_only: bool
+
+    def of(self, memory: bytearray) -> Array:
+        array: Array = np.ndarray(self.shape, self.dtype, memory, self.offset, self.strides)
+        array.flags.writeable = not self.read_only
+        return array
+
+
+rarely = st.integers(0, 19).map(lambda k: k == 7)
+"""Hypothesis likes the ends of a range."""
+
+
+@st.composite
+def drawn_arrays(draw: st.DrawFn, shape: Shape, dtype: np.dtype[Any], memory: int) -> Drawn:
+    """Any order of axes, steps and gaps, forwards and backwards; rarely read-only, misaligned, of another byte order,
+    type or shape, or with a stride that makes elements share bytes."""
+    if draw(rarely):
+        dtype = draw(st.sampled_from([dtype.newbyteorder(), np.dtype("f4"), np.dtype("f8"), np.dtype("i4")]))
+    if draw(rarely):
+        shape = draw(st.sampled_from([(*shape, 1), shape[1:], shape[::-1], tuple(n + 1 for n in shape)]))
+    order = draw(st.permutations(range(len(shape))))
+    strides = [0] * len(shape)
+    extent = dtype.itemsize
+    for axis in order:
+        step = draw(st.sampled_from([1, 1, 1, 2, 3]))
+        strides[axis] = extent * step * draw(st.sampled_from([1, 1, -1]))
+        extent = extent * step * max(shape[axis], 1)
+    if shape and draw(rarely):
+        strides[draw(st.integers(0, len(shape) - 1))] = draw(st.sampled_from([0, dtype.itemsize, 1]))
+    lowest = sum(min(0, stride * (n - 1)) for stride, n in zip(strides, shape, strict=True)) if 0 not in shape else 0
+    highest = sum(max(0, stride * (n - 1)) for stride, n in zip(strides, shape, strict=True)) if 0 not in shape else 0
+    room = memory - dtype.itemsize - highest + lowest
+    places = st.integers(0, min(room // dtype.itemsize, draw(st.sampled_from([16, 16, 4000]))))
+    offset = draw(places) * dtype.itemsize - lowest + (draw(rarely) and dtype.itemsize > 1 and room > 4000)
+    return Drawn(shape, dtype, int(offset), tuple(strides), draw(rarely))
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> tuple[Case, np.dtype[Any], dict[str, Drawn], dict[str, int], int]:
+    """A rule, how its arrays lie, and in which of several memories each lies."""
+    case = draw(st.sampled_from([case for case in (*CASES, *COMBINATIONS) if case.has_function]))
+    dtype = draw(st.sampled_from(DTYPES))
+    shape = draw(shapes)
+    # Dense arrays take at most 1 part of 81 of this: four axes of which each third is taken.
+    memory = 81 * (math.prod(n + 1 for n in shape) + 2) * 8 + 4200
+    wanted = {"param": (shape, dtype), "grad": (shape, dtype)}
+    wanted |= {state.name: (state.shape(shape), state.dtype(dtype)) for state in case.states}
+    arrays = {name: draw(drawn_arrays(*each, memory)) for name, each in wanted.items()}
+    shared = draw(st.integers(0, 3)) == 2
+    home = {name: draw(st.integers(0, 1)) if shared else k for k, name in enumerate(arrays)}
+    return case, dtype, arrays, home, memory
+
+
+def addresses(array: Array) -> Array:
+    """The address of each element."""
+    found = np.zeros(array.shape, np.int64) + array.ctypes.data
+    for axis, (n, stride) in enumerate(zip(array.shape, array.strides, strict=True)):
+        found += (np.arange(n) * stride).reshape([-1 if k == axis else 1 for k in range(array.ndim)])
+    return np.sort(found.ravel())
+
+
+def faults(case: Case, dtype: np.dtype[Any], arrays: dict[str, Array]) -> set[type[Exception]]:
+    """The kinds of errors that these arrays must raise, told by NumPy alone."""
+    found: set[type[Exception]] = set()
+    shape = arrays["param"].shape
+    param = arrays["param"].dtype
+    if not (param.isnative and param in DTYPES):
+        return {TypeError}
+    kinds = {"param": (shape, param), "grad": (shape, param)}
+    kinds |= {state.name: (state.shape(shape), state.dtype(param)) for state in case.states}
+    for name, array in arrays.items():
+        if array.dtype != kinds[name][1] or not array.dtype.isnative:
+            found.add(TypeError)
+        if array.shape != kinds[name][0] or not array.flags.aligned:
+            found.add(ValueError)
+        if name == "grad":
+            continue
+        if not array.flags.writeable or (np.diff(addresses(array)) < array.itemsize).any():
+            found.add(ValueError)
+        for other in arrays:
+            if other != name and np.shares_memory(array, arrays[other]):
+                found.add(ValueError)
+    return found
+
+
+@given(calls(), seeds, isas, counts)
+def test_functions_update_or_refuse(
+    call: tuple[Case, np.dtype[Any], dict[str, Drawn], dict[str, int], int], seed: int, isa: str, count: int
+) -> None:
+    """Any arrays: the reference's bits in them and no other byte changed, or the error that is due and none at all."""
+    case, dtype, drawn, home, size = call
+    rng = np.random.default_rng(seed)
+    memories = {k: bytearray(rng.bytes(size)) for k in {*home.values()}}
+    for name, each in drawn.items():
+        if rng.random() < 0.9:
+            array = np.ndarray(each.shape, each.dtype, memories[home[name]], each.offset, each.strides)
+            array[...] = values(rng, each.shape, each.dtype.newbyteorder("=")) if each.dtype.kind != "i" else 1
+    before = {k: bytes(memory) for k, memory in memories.items()}
+    arrays = {name: each.of(memories[home[name]]) for name, each in drawn.items()}
+    due = faults(case, dtype, arrays)
+    event(f"due: {sorted(error.__name__ for error in due) or 'bits'}")
+    with fs.use_isa(isa), threads(count):
+        if due:
+            with pytest.raises(tuple(due)):
+                case.call(arrays)
+            assert {k: bytes(memory) for k, memory in memories.items()} == before
+            return
+        case.call(arrays)
+    after = {k: bytearray(memory) for k, memory in before.items()}
+    expected = {name: each.of(after[home[name]]) for name, each in drawn.items()}
+    # The reference may make NaNs of another payload: then ours stand in for them, so that all bytes can be compared.
+    grad = expected.pop("grad")
+    del arrays["grad"]
+    reference_step(case, expected, grad, 1, False)
+    assert_same(arrays, expected, f"{case} {dtype} {isa}, {count} threads")
+    for name, array in arrays.items():
+        expected[name][...] = array
+    assert after == memories
+
+
+# ----------------------------------------------------------------------------------------------------------- optimizers
+
+unit = st.floats(0, 0.9999)
+CHANGES: dict[str, st.SearchStrategy[Any]] = {
+    "lr": st.one_of(st.floats(0, 10), st.sampled_from([0, 1e-320, 1e300])),
+    "alpha": unit,
+    "eps": st.one_of(st.floats(0, 1), st.sampled_from([0, 1e-300, 1e300])),
+    "eps_inside_sqrt": st.booleans(),
+    "momentum": st.floats(0.001, 1),
+    "momentum_form": st.sampled_from(["torch", "tf"]),
+    "weight_decay": st.one_of(st.just(0.0), st.floats(0, 1)),
+    "decoupled_weight_decay": st.booleans(),
+    "maximize": st.booleans(),
+    "l1": st.floats(0, 1),
+    "l2": st.floats(0, 1),
+    "etas": st.tuples(st.floats(0.001, 0.999), st.floats(1.001, 1e3)),
+    "step_sizes": st.tuples(st.floats(0, 1), st.floats(1, 1e300)),
+    "variant": st.sampled_from(["rprop-", "rprop+", "irprop-", "irprop-move"]),
+}
+"""What may change between steps, where a case has it."""
+FIXED = {"irprop+", "grprop-slr", "grprop-sag"}
+"""Variants of which the mirror asks more than the others."""
+
+step_options = st.one_of(
+    st.sampled_from(list(STEP_OPTIONS.values())),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "grad_scale": st.floats(1e-3, 1e3),
+            "clip_norm": st.floats(1e-3, 1e3),
+            "clip_value": st.floats(1e-3, 1e3),
+            "zero_grads": st.booleans(),
+            "nonfinite": st.sampled_from(["propagate", "skip", "raise"]),
+        },
+    ),
+)
+losses = st.floats(allow_nan=True, allow_infinity=True)
+
+
+class Run(RuleBasedStateMachine):
+    """An optimizer, and beside it what the reference says it should hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        self.saved: list[tuple[Any, Mirror]] = []
+
+    def teardown(self) -> None:
+        shutil.rmtree(self.folder)
+
+    @initialize(
+        case=st.sampled_from(CASES),
+        drawn=st.lists(
+            st.tuples(shapes, st.sampled_from(DTYPES), st.sampled_from(LAYOUTS), st.integers(0, 2)),
+            min_size=1,
+            max_size=4,
+        ),
+        lrs=st.lists(st.floats(0.001, 1), min_size=3, max_size=3),
+        seed=seeds,
+    )
+    def make(self, case: Case, drawn: list[Any], lrs: list[float], seed: int) -> None:
+        self.case = case
+        rng = np.random.default_rng(seed)
+        drawn.sort(key=lambda each: each[-1])  # an optimizer lists its parameters group by group
+        self.group_of = {f"p{i}": group for i, (_, _, _, group) in enumerate(drawn)}
+        used = sorted({*self.group_of.values()})
+        self.group_of = {name: used.index(group) for name, group in self.group_of.items()}
+        self.lrs = lrs[: len(used)]
+        self.params = {}
+        for i, (shape, dtype, layout, _) in enumerate(drawn):
+            self.params[f"p{i}"] = layout.make(lambda s, dtype=dtype: np.zeros(s, dtype), shape)
+            self.params[f"p{i}"][...] = values(rng, shape, dtype)
+        self.opt = self.new(self.params)
+        options = {name: {"lr": self.lrs[group]} for name, group in self.group_of.items()}
+        self.mirror = Mirror(case, self.params, options)
+
+    def grouped(self, arrays: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{n: a for n, a in arrays.items() if self.group_of[n] == k} for k in range(len(self.lrs))]
+
+    def new(self, params: dict[str, Array]) -> Any:
+        return self.case.new(
+            [{"params": own, "lr": lr} for own, lr in zip(self.grouped(params), self.lrs, strict=True)]
+        )
+
+    @rule(options=step_options, absent=st.sets(st.integers(0, 3)), loss=st.none() | losses, seed=seeds,
+          layout=st.sampled_from(LAYOUTS), place=st.tuples(isas, counts))  # fmt: skip
+    def step(
+        self, options: dict[str, Any], absent: set[int], loss: float | None, seed: int, layout: Any, place: Any
+    ) -> None:
+        isa, count = place
+        rng = np.random.default_rng(seed)
+        if loss is None and self.case.needs_loss:
+            loss = 1.0
+        grads: dict[str, Array | None] = {}
+        for i, (name, param) in enumerate(self.params.items()):
+            if i in absent:
+                grads[name] = None
+                continue
+            grads[name] = layout.make(lambda s, dtype=param.dtype: np.zeros(s, dtype), param.shape)
+            grads[name][...] = values(rng, param.shape, param.dtype)  # type: ignore[index]
+        present = {name: grad for name, grad in grads.items() if grad is not None}
+        before = {name: grad.copy(order="K") for name, grad in present.items()}
+        bad = tuple(name for name, grad in present.items() if not self.finite(grad, options.get("grad_scale")))
+        policy = options.get("nonfinite", "propagate")
+        stays = bool(bad) and policy != "propagate"
+        memory = Unchanged(memory_of(self.opt)) if stays else None
+        norm = None if stays else self.mirror.step(grads, loss=loss, **options)
+        with fs.use_isa(isa), threads(count):
+            if stays and policy == "raise":
+                with pytest.raises(FloatingPointError, match=repr(bad[0])):
+                    self.opt.step(self.grouped(grads), loss=loss, **options)
+                report = None
+            else:
+                report = self.opt.step(self.grouped(grads), loss=loss, **options)
+        if memory is not None:
+            memory.check(policy)
+        if report is not None:
+            assert (report.step, report.skipped) == (self.mirror.steps, stays)
+            assert report.nonfinite is None or sorted(report.nonfinite) == sorted(bad)
+            if not stays:
+                assert (report.grad_norm is None) == (norm is None)
+                assert norm is None or report.grad_norm == norm or (math.isnan(norm) and math.isnan(report.grad_norm))
+        zeroed = options.get("zero_grads", False) and not stays
+        for name, grad in present.items():
+            wanted = np.zeros_like(grad) if zeroed else before[name]
+            assert not difference(grad, wanted), name
+
+    @staticmethod
+    def finite(grad: Array, grad_scale: float | None) -> bool:
+        with np.errstate(all="ignore"):
+            unscaled = grad if grad_scale is None else grad * grad.dtype.type(1.0 / grad_scale)
+        return bool(np.isfinite(unscaled).all())
+
+    @rule(data=st.data(), group=st.integers(0, 2))
+    def change(self, data: st.DataObject, group: int) -> None:
+        own = self.opt.param_groups[group % len(self.lrs)]
+        keys = [key for key in CHANGES if key in own]
+        if own.get("variant") in FIXED:
+            keys.remove("variant")
+        if "momentum" in keys and not any(state.name == "momentum_buffer" for state in self.case.states):
+            keys.remove("momentum")
+        key = data.draw(st.sampled_from(keys))
+        own[key] = data.draw(CHANGES[key])
+        for name, k in self.group_of.items():
+            if k == group % len(self.lrs):
+                self.mirror.options[name][key] = own[key]
+
+    @rule(isa=isas, bad=st.sampled_from(["dtype", "shape", "overlap", "alpha", "lr", "grad_scale", "nonfinite"]))
+    def fail(self, isa: str, bad: str) -> None:
+        """A step that is refused leaves no trace."""
+        grads: dict[str, Any] = {name: np.ones_like(param) for name, param in self.params.items()}
+        last = list(grads)[-1]
+        options: dict[str, Any] = {"loss": 1.0}
+        group = self.opt.param_groups[-1]
+        before = dict(group)
+        match bad:
+            case "dtype":
+                grads[last] = grads[last].astype(np.float16)
+            case "shape":
+                grads[last] = np.ones((*grads[last].shape, 2), grads[last].dtype)
+            case "overlap":
+                grads[last] = self.params[last]
+            case "alpha" | "lr":
+                group[bad if bad in group else "lr"] = -1.0
+            case "grad_scale":
+                options["grad_scale"] = 0.0
+            case "nonfinite":
+                options["nonfinite"] = "no"
+        memory = Unchanged([*memory_of(self.opt), *grads.values()])
+        if bad == "overlap" and not self.params[last].size:
+            return  # what is empty overlaps nothing
+        with pytest.raises((TypeError, ValueError)), fs.use_isa(isa):
+            self.opt.step(self.grouped(grads), **options)
+        memory.check(bad)
+        group.update(before)
+
+    @rule(how=st.sampled_from([".npz", ".safetensors", "dict"]))
+    def save(self, how: str) -> None:
+        kept: Any = self.folder / f"{len(self.saved)}{how}"
+        if how == "dict":
+            kept = self.opt.state_dict()
+        else:
+            self.opt.save(kept)
+        self.saved.append((kept, copy.deepcopy(self.mirror)))
+
+    @rule(which=st.integers(0, 9), fresh=st.booleans(), layout=st.sampled_from(LAYOUTS))
+    def load(self, which: int, fresh: bool, layout: Any) -> None:
+        """Go back to what was saved, in the same arrays or in others of another layout."""
+        if not self.saved:
+            self.save("dict")
+        kept, mirror = self.saved[which % len(self.saved)]
+        if fresh:
+            self.params = {
+                name: layout.make(lambda s, dtype=param.dtype: np.ones(s, dtype), param.shape)
+                for name, param in self.params.items()
+            }
+            self.opt = self.new(self.params)
+        if isinstance(kept, Path):
+            self.opt.load(kept)
+        else:
+            self.opt.load_state_dict(kept)
+        self.mirror = copy.deepcopy(mirror)
+
+    @rule(how=st.sampled_from(["pickle", "deepcopy"]))
+    def replace(self, how: str) -> None:
+        """Go on with a copy; the original is gone."""
+        together = (self.params, self.opt)
+        self.params, self.opt = pickle.loads(pickle.dumps(together)) if how == "pickle" else copy.deepcopy(together)
+
+    @invariant()
+    def is_what_the_reference_says(self) -> None:
+        if hasattr(self, "opt"):
+            self.mirror.assert_like(self.opt, self.params, repr(self.case))
+
+
+TestRun = Run.TestCase
