@@ -69,8 +69,8 @@ Array checked(const AnySpan& span, const Label& label, Type type, bool written) 
   array.item_size = size_of(type);
   check_reach(array);
   if (array.data == nullptr) {
-    alignas(double) static char nowhere[1];
-    array.data = nowhere;  // null stands for an array that there is not; this one there is, and it is empty
+    alignas(double) static constexpr char nowhere[1] = {};
+    array.data = const_cast<char*>(nowhere);  // null stands for an array that there is not; this one there is, and it is empty
   }
   bool aligned = reinterpret_cast<std::uintptr_t>(array.data) % static_cast<std::uintptr_t>(array.item_size) == 0;
   for (std::size_t k = 0; k < span.dimensions; ++k) {

