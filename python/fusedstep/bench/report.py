@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import sys
 import time
@@ -179,6 +180,8 @@ def _not_timed(found: list[Row]) -> list[str]:
     ]
 
 
+ADAPTOR = "fusedstep.torch"
+
 TIE = 0.03
 """Times that differ by less are no victory."""
 
@@ -187,76 +190,86 @@ def defeats(found: Iterable[Row]) -> list[str]:
     """Return a line for each group in which a peer is faster than our best way from Python, or as fast."""
     groups: dict[Any, list[Row]] = {}
     for row in found:
-        groups.setdefault(row.group, []).append(row)
+        if row.ns_per_element is not None and not row.is_limit:
+            groups.setdefault(row.group, []).append(row)
     lines = []
     for rows in groups.values():
-        ours = [row for row in rows if row.is_ours and "Python" in row.way and row.ns_per_element]
-        for peer in rows:
-            if peer.is_ours or peer.is_limit or not peer.ns_per_element or not ours:
-                continue
-            best = min(row.ns_per_element or 0.0 for row in ours)
-            ratio = best / peer.ns_per_element
-            if ratio > 1 - TIE:
-                verb = "is faster" if ratio > 1 + TIE else "ties"
-                lines.append(
-                    f"{peer.way} {verb} ({peer.ns_per_element:.3g} ns an element, we {best:.3g}): {_heading(peer).strip()}"
-                )
+        peers = [row for row in rows if not row.is_ours]
+        lines += _defeats("ours", [row for row in rows if row.is_ours and "Python" in row.way], peers)
+        adaptor = [row for row in rows if row.way == ADAPTOR]
+        lines += _defeats(ADAPTOR, adaptor, [row for row in peers if row.way.startswith("torch")])
+    return lines
+
+
+def _defeats(name: str, ours: list[Row], peers: list[Row]) -> list[str]:
+    lines = []
+    best = min((row.ns_per_element or 0.0 for row in ours), default=0.0)
+    for peer in peers:
+        ratio = best / (peer.ns_per_element or 1.0)
+        if ratio > 1 - TIE:
+            verb = "is faster" if ratio > 1 + TIE else "ties"
+            times = f"{peer.ns_per_element:.3g} ns an element, {name} {best:.3g}"
+            lines.append(f"{peer.way} {verb} ({times}): {_heading(peer).strip()}")
     return lines
 
 
 # -------------------------------------------------------------------------------------------------------------- table
 
 NAMES = {
-    "limit: traffic": "limit: the memory's, GB/s",
-    f"{OURS}, kernel": f"**{OURS}**, kernel alone",
-    f"{OURS}, C++ function": f"**{OURS}**, from C++",
-    f"{OURS}, Python function": f"**{OURS}**, from Python",
-    f"{OURS}, Python optimizer": f"**{OURS}**, Python optimizer",
+    f"{OURS}, kernel": f"**{OURS}**, the kernel alone",
+    f"{OURS}, C++ function": f"**{OURS}**, C++ function",
     f"{OURS}, C++ optimizer": f"**{OURS}**, C++ optimizer",
+    f"{OURS}, Python function": f"**{OURS}**, Python function",
+    f"{OURS}, Python optimizer": f"**{OURS}**, Python optimizer",
+    ADAPTOR: f"**{ADAPTOR}**",
 }
 
 
 def table(found: list[Row], facts: dict[str, Any]) -> str:
-    """Return Markdown: what was measured on, one table of arrays and lists, and where we lose or tie."""
+    """Return Markdown: what was measured on, one table of arrays, one of lists, and where we lose or tie."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    arrays = [row for row in found if row.what == LAYOUTS[0]]
-    sizes = sorted({row.n for row in arrays})
-    lists = [row for row in found if row.what != LAYOUTS[0]]
     text = [
-        f"{facts['processor']}, {facts['instruction set']}, {facts['system'].split('-')[0]}; {facts['compiler']}, {versions}.",
-        "float32, medians of alternating rounds. A cell of an array: error (in units of the last place of the sum, after",
-        "one step, against the reference), nanoseconds an element, share of the limit, which is the larger of the memory's",
-        "traffic and the divider's rate, measured in the same run. A cell of a list: error, microseconds a step of the",
-        "whole list.",
+        f"{facts['processor']}, {facts['instruction set']}, {facts['system'].partition('-')[0]}; {facts['compiler']}, "
+        f"{versions}. float32.",
         "",
-        "| rule, threads | way | " + " | ".join(f"{n:,}" for n in sizes) + " |",
-        "|---|---|" + "---|" * len(sizes),
+        "A cell: error of one step, in units of the last place (ulp) of the sum; nanoseconds an element, the median of "
+        "alternating rounds; share of the limit. The limit is the larger of the memory's traffic and the divider's rate, "
+        "measured in the same run.",
+        "",
     ]
-    for case, threads in dict.fromkeys((row.case, row.threads) for row in arrays):
-        chosen = [row for row in arrays if row.case == case and row.threads == threads]
-        ways = dict.fromkeys(row.way for row in chosen if row.ns_per_element is not None)
-        limit = {n: max((r.ns_per_element or 0.0 for r in chosen if r.is_limit and r.n == n), default=0.0) for n in sizes}
-        kinds = {r.n: r.bound_by for r in chosen if r.bound_by}
-        cells = " | ".join(f"{_of_limit(chosen, n):.3g} ns, {kinds[n]}" if limit[n] else "" for n in sizes)
-        text.append(f"| {case}, {threads} | limit | {cells} |")
-        for way in ways:
-            if way.startswith("limit") or "aligned" in way or way == f"{OURS}, C++ optimizer":
-                continue
-            cells = " | ".join(_cell(next((r for r in chosen if r.way == way and r.n == n), None)) for n in sizes)
-            text.append(f"| {case}, {threads} | {NAMES.get(way, way)} | {cells} |")
-    whats = list(dict.fromkeys(row.what for row in lists))
-    text += ["", "| list, rule, threads | " + " | ".join(_ways(lists)) + " |", "|---|" + "---|" * len(_ways(lists))]
-    for what in whats:
-        for case, threads in dict.fromkeys((row.case, row.threads) for row in lists if row.what == what):
-            chosen = [r for r in lists if r.what == what and r.case == case and r.threads == threads]
-            cells = " | ".join(_list_cell(next((r for r in chosen if r.way == w), None)) for w in _ways(lists, raw=True))
-            text.append(f"| {what}, {case}, {threads} | {cells} |")
+    arrays = [row for row in found if row.what == LAYOUTS[0] and row.dtype == "float32"]
+    columns = sorted({(row.threads, row.n) for row in arrays})
+    names = [f"{n:,}" if threads == 1 else f"{n:,}, {_threads(threads)}" for threads, n in columns]
+    text += [f"| rule | way | {' | '.join(names)} |", "|---|---|" + "---|" * len(columns)]
+    for case in dict.fromkeys(row.case for row in arrays):
+        cells = {(row.way, row.threads, row.n): row for row in arrays if row.case == case}
+        limits = [[row for row in cells.values() if (row.threads, row.n) == column] for column in columns]
+        text.append(f"| {case} | limit | {' | '.join(map(_limit_cell, limits))} |")
+        for way in dict.fromkeys(way for way, *_ in cells):
+            if way in NAMES or not way.startswith(("limit", OURS)):
+                ours = [_cell(cells.get((way, *column))) for column in columns]
+                if any(cell.endswith(tuple("0123456789")) for cell in ours):
+                    text.append(f"| {case} | {NAMES.get(way, way)} | {' | '.join(ours)} |")
+    lists = [row for row in found if row.what not in LAYOUTS]
+    if lists:
+        ways = list(dict.fromkeys(row.way for row in lists))
+        text += ["", "Lists of parameters, one thread; a cell: error, microseconds a step of the whole list.", ""]
+        text += [f"| list | rule | {' | '.join(NAMES.get(way, way) for way in ways)} |", "|---|---|" + "---|" * len(ways)]
+        for what, case in dict.fromkeys((row.what, row.case) for row in lists):
+            by_way = {row.way: row for row in lists if (row.what, row.case, row.threads) == (what, case, 1)}
+            text.append(f"| {what} | {case} | {' | '.join(_list_cell(by_way.get(way)) for way in ways)} |")
     lost = defeats(found)
-    text += ["", "Where a peer is faster than ours from Python, or within 3%:" if lost else "No peer is as fast anywhere."]
-    text += [f"- {line}" for line in lost]
+    text += ["", "Where a peer is faster than ours called from Python, or within 3%:" if lost else "No peer is as fast."]
+    text += ["", *(f"- {line}" for line in lost)] if lost else []
     if silent := _not_timed(found):
-        text += ["", *(f"- {line}" for line in silent)]
+        text += ["", "Not timed:", "", *(f"- {line.removeprefix('not timed: ')}" for line in silent)]
     return "\n".join(text)
+
+
+def _limit_cell(rows: list[Row]) -> str:
+    """Return the limit of a size, and which one it is."""
+    bound_by = next((row.bound_by for row in rows if row.bound_by), "")
+    return f"{_of_limit(rows, rows[0].n):.3g} ns, {bound_by}" if bound_by else ""
 
 
 def _of_limit(rows: list[Row], n: int) -> float:
@@ -265,17 +278,12 @@ def _of_limit(rows: list[Row], n: int) -> float:
     return (row.ns_per_element or 0.0) * (row.share_of_limit or 0.0)
 
 
-def _ways(lists: list[Row], raw: bool = False) -> list[str]:
-    ways = list(dict.fromkeys(row.way for row in lists))
-    return ways if raw else [NAMES.get(way, way) for way in ways]
-
-
 def _cell(row: Row | None) -> str:
-    if row is None:
+    if row is None or row.error == "has no such rule":
         return ""
     if row.ns_per_element is None:
         return row.error.partition(":")[0]
-    return f"{row.error}, {row.ns_per_element:.3g} ns, {row.share_of_limit:.2g}"
+    return f"{row.error}, {row.ns_per_element:.3g} ns, {row.share_of_limit:.2f}"
 
 
 def _list_cell(row: Row | None) -> str:
@@ -283,7 +291,8 @@ def _list_cell(row: Row | None) -> str:
         return ""
     if row.ns_per_element is None:
         return row.error.partition(":")[0]
-    return f"{row.error}, {row.ns_per_element * row.n / 1e3:.3g}"
+    microseconds = row.ns_per_element * row.n / 1e3
+    return f"{row.error}, {microseconds:,.0f}" if microseconds >= 100 else f"{row.error}, {microseconds:.3g}"
 
 
 # --------------------------------------------------------------------------------------------------------------- plot
@@ -291,7 +300,7 @@ def _list_cell(row: Row | None) -> str:
 STYLES = {
     f"{OURS}, kernel": ("#D55E00", "-", "o", 2.6),
     f"{OURS}, Python function": ("#D55E00", "--", "o", 1.6),
-    "limit": ("black", "-", "", 1.2),
+    "limit": ("black", ":", "", 2.0),
     "NumPy": ("#777777", "-", "s", 1.1),
     "NumPy out=": ("#777777", "--", "s", 1.1),
     "numexpr": ("#B8A000", "-", "v", 1.1),
@@ -352,27 +361,28 @@ def _name_lines(axis: Any, ends: list[tuple[float, float, str, str]]) -> None:
     """Write the name of each line beside its end, moved apart so that none covers another."""
     if not ends:
         return
-    import math
-
     low, high = (math.log(limit) for limit in axis.get_ylim())
-    gap = 0.045
-    places = []
-    for x, y, way, colour in sorted(ends, key=lambda end: end[1]):
-        at = (math.log(y) - low) / (high - low)
-        places.append((max(at, places[-1][0] + gap) if places else at, x, y, way, colour))
-    over = max(0.0, places[-1][0] - 1)
+    ends = sorted(ends, key=lambda end: end[1])
+    places = [(math.log(y) - low) / (high - low) for _, y, *_ in ends]
+    gap = 0.043
+    for _ in range(200):
+        for k in range(1, len(places)):
+            if (close := gap - (places[k] - places[k - 1])) > 0:
+                places[k - 1] -= close / 2
+                places[k] += close / 2
+        places = [min(max(at, k * gap), 1 - (len(places) - 1 - k) * gap) for k, at in enumerate(places)]
     right = max(x for x, *_ in ends)
-    for at, x, y, way, colour in places:
+    for at, (x, y, way, colour) in zip(places, ends, strict=True):
         axis.annotate(
             way,
             xy=(x, y),
-            xytext=(1.04, at - over),
+            xytext=(1.06, at),
             textcoords="axes fraction",
             color=colour,
             fontsize=8.5,
             va="center",
             fontweight="bold" if way.startswith((OURS, "limit")) else "normal",
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.6},
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.7, "shrinkA": 1, "shrinkB": 3},
             annotation_clip=False,
         )
     axis.set_xlim(right=right * 1.6)

@@ -36,6 +36,8 @@ class Setting:
     sizes: tuple[int, ...]
     sizes_of_variants: tuple[int, ...] = ()
     """Sizes of the cases that peers do not have."""
+    sizes_in_parallel: tuple[int, ...] | None = None
+    """Sizes that are measured on more than one thread, where not all of them are."""
     cases: tuple[str, ...] = MAIN
     dtypes: tuple[str, ...] = ("float32",)
     threads: tuple[int, ...] = (1,)
@@ -57,10 +59,11 @@ def table() -> Setting:
     """Return what README shows."""
     return Setting(
         sizes=(16, 1_000, 30_000, 1_000_000, 16_000_000),
+        sizes_in_parallel=(16_000_000,),
         threads=_one_and_all(),
         models=tuple(MODELS),
         whole_step=True,
-        seconds=1.2,
+        seconds=1.0,
     )
 
 
@@ -135,6 +138,8 @@ def groups(setting: Setting) -> list[Group]:
             for name in setting.cases:
                 case = by_name(name)
                 for n in setting.sizes if name in MAIN else setting.sizes_of_variants:
+                    if threads > 1 and setting.sizes_in_parallel and n not in setting.sizes_in_parallel:
+                        continue
                     made.append(
                         Group(f"{name}, {n:,} of {dtype}", threads, partial(_array, case, n, dtype, threads, setting))
                     )
@@ -143,11 +148,11 @@ def groups(setting: Setting) -> list[Group]:
             for layout in LAYOUTS[2:] if setting.layouts else ():
                 work = partial(_array, case, 1_000_000, np.dtype("float32"), threads, setting, layout)
                 made.append(Group(f"{case.name}, {layout}", threads, work))
-            for model in setting.models:
+            for model in setting.models if threads == 1 or setting.sizes_in_parallel is None else ():
                 made.append(
                     Group(f"{case.name}, {model}", threads, partial(_model, case, model, threads, setting.seconds, setting.peers))
                 )
-        if setting.whole_step:
+        if setting.whole_step and (threads == 1 or setting.sizes_in_parallel is None):
             made.append(Group("whole step", threads, partial(_whole_step, threads, setting.seconds)))
     return made
 
