@@ -22,6 +22,7 @@ __all__ = [
     "by_name",
     "divider",
     "error",
+    "error_of_optimizers",
     "lists",
     "optimizer_options",
     "traffic",
@@ -67,6 +68,16 @@ class Case:
         name = words.get(self.rule) or "".join(map(str.title, self.rule.split("_"))).replace("Da", "DA")
         return getattr(optimizers, name)  # type: ignore[no-any-return]
 
+    def first_states(self, param: Array) -> dict[str, Array]:
+        """Return the states that an optimizer starts with."""
+        states: dict[str, Array] = {}
+        for name, kind in self.states.items():
+            shape = () if kind == "scalar" else param.shape
+            states[name] = np.zeros(shape, np.int8 if kind == "int8" else param.dtype)
+        if "step_size" in states:
+            states["step_size"][...] = optimizer_options(self)["lr"]
+        return states
+
     @property
     def streamed(self) -> list[str]:
         return [kind for kind in self.states.values() if kind != "scalar"]
@@ -83,9 +94,7 @@ LAYOUTS = ("as NumPy allocates", "aligned", "every second", "transposed gradient
 class Data:
     """Arrays of one case in one layout."""
 
-    def __init__(
-        self, case: Case, n: int, dtype: DTypeLike, layout: str = LAYOUTS[0], *, seed: int = 0
-    ) -> None:
+    def __init__(self, case: Case, n: int, dtype: DTypeLike, layout: str = LAYOUTS[0], *, seed: int = 0) -> None:
         self.case = case
         self.layout = layout
         dtype = np.dtype(dtype)
@@ -105,7 +114,9 @@ class Data:
             self.grad[...] = 0
         self.states: dict[str, Array] = {}
         for name, kind in case.states.items():
-            state = np.ones((), dtype) if kind == "scalar" else self._make(n, np.dtype("int8") if kind == "int8" else dtype)
+            state = (
+                np.ones((), dtype) if kind == "scalar" else self._make(n, np.dtype("int8") if kind == "int8" else dtype)
+            )
             if kind == "int8":
                 state[...] = np.sign(_normal(rng, shape))
             elif layout == "subnormal":
@@ -171,14 +182,39 @@ def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
     return np.resize(rng.standard_normal(min(int(np.prod(shape)), 1_000_003), np.float32), shape)
 
 
+WRONG = "wrong: a bit differs from the reference"
+
+
 def error(case: Case, dtype: DTypeLike, layout: str = LAYOUTS[0]) -> str:
-    """Return what is to be said of our own result."""
-    ours = Data(case.to_check(), 4099, dtype, layout)
-    expected = ours.copy()
-    ours.update()
+    """Return what is to be said of our own results, called from Python and from C++."""
+    start = Data(case.to_check(), 4099, dtype, layout)
+    expected = start.copy()
     expected.update_plain()
-    equal = all(a.tobytes() == b.tobytes() for a, b in zip(ours.arrays, expected.arrays, strict=True))
-    return "0 ulp" if equal else "wrong: a bit differs from the reference"
+    for call in (Data.update, lambda data: data.kernel().seconds(1), lambda data: data.step_cpp().seconds(1)):
+        ours = start.copy()
+        call(ours)
+        if any(a.tobytes() != b.tobytes() for a, b in zip(ours.arrays, expected.arrays, strict=True)):
+            return WRONG
+    return "0 ulp"
+
+
+def error_of_optimizers(case: Case, dtype: DTypeLike) -> str:
+    """Return what is to be said of a step of our optimizers, called from Python and from C++."""
+    shown = case.to_check()
+    params, grads = lists(shown, [4099, 16, 1], dtype)
+    for make in (bound, bound_cpp):
+        ours = [p.copy() for p in params]
+        step = make(shown, ours, grads)
+        if isinstance(step, Native):
+            step.seconds(1)
+        else:
+            step()
+        for p, g, found in zip(params, grads, ours, strict=True):
+            expected = p.copy()
+            shown.plain(expected, g, **shown.first_states(expected), **shown.options, **shown.functional)
+            if expected.tobytes() != found.tobytes():
+                return WRONG
+    return "0 ulp"
 
 
 def lists(case: Case, sizes: Sequence[int], dtype: DTypeLike) -> tuple[list[Array], list[Array]]:
@@ -192,9 +228,12 @@ def optimizer_options(case: Case) -> dict[str, Any]:
     return case.options | case.flags | ({"lr": case.options["step_sizes"][0]} if case.rule == "rprop" else {})
 
 
-def bound(case: Case, params: list[Array], grads: list[Array]) -> Callable[[], optimizers.StepReport]:
+def bound(case: Case, params: list[Array], grads: list[Array]) -> Callable[[], _core.StepReport]:
     """Return a step of an optimizer over these parameters."""
-    optimizer = case.class_(params, **optimizer_options(case))
+    start: dict[str, Any] = (
+        {"initial_accumulator_value": 0.0} if case.rule in ("proximal_adagrad", "adagrad_da") else {}
+    )
+    optimizer = case.class_(params, **optimizer_options(case), **start)
     return lambda: optimizer.step(grads)
 
 
@@ -220,7 +259,9 @@ def traffic(data: Data) -> Native:
     """
     case = data.case
     rule, options = "sign_traffic", {}
-    streams = [array for array, kind in zip(data.states.values(), case.states.values(), strict=True) if kind != "scalar"]
+    streams = [
+        array for array, kind in zip(data.states.values(), case.states.values(), strict=True) if kind != "scalar"
+    ]
     if "int8" not in case.streamed:
         rule, options = "traffic", {"states": ("none", "one", "two", "three")[len(streams)]}
     return Native(_core.repeated_kernel(rule, options, [data.param, data.zeros(), *streams]).seconds)

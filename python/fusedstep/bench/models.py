@@ -56,7 +56,7 @@ def verdict_of_list(
         step()
         expected = [p.copy() for p in before]
         for p, g in zip(expected, small_grads, strict=True):
-            shown.plain(p, g, **_states(shown, p), **shown.options, **shown.functional)
+            shown.plain(p, g, **shown.first_states(p), **shown.options, **shown.functional)
         ulp = max(map(ulps, small, expected, before))
         if not ulp <= ACCEPTED:
             return f"wrong: {ulp:.3g} ulp from the reference after one step", None
@@ -64,13 +64,6 @@ def verdict_of_list(
     except Exception as problem:  # whatever a peer raises is its row's answer
         lines = str(problem).splitlines() or [""]
         return f"failed: {type(problem).__name__}: {lines[0]}", None
-
-
-def _states(case: Case, p: Array) -> dict[str, Array]:
-    states = {name: np.zeros(p.shape, np.int8 if kind == "int8" else p.dtype) for name, kind in case.states.items()}
-    if "step_size" in states:
-        states["step_size"][...] = optimizer_options(case)["lr"]
-    return states
 
 
 def _torch(way: str) -> Callable[[Case, list[Array], list[Array], int], Step | None]:
@@ -103,7 +96,7 @@ def _numba(case: Case, params: list[Array], grads: list[Array], threads: int) ->
     scalars: tuple[Any, ...]
     match case.name:
         case "RMSprop":
-            scalars = (T(case.options["lr"]), T(0.9), T(0.1), T(1e-8))
+            scalars = (T(case.options["lr"]), T(0.9), T(1 - 0.9), T(1e-8))
         case "Adagrad":
             scalars = (T(case.options["lr"]), T(1e-10))
         case "Rprop":
@@ -111,7 +104,7 @@ def _numba(case: Case, params: list[Array], grads: list[Array], threads: int) ->
         case _:
             return None
     loop = numba_loops(False)[case.name]
-    states = [[state.astype(T) for state in _states(case, p).values()] for p in params]
+    states = [[state.astype(T) for state in case.first_states(p).values()] for p in params]
 
     def step() -> None:
         for p, g, own in zip(params, grads, states, strict=True):
@@ -143,7 +136,7 @@ def _whole_step_of_torch(params: list[Array], grads: list[Array], alpha: float, 
     import torch
 
     torch.set_num_threads(threads)
-    tensors = [torch.from_numpy(p).requires_grad_() for p in params]
+    tensors: Any = [torch.from_numpy(p).requires_grad_() for p in params]
     for tensor, grad in zip(tensors, grads, strict=True):
         tensor.grad = torch.from_numpy(grad)
     optimizer = torch.optim.RMSprop(tensors, lr=1e-3, alpha=alpha, foreach=True)

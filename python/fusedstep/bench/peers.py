@@ -80,7 +80,7 @@ def _numpy_naive(data: Data, threads: int) -> Made:
 
             def step() -> None:
                 nonlocal p, v
-                v = T(0.9) * v + T(0.1) * g * g
+                v = T(0.9) * v + T(1 - 0.9) * g * g
                 p = p - T(o["lr"]) * g / (np.sqrt(v) + T(1e-8))
         case "Adagrad":
             s = data.states["square_sum"]
@@ -112,7 +112,7 @@ def _numpy_out(data: Data, threads: int) -> Made:
     match data.case.name:
         case "RMSprop":
             v = data.states["square_avg"]
-            alpha, rest, eps, lr = T(0.9), T(0.1), T(1e-8), T(o["lr"])
+            alpha, rest, eps, lr = T(0.9), T(1 - 0.9), T(1e-8), T(o["lr"])
 
             def step() -> None:
                 np.multiply(g, rest, out=a)
@@ -172,7 +172,7 @@ def _numexpr(data: Data, threads: int) -> Made:
     names: dict[str, Any] = {"p": p, "g": g, "lr": T(o.get("lr", 0.0))}
     match data.case.name:
         case "RMSprop":
-            names |= {"v": data.states["square_avg"], "alpha": T(0.9), "rest": T(0.1), "eps": T(1e-8)}
+            names |= {"v": data.states["square_avg"], "alpha": T(0.9), "rest": T(1 - 0.9), "eps": T(1e-8)}
             lines = [("v", "alpha * v + rest * g * g"), ("p", "p - lr * g / (sqrt(v) + eps)")]
         case "Adagrad":
             names |= {"s": data.states["square_sum"], "eps": T(1e-10)}
@@ -236,7 +236,9 @@ def _numba_by_rows(loop: Any) -> Any:
     """Return a loop over two dimensions, of any strides."""
     import numba
 
-    @numba.njit(error_model="numpy")  # type: ignore[untyped-decorator]
+    jit: Any = numba.njit(error_model="numpy")
+
+    @jit  # type: ignore[untyped-decorator]
     def by_rows(p: Any, g: Any, state: Any, scalars: Any) -> None:
         for k in range(p.shape[0]):
             loop(p[k], g[k], state[k], *scalars)
@@ -255,7 +257,7 @@ def _numba(parallel: bool) -> Callable[[Data, int], Made]:
         scalars: tuple[Any, ...]
         match data.case.name:
             case "RMSprop":
-                scalars = (T(o["lr"]), T(0.9), T(0.1), T(1e-8))
+                scalars = (T(o["lr"]), T(0.9), T(1 - 0.9), T(1e-8))
             case "Adagrad":
                 scalars = (T(o["lr"]), T(1e-10))
             case "Rprop" if p.ndim == 1:
@@ -284,7 +286,9 @@ def _torch(way: str) -> Callable[[Data, int], Made]:
         o, states = data.case.options, data.states
         keys: dict[str, Any] = {"fused": True} if way == "fused" else {"foreach": way == "foreach"}
         match data.case.name:
-            case "RMSprop" | "RMSprop, centered" | "RMSprop, momentum" | "RMSprop, centered, momentum" if way != "fused":
+            case "RMSprop" | "RMSprop, centered" | "RMSprop, momentum" | "RMSprop, centered, momentum" if (
+                way != "fused"
+            ):
                 centered = "grad_avg" in states
                 optimizer: Any = torch.optim.RMSprop([p], alpha=0.9, eps=1e-8, centered=centered, **o, **keys)
                 state = {name: torch.from_numpy(array) for name, array in states.items()}
@@ -313,7 +317,8 @@ def _optax(data: Data, threads: int) -> Made:
     import jax.numpy as jnp
     import optax
 
-    jax.config.update("jax_enable_x64", True)
+    config: Any = jax.config
+    config.update("jax_enable_x64", True)
     o, states = data.case.options, data.states
     match data.case.name:
         case "RMSprop":

@@ -233,8 +233,8 @@ def table(found: list[Row], facts: dict[str, Any]) -> str:
         f"{versions}. float32.",
         "",
         "A cell: error of one step, in units of the last place (ulp) of the sum; nanoseconds an element, the median of "
-        "alternating rounds; share of the limit. The limit is the larger of the memory's traffic and the divider's rate, "
-        "measured in the same run.",
+        "alternating rounds; share of the limit. The limit is the larger of the memory's traffic and the divider's "
+        "rate, measured in the same run.",
         "",
     ]
     arrays = [row for row in found if row.what == LAYOUTS[0] and row.dtype == "float32"]
@@ -254,12 +254,18 @@ def table(found: list[Row], facts: dict[str, Any]) -> str:
     if lists:
         ways = list(dict.fromkeys(row.way for row in lists))
         text += ["", "Lists of parameters, one thread; a cell: error, microseconds a step of the whole list.", ""]
-        text += [f"| list | rule | {' | '.join(NAMES.get(way, way) for way in ways)} |", "|---|---|" + "---|" * len(ways)]
+        text += [
+            f"| list | rule | {' | '.join(NAMES.get(way, way) for way in ways)} |",
+            "|---|---|" + "---|" * len(ways),
+        ]
         for what, case in dict.fromkeys((row.what, row.case) for row in lists):
             by_way = {row.way: row for row in lists if (row.what, row.case, row.threads) == (what, case, 1)}
             text.append(f"| {what} | {case} | {' | '.join(_list_cell(by_way.get(way)) for way in ways)} |")
     lost = defeats(found)
-    text += ["", "Where a peer is faster than ours called from Python, or within 3%:" if lost else "No peer is as fast."]
+    text += [
+        "",
+        "Where a peer is faster than ours called from Python, or within 3%:" if lost else "No peer is as fast.",
+    ]
     text += ["", *(f"- {line}" for line in lost)] if lost else []
     if silent := _not_timed(found):
         text += ["", "Not timed:", "", *(f"- {line.removeprefix('not timed: ')}" for line in silent)]
@@ -332,7 +338,9 @@ def plot(found: list[Row], facts: dict[str, Any], path: Path) -> None:
     cases = [name for name in MAIN if any(row.case == name for row in chosen)]
     columns = min(2, len(cases))
     lines = -(-len(cases) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(6.6 * columns, 5.2 * lines), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(6.6 * columns, 5.2 * lines), squeeze=False, layout="constrained"
+    )
     for axis, case in zip(axes.flat, cases, strict=False):
         rows = [row for row in chosen if row.case == case]
         ends: list[tuple[float, float, str, str]] = []

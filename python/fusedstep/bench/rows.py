@@ -10,7 +10,21 @@ from typing import Any
 import numpy as np
 
 from .. import _config, _core
-from .cases import CASES, LAYOUTS, Case, Data, bound, bound_cpp, by_name, divider, error, lists, traffic, traffic_bytes
+from .cases import (
+    CASES,
+    LAYOUTS,
+    Case,
+    Data,
+    bound,
+    bound_cpp,
+    by_name,
+    divider,
+    error,
+    error_of_optimizers,
+    lists,
+    traffic,
+    traffic_bytes,
+)
 from .instrument import Contender, Native, Timing, alternate
 from .models import MODELS, PEERS_OF_LISTS, verdict_of_list, verdict_of_whole_step, whole_step
 from .peers import PEERS, verdict
@@ -79,7 +93,7 @@ def full() -> Setting:
         layouts=True,
         models=tuple(MODELS),
         whole_step=True,
-        seconds=1.0,
+        seconds=0.8,
     )
 
 
@@ -150,7 +164,11 @@ def groups(setting: Setting) -> list[Group]:
                 made.append(Group(f"{case.name}, {layout}", threads, work))
             for model in setting.models if threads == 1 or setting.sizes_in_parallel is None else ():
                 made.append(
-                    Group(f"{case.name}, {model}", threads, partial(_model, case, model, threads, setting.seconds, setting.peers))
+                    Group(
+                        f"{case.name}, {model}",
+                        threads,
+                        partial(_model, case, model, threads, setting.seconds, setting.peers),
+                    )
                 )
         if setting.whole_step and (threads == 1 or setting.sizes_in_parallel is None):
             made.append(Group("whole step", threads, partial(_whole_step, threads, setting.seconds)))
@@ -192,7 +210,8 @@ def _array(
     if in_registers is not None:
         contenders["limit: divider"] = in_registers
     own = error(case, dtype, layout)
-    says = {way: own for way in contenders if way.startswith(OURS)}
+    of_optimizers = error_of_optimizers(case, dtype)
+    says = {way: of_optimizers if "optimizer" in way else own for way in contenders if way.startswith(OURS)}
     for peer in PEERS if setting.peers else ():
         if peer.slow and not (setting.slow_peers and n in SLOW_AT and layout == LAYOUTS[0]):
             continue
@@ -275,7 +294,7 @@ def _model(case: Case, model: str, threads: int, seconds: float, peers: bool) ->
     sizes = MODELS[model]
     dtype = np.dtype("float32")
     params, grads = lists(case, sizes, dtype)
-    own = error(case, dtype)
+    own = error_of_optimizers(case, dtype)
     contenders: dict[str, Contender] = {
         f"{OURS}, C++ optimizer": bound_cpp(case, params, grads),
         f"{OURS}, Python optimizer": bound(case, params, grads),
@@ -300,7 +319,7 @@ def _whole_step(threads: int, seconds: float) -> Iterator[Row]:
     params, grads = lists(case, [n // 10] * 10, dtype)
     way = f"{OURS}, Python optimizer"
     contenders: dict[str, Contender] = {way: whole_step(params, grads, alpha=1.0)}
-    says = {way: error(case, dtype)}
+    says = {way: error_of_optimizers(case, dtype)}
     says["torch foreach"], step = verdict_of_whole_step(params, grads, threads)
     if step is not None:
         contenders["torch foreach"] = step
