@@ -28,11 +28,20 @@ class Timing:
     median: float
     lower: float
     upper: float
-    rounds: int
+    by_round: dict[int, float]
+    """The timing of each round that the contender took part in."""
+
+    def scaled(self, factor: float) -> Timing:
+        """Return the timing of so many times the work."""
+        rounds = {k: taken * factor for k, taken in self.by_round.items()}
+        return Timing(self.median * factor, self.lower * factor, self.upper * factor, rounds)
 
 
 FEWEST = 3
-"""Timings of a contender whose single call takes more than its share of the time."""
+"""Timings of a slow contender."""
+
+SLOW = 0.05
+"""Seconds of a call that takes part in fewer rounds."""
 
 
 def alternate(contenders: Mapping[str, Contender], seconds: float, rounds: int = 9) -> dict[str, Timing]:
@@ -53,8 +62,8 @@ def alternate(contenders: Mapping[str, Contender], seconds: float, rounds: int =
     for name, contender in contenders.items():
         once = _warm(contender, share)
         calls[name] = max(1, int(share / max(once, 1e-9)))
-        every[name] = min(max(1, round(once / share)), (rounds - 1) // (FEWEST - 1))
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+        every[name] = (rounds - 1) // (FEWEST - 1) if once > max(share, SLOW) else 1
+    times: dict[str, dict[int, float]] = {name: {} for name in contenders}
     order = list(contenders)
     collecting = gc.isenabled()
     gc.disable()
@@ -62,7 +71,7 @@ def alternate(contenders: Mapping[str, Contender], seconds: float, rounds: int =
         for k in range(rounds):
             for name in order:
                 if k % every[name] == 0:
-                    times[name].append(_timed(contenders[name], calls[name]))
+                    times[name][k] = _timed(contenders[name], calls[name])
             order = [*order[1:], order[0]]
     finally:
         if collecting:
@@ -87,8 +96,6 @@ def _warm(contender: Contender, share: float) -> float:
     return once if once > share else _timed(contender, max(1, min(100, int(share / max(once, 1e-7) / 4))))
 
 
-def _timing(times: list[float]) -> Timing:
-    if len(times) == 1:
-        return Timing(times[0], times[0], times[0], 1)
-    lower, _, upper = statistics.quantiles(times, n=4, method="inclusive")
-    return Timing(statistics.median(times), lower, upper, len(times))
+def _timing(by_round: dict[int, float]) -> Timing:
+    lower, median, upper = statistics.quantiles(by_round.values(), n=4, method="inclusive")
+    return Timing(median, lower, upper, by_round)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +42,11 @@ ACCEPTED = 4.0
 
 def verdict(peer: Peer, case: Case, data: Data, threads: int) -> tuple[str, Step | None]:
     """Return what is to be said of a peer (its error in ulp, or what is wrong) and its step, if it may be timed."""
+    with contextlib.redirect_stdout(sys.stderr):  # what peers have to say is no part of a table
+        return _verdict(peer, case, data, threads)
+
+
+def _verdict(peer: Peer, case: Case, data: Data, threads: int) -> tuple[str, Step | None]:
     try:
         for module in peer.needs:
             importlib.import_module(module)

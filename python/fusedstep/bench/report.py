@@ -274,14 +274,15 @@ def table(found: list[Row], facts: dict[str, Any]) -> str:
 
 def _limit_cell(rows: list[Row]) -> str:
     """Return the limit of a size, and which one it is."""
-    bound_by = next((row.bound_by for row in rows if row.bound_by), "")
-    return f"{_of_limit(rows, rows[0].n):.3g} ns, {bound_by}" if bound_by else ""
+    limit, bound_by = _limit(rows)
+    return f"{limit:.3g} ns, {bound_by}"
 
 
-def _of_limit(rows: list[Row], n: int) -> float:
-    """Return the limit of a size, in ns an element."""
-    row = next(r for r in rows if r.n == n and r.share_of_limit is not None)
-    return (row.ns_per_element or 0.0) * (row.share_of_limit or 0.0)
+def _limit(rows: list[Row]) -> tuple[float, str]:
+    """Return the larger of the limits of a group in ns an element, and its name."""
+    times = {row.way: row.ns_per_element for row in rows if row.is_limit and row.ns_per_element}
+    traffic = min(taken for way, taken in times.items() if "traffic" in way)
+    return max((traffic, "traffic"), (times.get("limit: divider", 0.0), "divider"))
 
 
 def _cell(row: Row | None) -> str:
@@ -346,7 +347,7 @@ def plot(found: list[Row], facts: dict[str, Any], path: Path) -> None:
         ends: list[tuple[float, float, str, str]] = []
         for way, (colour, line, marker, width) in STYLES.items():
             if way == "limit":
-                points = {row.n: _of_limit(rows, row.n) for row in rows}
+                points = {n: _limit([row for row in rows if row.n == n])[0] for n in {row.n for row in rows}}
             else:
                 points = {row.n: row.ns_per_element for row in rows if row.way == way and row.ns_per_element}
             if points:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -220,33 +221,40 @@ def _array(
             contenders[peer.name] = step
 
     timings = alternate(contenders, setting.seconds)
-    limits = {"traffic": min(timings[way].median for way in timings if way.startswith("limit: traffic"))}
-    limits["traffic"] *= case.bytes_per_element(dtype) / traffic_bytes(case, dtype)
     if in_registers is not None:
-        scale = n / max(n, AT_LEAST)
-        timings["limit: divider"] = _scaled(timings["limit: divider"], scale)
-        limits["divider"] = timings["limit: divider"].median
+        timings["limit: divider"] = timings["limit: divider"].scaled(n / max(n, AT_LEAST))
+    moved = case.bytes_per_element(dtype)
     make = partial(_row, case.name, layout, str(dtype), threads)
-    yield from _rows(make, n, says, timings, limits, case.bytes_per_element(dtype))
-
-
-def _scaled(timing: Timing, factor: float) -> Timing:
-    return Timing(timing.median * factor, timing.lower * factor, timing.upper * factor, timing.rounds)
+    yield from _rows(make, n, says, timings, moved, moved / traffic_bytes(case, dtype))
 
 
 def _rows(
-    make: Callable[..., Row],
-    n: int,
-    says: dict[str, str],
-    timings: dict[str, Timing],
-    limits: dict[str, float],
-    moved: int,
+    make: Callable[..., Row], n: int, says: dict[str, str], timings: dict[str, Timing], moved: int, passes: float = 1.0
 ) -> Iterator[Row]:
+    """Make rows of timings; ``passes`` is how often the rule moves what the traffic's limit moves once."""
+    traffic_ways = [way for way in timings if way.startswith("limit: traffic")]
+    limits: dict[str, float] = {}
+    if traffic_ways:
+        limits["traffic"] = min(timings[way].median for way in traffic_ways) * passes
+    if "limit: divider" in timings:
+        limits["divider"] = timings["limit: divider"].median
     bound_by = max(limits, key=lambda name: limits[name], default="")
+
+    def limit_in(k: int) -> float:
+        if bound_by == "divider":
+            return timings["limit: divider"].by_round[k]
+        return min(timings[way].by_round[k] for way in traffic_ways) * passes
+
     for way in [*timings, *(name for name in says if name not in timings)]:
         timing = timings.get(way)
         limit = way.startswith("limit")
-        share = limits[bound_by] / timing.median if timing and bound_by and not limit else None
+        share = None
+        if timing and bound_by and not limit:
+            # Within a round, for on several threads the memory changes its speed from one second to the next.
+            shared = [
+                k for k in timing.by_round if all(k in timings[each].by_round for each in timings if "limit" in each)
+            ]
+            share = statistics.median(limit_in(k) / timing.by_round[k] for k in shared)
         yield make(way, n, says.get(way, ""), timing, moved=moved, share=share, bound_by="" if limit else bound_by)
 
 
@@ -276,7 +284,7 @@ def _row(
         ns_per_element=None if timing is None else timing.median / n * 1e9,
         lower=None if timing is None else timing.lower / n * 1e9,
         upper=None if timing is None else timing.upper / n * 1e9,
-        rounds=0 if timing is None else timing.rounds,
+        rounds=0 if timing is None else len(timing.by_round),
         gigabytes_per_second=None if timing is None or way == "limit: divider" else moved * n / timing.median / 1e9,
         share_of_limit=share,
         bound_by=bound_by,
@@ -306,7 +314,7 @@ def _model(case: Case, model: str, threads: int, seconds: float, peers: bool) ->
             contenders[peer.name] = step
     timings = alternate(contenders, seconds)
     make = partial(_row, case.name, model, "float32", threads)
-    yield from _rows(make, sum(sizes), says, timings, {}, case.bytes_per_element(dtype))
+    yield from _rows(make, sum(sizes), says, timings, case.bytes_per_element(dtype))
 
 
 def _whole_step(threads: int, seconds: float) -> Iterator[Row]:
@@ -326,7 +334,7 @@ def _whole_step(threads: int, seconds: float) -> Iterator[Row]:
     timings = alternate(contenders, seconds)
     make = partial(_row, case.name, "whole step: unscale, norm, clip, update, zero", "float32", threads)
     # The norm reads g once more, and zeroing writes it.
-    yield from _rows(make, n, says, timings, {}, case.bytes_per_element(dtype) + 2 * dtype.itemsize)
+    yield from _rows(make, n, says, timings, case.bytes_per_element(dtype) + 2 * dtype.itemsize)
 
 
 def machine() -> dict[str, Any]:
