@@ -164,7 +164,7 @@ Repeated repeated_division(std::int64_t n, bool is_double, int roots, int divisi
               kernels().divide_and_root[static_cast<int>(kind)][is_double ? 1 : 0](std::min(end * block, n) -
                                                                                   begin * block);
             };
-            parallel_for((n + block - 1) / block, 32, threads_for(n), body(part));
+            parallel_for((n + block - 1) / block, threads_for(n), body(part));
           },
           py::none()};
 }
