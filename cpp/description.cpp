@@ -100,12 +100,20 @@ bool uses_time(const AdagradNorm&) { return false; }
 bool needs_loss(const AdagradNorm&) { return false; }
 std::string conflict(const AdagradNorm&) { return {}; }
 
-constexpr Field traffic_fields[] = {FLAG(Traffic, with_sign)};
-constexpr State traffic_states[] = {{"state", Storage::as_parameter}, {"sign", Storage::int8, "with_sign"}};
-bool uses(const Traffic& o, int state) { return state == 0 || o.with_sign; }
+constexpr const char* traffic_counts[] = {"none", "one", "two", "three"};
+constexpr Field traffic_fields[] = {CHOICE(Traffic, states, traffic_counts)};
+constexpr State traffic_states[] = {
+    {"first", Storage::as_parameter}, {"second", Storage::as_parameter}, {"third", Storage::as_parameter}};
+bool uses(const Traffic& o, int state) { return state < static_cast<int>(o.states); }
 bool uses_time(const Traffic&) { return false; }
 bool needs_loss(const Traffic&) { return false; }
 std::string conflict(const Traffic&) { return {}; }
+
+constexpr State sign_traffic_states[] = {{"first", Storage::as_parameter}, {"sign", Storage::int8}};
+bool uses(const SignTraffic&, int) { return true; }
+bool uses_time(const SignTraffic&) { return false; }
+bool needs_loss(const SignTraffic&) { return false; }
+std::string conflict(const SignTraffic&) { return {}; }
 
 constexpr Field rprop_fields[] = {
     REAL(Rprop, lr, nonnegative),
@@ -163,6 +171,7 @@ constexpr Description descriptions[rule_count] = {
     describe<AdagradDA>("adagrad_da", adagrad_da_fields, adagrad_da_states),
     describe<AdagradNorm>("adagrad_norm", adagrad_norm_fields, adagrad_norm_states),
     describe<Traffic>("traffic", traffic_fields, traffic_states),
+    describe<SignTraffic>("sign_traffic", {}, sign_traffic_states),
 };
 
 void check(const Field& field, const Range& range, double value, const std::string& name) {

@@ -29,13 +29,13 @@ PrologueKernel prologue(const Prologue& o) {
 }
 
 // The divider's rate: independent values that stay in registers, so many that none waits for the one before.
-template <class T>
+template <int roots, int divisions, class T>
 [[gnu::noinline]] double divide_and_root_loop(std::int64_t n) noexcept {
   constexpr std::int64_t in_registers = 512 / static_cast<std::int64_t>(sizeof(T));
   T x[in_registers];
   for (std::int64_t k = 0; k < in_registers; ++k) x[k] = static_cast<T>(k + 1);
   for (std::int64_t i = 0; i < n; i += in_registers) {
-    for (std::int64_t k = 0; k < in_registers; ++k) x[k] = divide_and_root(x[k]);
+    for (std::int64_t k = 0; k < in_registers; ++k) x[k] = divide_and_root<roots, divisions>(x[k]);
   }
   double sum = 0;
   for (std::int64_t k = 0; k < in_registers; ++k) sum += static_cast<double>(x[k]);
@@ -52,10 +52,13 @@ const Kernels FUSEDSTEP_KERNELS = {
                {update<ProximalAdagrad, float>, update<ProximalAdagrad, double>},
                {update<AdagradDA, float>, update<AdagradDA, double>},
                {update<AdagradNorm, float>, update<AdagradNorm, double>},
-               {update<Traffic, float>, update<Traffic, double>}},
+               {update<Traffic, float>, update<Traffic, double>},
+               {update<SignTraffic, float>, update<SignTraffic, double>}},
     .prologue = {prologue<float>, prologue<double>},
     .norm = {{sum_of_squares<float>}, {sum_of_squares<double>}},
-    .divide_and_root = {divide_and_root_loop<float>, divide_and_root_loop<double>},
+    .divide_and_root = {{divide_and_root_loop<0, 1, float>, divide_and_root_loop<0, 1, double>},
+                        {divide_and_root_loop<1, 1, float>, divide_and_root_loop<1, 1, double>},
+                        {divide_and_root_loop<1, 2, float>, divide_and_root_loop<1, 2, double>}},
 };
 
 }  // namespace fusedstep

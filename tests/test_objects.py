@@ -41,12 +41,13 @@ LOOPS = {
     "update_loop AdagradNormRule": (1, "sub mul div"),
     "update_loop RpropRule": (4, "sub mul"),
     "update_loop GRpropRule": (2, "sub mul"),
-    "update_loop TrafficRule": (2, "add"),
+    "update_loop TrafficRule": (4, "add"),
+    "update_loop SignTrafficRule": (1, "add"),
     "total_loop AdagradNormRule": (1, "add mul"),
     "total_loop GRpropRule": (2, ""),  # asks for the first of the smallest: a scalar loop, for one element of all
     "prologue_loop": (3, "mul"),
     "sum_of_squares_loop": (1, "add sub mul"),
-    "divide_and_root_loop": (1, "add div sqrt"),
+    "divide_and_root_loop": (3, "add div"),
 }
 IN_DOUBLE = ("total_loop", "sum_of_squares_loop")
 

@@ -10,6 +10,7 @@
 #include "hyperparameters.hpp"
 #include "plan.hpp"
 #include "rules_by_name.hpp"
+#include "timing.hpp"
 
 namespace py = pybind11;
 
@@ -132,13 +133,6 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used(), py::multiple_interpreters
         return py::array_t<std::uint8_t>(static_cast<py::ssize_t>(bytes), reinterpret_cast<std::uint8_t*>(data), owner);
       },
       py::arg("bytes"));
-  module.def(
-      "divide_and_root",
-      [](std::int64_t n, bool is_double) {
-        const py::gil_scoped_release release;
-        return kernels().divide_and_root[is_double ? 1 : 0](n);
-      },
-      py::arg("n"), py::arg("is_double"));
   // Swaps the floating-point settings of the calling thread; None: those of IEEE 754. Returns the ones before.
   module.def(
       "exchange_floating_point",
@@ -167,4 +161,5 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used(), py::multiple_interpreters
   module.def("make_function", &bind::make_function, py::arg("rule"), py::arg("name"), py::arg("documentation"),
              py::arg("parameters"), py::arg("positional"));
   bind::register_plan(module);
+  bind::register_timing(module);
 }

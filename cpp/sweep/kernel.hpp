@@ -12,8 +12,17 @@ enum class DType : std::uint8_t { float32, float64 };
 inline constexpr int dtype_count = 2;
 inline constexpr std::int64_t item_size(DType dtype) { return dtype == DType::float32 ? 4 : 8; }
 
-enum class RuleId : std::uint8_t { rmsprop, adagrad, rprop, proximal_adagrad, adagrad_da, adagrad_norm, traffic };
-inline constexpr int rule_count = 7;
+enum class RuleId : std::uint8_t {
+  rmsprop,
+  adagrad,
+  rprop,
+  proximal_adagrad,
+  adagrad_da,
+  adagrad_norm,
+  traffic,
+  sign_traffic,
+};
+inline constexpr int rule_count = 8;
 
 // The streams of an update, in this order: parameter, gradient, and the states of the rule (null where not used).
 inline constexpr int max_states = 3;
@@ -67,11 +76,15 @@ struct NormKernel {
   double (*sum_of_squares)(const Coefficients& coef, std::int64_t n, const void* g, double& poison) noexcept;
 };
 
+// What an element asks of the divider; its rate is a limit that is measured like the memory's.
+enum class Division : std::uint8_t { one, root_and_one, root_and_two };
+inline constexpr int division_count = 3;
+
 struct Kernels {
   Kernel (*update[rule_count][dtype_count])(const void* options);
   PrologueKernel (*prologue[dtype_count])(const Prologue& prologue);
   NormKernel norm[dtype_count];
-  double (*divide_and_root[dtype_count])(std::int64_t n) noexcept;
+  double (*divide_and_root[division_count][dtype_count])(std::int64_t n) noexcept;
 };
 
 }  // namespace fusedstep

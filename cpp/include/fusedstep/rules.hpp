@@ -118,9 +118,19 @@ struct Rprop {
   FUSEDSTEP_API static Rprop like(std::string_view dialect);
 };
 
+enum class TrafficStates : std::uint8_t { none, one, two, three };
+
 /// No rule, but the limit to measure rules against: their loads and stores, and one add a store.
 struct Traffic {
-  bool with_sign = false;  ///< Rprop's streams in place of RMSprop's and Adagrad's
+  TrafficStates states = TrafficStates::one;
+  double lr = 0.0;
+  double weight_decay = 0.0;
+  bool decoupled_weight_decay = false;
+  bool maximize = false;
+};
+
+/// The same for the loads and stores of Rprop.
+struct SignTraffic {
   double lr = 0.0;
   double weight_decay = 0.0;
   bool decoupled_weight_decay = false;

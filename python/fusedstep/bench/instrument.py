@@ -8,7 +8,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["Timing", "alternate"]
+__all__ = ["Contender", "Native", "Timing", "alternate"]
+
+
+@dataclass(frozen=True)
+class Native:
+    """A contender that repeats and times itself outside Python: ``seconds(calls)``."""
+
+    seconds: Callable[[int], float]
+
+
+Contender = Callable[[], object] | Native
 
 
 @dataclass(frozen=True)
@@ -18,9 +28,23 @@ class Timing:
     median: float
     lower: float
     upper: float
+    by_round: dict[int, float]
+    """The timing of each round that the contender took part in."""
+
+    def scaled(self, factor: float) -> Timing:
+        """Return the timing of so many times the work."""
+        rounds = {k: taken * factor for k, taken in self.by_round.items()}
+        return Timing(self.median * factor, self.lower * factor, self.upper * factor, rounds)
 
 
-def alternate(contenders: Mapping[str, Callable[[], object]], seconds: float, rounds: int = 9) -> dict[str, Timing]:
+FEWEST = 3
+"""Timings of a slow contender."""
+
+SLOW = 0.05
+"""Seconds of a call that takes part in fewer rounds."""
+
+
+def alternate(contenders: Mapping[str, Contender], seconds: float, rounds: int = 9) -> dict[str, Timing]:
     """Time contenders in turn, each round in another order, and return the timing of each.
 
     Parameters
@@ -28,20 +52,26 @@ def alternate(contenders: Mapping[str, Callable[[], object]], seconds: float, ro
     contenders : mapping of name to function
         What to time. Each round calls one of them so often that it takes its share of the time.
     seconds : float
-        About how long all of it may take.
+        About how long all of it may take; slow contenders are timed in fewer rounds, but in 3 at least.
     rounds : int
         How many timings of each there are to take the median of.
     """
     share = seconds / rounds / len(contenders)
-    calls = {name: _calls(function, share) for name, function in contenders.items()}
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+    calls: dict[str, int] = {}
+    every: dict[str, int] = {}
+    for name, contender in contenders.items():
+        once = _warm(contender, share)
+        calls[name] = max(1, int(share / max(once, 1e-9)))
+        every[name] = (rounds - 1) // (FEWEST - 1) if once > max(share, SLOW) else 1
+    times: dict[str, dict[int, float]] = {name: {} for name in contenders}
     order = list(contenders)
     collecting = gc.isenabled()
     gc.disable()
     try:
-        for _ in range(rounds):
+        for k in range(rounds):
             for name in order:
-                times[name].append(_timed(contenders[name], calls[name]))
+                if k % every[name] == 0:
+                    times[name][k] = _timed(contenders[name], calls[name])
             order = [*order[1:], order[0]]
     finally:
         if collecting:
@@ -49,22 +79,23 @@ def alternate(contenders: Mapping[str, Callable[[], object]], seconds: float, ro
     return {name: _timing(taken) for name, taken in times.items()}
 
 
-def _timed(function: Callable[[], object], calls: int) -> float:
+def _timed(contender: Contender, calls: int) -> float:
+    if isinstance(contender, Native):
+        return contender.seconds(calls) / calls
     repeats = range(calls)
     start = time.perf_counter()
     for _ in repeats:
-        function()
+        contender()
     return (time.perf_counter() - start) / calls
 
 
-def _calls(function: Callable[[], object], seconds: float) -> int:
-    function()  # the first call touches pages and compiles what is compiled late
-    once = min(_timed(function, 1) for _ in range(3))
-    return max(1, int(seconds / max(once, 1e-7)))
+def _warm(contender: Contender, share: float) -> float:
+    """Return the seconds of a call; the first touches pages and compiles what is compiled late, and does not count."""
+    _timed(contender, 1)
+    once = _timed(contender, 1)
+    return once if once > share else _timed(contender, max(1, min(100, int(share / max(once, 1e-7) / 4))))
 
 
-def _timing(times: list[float]) -> Timing:
-    if len(times) == 1:
-        return Timing(times[0], times[0], times[0])
-    lower, _, upper = statistics.quantiles(times, n=4, method="inclusive")
-    return Timing(statistics.median(times), lower, upper)
+def _timing(by_round: dict[int, float]) -> Timing:
+    lower, median, upper = statistics.quantiles(by_round.values(), n=4, method="inclusive")
+    return Timing(median, lower, upper, by_round)

@@ -1,0 +1,10 @@
+// Calls repeated and timed in C++, for the benchmark: what an embedder gets, and the limits, without Python in between.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace fusedstep::bind {
+
+void register_timing(pybind11::module_& module);
+
+}  // namespace fusedstep::bind

@@ -1,0 +1,107 @@
+// What callgrind counts: kernels and the call path, one call each between two markers, the names printed in order.
+//
+// The marker is getppid(), at which callgrind is told to write down what it counted so far.
+#include <unistd.h>
+
+#include <cstdio>
+#include <memory>
+#include <new>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <fusedstep/fusedstep.hpp>
+
+namespace fs = fusedstep;
+
+namespace {
+
+// Where an array starts must not change from run to run.
+template <class T>
+class Array {
+ public:
+  Array(std::int64_t n, T value) : data_(new(std::align_val_t{64}) T[static_cast<std::size_t>(n)]), n_(n) {
+    for (std::int64_t i = 0; i < n; ++i) data_.get()[i] = value;
+  }
+  fs::span<T> span() const { return {data_.get(), n_}; }
+
+ private:
+  struct Free {
+    void operator()(T* data) const { operator delete[](data, std::align_val_t{64}); }
+  };
+  std::unique_ptr<T, Free> data_;
+  std::int64_t n_;
+};
+
+// Called twice: the first call makes what is made once, and does not count.
+template <class F>
+void count(const std::string& name, const F& f) {
+  f();
+  std::printf("%s\n", name.c_str());
+  getppid();
+  f();
+  getppid();
+}
+
+template <class T, class Rule>
+void count_kernel(const std::string& name, const Rule& rule, std::int64_t n) {
+  const Array<T> p(n, T(1)), g(n, T(0.5));
+  std::vector<Array<T>> floats;
+  const Array<std::int8_t> signs(n, std::int8_t{1});
+  std::vector<fs::AnySpan> states;
+  for (const std::string& state : fs::AnyRule(rule).states()) {
+    if (state == "prev_sign") {
+      states.emplace_back(signs.span());
+    } else {
+      floats.emplace_back(n, T(0.25));
+      states.emplace_back(floats.back().span());
+    }
+  }
+  // Adagrad-Norm has one number for the whole array.
+  if constexpr (std::is_same_v<Rule, fs::AdagradNorm>) states[0] = fs::AnySpan(fs::span(floats[0].span().data(), {}, {}));
+  count(name, [&] { fs::step(rule, 1, p.span(), g.span(), states); });
+}
+
+template <class T>
+void count_kernels(const std::string& type) {
+  constexpr std::int64_t n = 10'000;
+  count_kernel<T>("RMSprop, " + type, fs::RMSprop{}, n);
+  count_kernel<T>("RMSprop centred with momentum, " + type, fs::RMSprop{.centered = true, .momentum = 0.9}, n);
+  count_kernel<T>("RMSprop with weight decay, " + type, fs::RMSprop{.weight_decay = 0.01}, n);
+  count_kernel<T>("Adagrad, " + type, fs::Adagrad{}, n);
+  count_kernel<T>("ProximalAdagrad, " + type, fs::ProximalAdagrad{}, n);
+  count_kernel<T>("AdagradDA, " + type, fs::AdagradDA{}, n);
+  count_kernel<T>("AdagradNorm, " + type, fs::AdagradNorm{}, n);
+  count_kernel<T>("Rprop, " + type, fs::Rprop{}, n);
+  count_kernel<T>("Rprop irprop-, " + type, fs::Rprop{.variant = fs::RpropVariant::irprop_minus}, n);
+  const Array<T> g(n, T(0.5));
+  const std::vector<fs::AnySpan> gradients{g.span()};
+  count("norm, " + type, [&] { fs::norm(gradients); });
+}
+
+void count_optimizer(const std::string& name, std::size_t tensors) {
+  std::vector<Array<float>> params, grads;
+  std::vector<fs::Optimizer::Parameter> parameters;
+  std::vector<fs::AnySpan> gradients;
+  for (std::size_t i = 0; i < tensors; ++i) {
+    params.emplace_back(16, 1.0f);
+    grads.emplace_back(16, 0.5f);
+    parameters.push_back({std::to_string(i), params.back().span()});
+    gradients.emplace_back(grads.back().span());
+  }
+  fs::Optimizer optimizer({fs::RMSprop{}}, parameters);
+  count(name, [&] { optimizer.step(gradients); });
+}
+
+}  // namespace
+
+// The instruction set is the one argument.
+int main(int, char** arguments) {
+  fs::force_isa(arguments[1]);
+  fs::set_num_threads(1);
+  count_kernels<float>("float32");
+  count_kernels<double>("float64");
+  count_kernel<float>("C++ step() of 16", fs::RMSprop{}, 16);
+  count_optimizer("C++ Optimizer of 1 x 16", 1);
+  count_optimizer("C++ Optimizer of 100 x 16", 100);
+}
