@@ -5,6 +5,7 @@
 #include <cstring>
 #include <deque>
 #include <stdexcept>
+#include <utility>
 
 #include "description.hpp"
 #include "include/fusedstep/fusedstep.hpp"
@@ -81,6 +82,12 @@ Array checked(const AnySpan& span, const Label& label, Type type, bool written) 
                                 ", got a misaligned one; pass a copy");
   }
   return array;
+}
+
+bool same(const AnySpan& a, const AnySpan& b) {
+  return a.data == b.data && a.type == b.type && a.read_only == b.read_only && a.dimensions == b.dimensions &&
+         std::equal(a.shape.begin(), a.shape.begin() + a.dimensions, b.shape.begin()) &&
+         std::equal(a.strides.begin(), a.strides.begin() + a.dimensions, b.strides.begin());
 }
 
 Array checked_parameter(const AnySpan& span, const Label& label) {
@@ -185,6 +192,8 @@ struct Optimizer::Impl {
   std::vector<Options> options;
   std::unique_ptr<Plan> plan;
   Memory memory;
+  std::vector<AnySpan> accepted;  // the gradients of last time, null where there was none
+  bool accepted_as_written = false;
   std::int64_t steps = 0;
   std::optional<double> last_loss;
 };
@@ -260,6 +269,7 @@ Optimizer::Optimizer(std::vector<AnyRule> groups, const std::vector<Parameter>& 
                      members[i].parameter, {members[i].states, description.states.size()});
   }
   impl_->plan->bind();
+  impl_->accepted.resize(parameters.size());
 }
 
 Optimizer::~Optimizer() = default;
@@ -281,7 +291,17 @@ StepReport Optimizer::step(std::span<const AnySpan> gradients, const StepOptions
     *reinterpret_cast<bool*>(group.bytes + description.field("loss_increased")->offset) =
         impl_->last_loss && *options.loss > *impl_->last_loss;
   }
+  // A gradient that is the array of last time was checked then.
+  const bool writable = std::exchange(impl_->accepted_as_written, false);
+  bool any_new = false;
   for (std::size_t i = 0; i < plan.size(); ++i) {
+    AnySpan& accepted = impl_->accepted[i];
+    if ((writable || !options.zero_grads) && accepted.data != nullptr && same(gradients[i], accepted)) {
+      plan.keep(i);
+      continue;
+    }
+    accepted = {};
+    any_new = true;
     // An empty array may have no data either, but it has a shape.
     if (gradients[i].data == nullptr && (gradients[i].dimensions == 0 || plan.member(i).parameter.size() != 0)) {
       plan.leave_out(i);
@@ -289,8 +309,10 @@ StepReport Optimizer::step(std::span<const AnySpan> gradients, const StepOptions
     }
     const Type type = plan.member(i).dtype == DType::float32 ? Type::float32 : Type::float64;
     plan.accept(i, checked(gradients[i], plan.member(i).gradient.label, type, options.zero_grads), options.zero_grads);
+    accepted = gradients[i];
   }
-  if (options.zero_grads) plan.check_gradients_disjoint();
+  if (options.zero_grads && any_new) plan.check_gradients_disjoint();
+  impl_->accepted_as_written = options.zero_grads || (writable && !any_new);
 
   const Outcome outcome = plan.step(now, options);
   if (outcome.skipped && options.nonfinite == Nonfinite::raise) {

@@ -74,6 +74,18 @@ Interval extent(const Array& array) {
   return bytes;
 }
 
+// Whether each axis steps over all that lies along those after it: C order with or without gaps, as most arrays have.
+bool axes_are_nested(const Array& array) {
+  std::int64_t reach = array.item_size;
+  for (std::size_t k = array.shape.size(); k-- > 0;) {
+    const std::int64_t stride = std::abs(array.strides[k]);
+    if (array.shape[k] == 1) continue;
+    if (stride < reach) return false;
+    reach += stride * (array.shape[k] - 1);
+  }
+  return true;
+}
+
 }  // namespace
 
 std::string Label::text() const {
@@ -126,7 +138,7 @@ bool share_memory(const Array& a, const Array& b) {
 }
 
 bool shares_memory_with_itself(const Array& array) {
-  if (array.size() <= 1) return false;
+  if (array.size() <= 1 || axes_are_nested(array)) return false;
   // Two elements differ first in dimension k, by at least 1 there and by anything in those after it.
   for (std::size_t k = 0; k < array.shape.size(); ++k) {
     if (array.shape[k] == 1) continue;

@@ -26,6 +26,23 @@ bool all_c_contiguous(std::span<const std::int64_t> shape, std::span<const Strid
   return true;
 }
 
+template <class Bytes>
+void copy_run_of(std::int64_t n, const char* from, std::int64_t stride, char* dense) {
+  for (std::int64_t i = 0; i < n; ++i) std::memcpy(dense + i * sizeof(Bytes), from + i * stride, sizeof(Bytes));
+}
+
+void copy_run(std::int64_t n, const char* from, std::int64_t stride, std::int64_t item_size, char* dense) {
+  if (stride == item_size) {
+    std::memcpy(dense, from, static_cast<std::size_t>(n * item_size));
+  } else if (item_size == 8) {
+    copy_run_of<double>(n, from, stride, dense);
+  } else if (item_size == 4) {
+    copy_run_of<float>(n, from, stride, dense);
+  } else {
+    copy_run_of<std::int8_t>(n, from, stride, dense);
+  }
+}
+
 }  // namespace
 
 bool arrange(std::span<const std::int64_t> shape, std::span<const StridedView> views,
@@ -113,9 +130,17 @@ void gather(std::span<const std::int64_t> shape, const std::int64_t* strides, co
     at[axis] = begin % shape[axis];
     data += at[axis] * strides[axis];
   }
-  for (std::int64_t i = 0; i < n; ++i) {
-    std::memcpy(dense + i * item_size, data, static_cast<std::size_t>(item_size));
-    for (std::size_t axis = shape.size(); axis-- > 0;) {
+  const std::size_t last = shape.size() - 1;  // where there is no axis, there is one element
+  while (n > 0) {
+    const std::int64_t run = shape.empty() ? 1 : std::min(n, shape[last] - at[last]);
+    copy_run(run, data, shape.empty() ? 0 : strides[last], item_size, dense);
+    n -= run;
+    dense += run * item_size;
+    if (n == 0) return;
+    // To the first element of the next row.
+    data -= at[last] * strides[last];
+    at[last] = 0;
+    for (std::size_t axis = last; axis-- > 0;) {
       if (++at[axis] < shape[axis]) {
         data += strides[axis];
         break;

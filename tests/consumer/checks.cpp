@@ -448,6 +448,22 @@ void check_prologue() {
   const std::array<fs::AnySpan, 1> read_only{fs::span{std::as_const(g)}};
   CHECK(message([&] { optimizer.step(read_only, {.zero_grads = true}); }).find("read-only") != std::string::npos);
 
+  // Gradients that were only read before are looked at again where they are to be written: read-only, or overlapping.
+  std::vector<float> a(4, 1.0f), b(4, 1.0f), shared(6, 1.0f), own(8, 1.0f);
+  fs::Optimizer pair({fs::Adagrad{}}, {{"a", fs::span{a}}, {"b", fs::span{b}}});
+  const std::vector<fs::AnySpan> one_read_only{fs::span(own.data(), 4), fs::span(std::as_const(own).data() + 4, 4)};
+  const std::vector<fs::AnySpan> overlapping{fs::span(shared.data(), 4), fs::span(shared.data() + 2, 4)};
+  for (int k = 0; k < 2; ++k) {
+    pair.step(one_read_only);
+    CHECK(message([&] { pair.step(one_read_only, {.zero_grads = true}); }).find("read-only") != std::string::npos);
+    pair.step(overlapping);
+    CHECK(message([&] { pair.step(overlapping, {.zero_grads = true}); }).find("shares memory") != std::string::npos);
+  }
+  const std::vector<fs::AnySpan> separate{fs::span(own.data(), 4), fs::span(own.data() + 4, 4)};
+  for (int k = 0; k < 2; ++k) CHECK(pair.step(separate, {.zero_grads = true}).step == 5 + k);
+  CHECK(own == std::vector<float>(8, 0.0f));
+  CHECK(message([&] { pair.step(overlapping, {.zero_grads = true}); }).find("shares memory") != std::string::npos);
+
   // irprop+ asks for the loss, and takes a move back where it rose and a sign flipped.
   std::vector<double> x{1.0}, slope{1.0};
   fs::Optimizer rprop({fs::Rprop{.lr = 0.25, .variant = fs::RpropVariant::irprop_plus}}, {{"x", fs::span{x}}});
