@@ -224,16 +224,18 @@ def lists(case: Case, sizes: Sequence[int], dtype: DTypeLike) -> tuple[list[Arra
 
 
 def optimizer_options(case: Case) -> dict[str, Any]:
-    """Return what the class takes."""
-    return case.options | case.flags | ({"lr": case.options["step_sizes"][0]} if case.rule == "rprop" else {})
+    """Return what the class takes, in Python as in C++: all sums start at 0."""
+    start: dict[str, Any] = {}
+    if case.rule == "rprop":
+        start["lr"] = case.options["step_sizes"][0]
+    elif "adagrad" in case.rule:
+        start["initial_accumulator_value"] = 0.0
+    return case.options | case.flags | start
 
 
 def bound(case: Case, params: list[Array], grads: list[Array]) -> Callable[[], _core.StepReport]:
     """Return a step of an optimizer over these parameters."""
-    start: dict[str, Any] = (
-        {"initial_accumulator_value": 0.0} if case.rule in ("proximal_adagrad", "adagrad_da") else {}
-    )
-    optimizer = case.class_(params, **optimizer_options(case), **start)
+    optimizer = case.class_(params, **optimizer_options(case))
     return lambda: optimizer.step(grads)
 
 
