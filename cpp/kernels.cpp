@@ -30,7 +30,7 @@ PrologueKernel prologue(const Prologue& o) {
 
 // The divider's rate: independent values that stay in registers, so many that none waits for the one before.
 template <int roots, int divisions, class T>
-[[gnu::noinline]] double divide_and_root_loop(std::int64_t n) noexcept {
+FUSEDSTEP_NARROW [[gnu::noinline]] double divide_and_root_loop(std::int64_t n) noexcept {
   constexpr std::int64_t in_registers = 512 / static_cast<std::int64_t>(sizeof(T));
   T x[in_registers];
   for (std::int64_t k = 0; k < in_registers; ++k) x[k] = static_cast<T>(k + 1);

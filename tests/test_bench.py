@@ -137,6 +137,13 @@ def test_the_command_writes_rows_a_table_and_says_where_it_loses(tmp_path, monke
     assert "old" not in text
     assert "| RMSprop | **fusedstep**, the kernel alone | 0 ulp, " in text
 
+    page.write_text(f"{report.SHORT_START}\n{report.END}")
+    assert main(["bench", "--table", str(page), *few]) == 0
+    text = page.read_text()
+    assert "C++ function | 0 ulp, " in text
+    assert "the kernel alone" not in text
+    assert "As fast: " in text or "Faster: " in text or "No peer is as fast." in text
+
     found = [rows.Row(**row) for row in json.loads(stored.read_text())["rows"]]
     assert {row.error for row in found if row.is_ours} == {"0 ulp"}
     assert {row.bound_by for row in found if row.case == "Rprop" and not row.is_limit} == {"traffic"}

@@ -152,7 +152,34 @@ class Gradients {
 // A group's dict of hyperparameters, as read last: values are compared by identity, and read again where they differ.
 struct Group {
   Options options;
-  std::vector<py::object> seen;  // by field
+  std::vector<py::object> seen;                            // by field
+  std::vector<std::pair<py::object, py::object>> entries;  // of the dict, in its order; none: it must be read
+
+  // The quick look: the same objects have the same values, but for a list.
+  bool unchanged(PyObject* values) const {
+    Py_ssize_t position = 0;
+    PyObject* key;
+    PyObject* value;
+    std::size_t k = 0;
+    while (PyDict_Next(values, &position, &key, &value) != 0) {
+      if (k == entries.size() || entries[k].first.ptr() != key || entries[k].second.ptr() != value) return false;
+      ++k;
+    }
+    return k == entries.size() && k > 0;
+  }
+
+  void remember(PyObject* values) {
+    Py_ssize_t position = 0;
+    PyObject* key;
+    PyObject* value;
+    while (PyDict_Next(values, &position, &key, &value) != 0) {
+      if (PyList_Check(value)) {
+        entries.clear();
+        return;
+      }
+      entries.emplace_back(py::reinterpret_borrow<py::object>(key), py::reinterpret_borrow<py::object>(value));
+    }
+  }
 };
 
 enum class Accepted : std::uint8_t { no, to_be_read, to_be_zeroed };
@@ -327,7 +354,13 @@ class Optimizer {
   }
 
   void read_group(Group& group, std::size_t index, PyObject* values) {
+    if (!PyDict_Check(values)) {
+      throw py::type_error("param_groups[" + std::to_string(index) + "]: expected a dict of hyperparameters, got " +
+                           std::string(py::str(py::type::handle_of(values).attr("__name__"))));
+    }
     const py::scoped_critical_section locked(values);
+    if (group.unchanged(values)) return;
+    group.entries.clear();
     Options options = group.options;
     std::vector<std::pair<std::size_t, PyObject*>> changed;
     for (std::size_t f = 0; f < keys_.size(); ++f) {
@@ -341,11 +374,15 @@ class Optimizer {
       set_field(description_.fields[f], value, options.bytes);
       changed.emplace_back(f, value);
     }
-    if (changed.empty()) return;
+    if (changed.empty()) {
+      group.remember(values);
+      return;
+    }
     if (const std::string wrong = description_.conflict(options.bytes); !wrong.empty()) throw py::value_error(wrong);
     plan_.check_states(static_cast<int>(index), options);
     group.options = options;
     for (const auto& [f, value] : changed) group.seen[f] = py::reinterpret_borrow<py::object>(value);
+    group.remember(values);
   }
 
   // The options of each group for this step. A loss that rose since the last step is one for the rules that ask.

@@ -12,6 +12,7 @@ namespace {
 template <bool eps_inside_sqrt>
 struct AdagradRule {
   static constexpr bool uses[1] = {true};
+  static constexpr bool divides = true;
 
   template <class T>
   using States = types<T>;
@@ -42,6 +43,7 @@ auto compose(const Adagrad& o, F f) {
 //   s <- s + g^2      a <- lr / sqrt(s)      q <- p - a g      p <- sign(q) max(|q| - a l1, 0) / (1 + l2 a)
 struct ProximalAdagradRule {
   static constexpr bool uses[1] = {true};
+  static constexpr bool divides = true;
 
   template <class T>
   using States = types<T>;
@@ -73,6 +75,7 @@ auto compose(const ProximalAdagrad&, F f) {
 //   G <- G + g      s <- s + g^2      p <- -sign(G) lr max(|G| - l1 t, 0) / (l2 t lr + sqrt(s))
 struct AdagradDARule {
   static constexpr bool uses[2] = {true, true};
+  static constexpr bool divides = true;
 
   template <class T>
   using States = types<T, T>;
@@ -105,6 +108,8 @@ auto compose(const AdagradDA&, F f) {
 //
 //   s <- s + ||g||^2      p <- p - lr g / (sqrt(s) + eps)
 struct AdagradNormRule {
+  static constexpr bool divides = true;
+
   template <class T>
   using States = types<>;
 

@@ -14,6 +14,7 @@ enum class Momentum { none, torch, tf, torch_nesterov, tf_nesterov };
 template <bool centered, bool eps_inside_sqrt, bool bias_correction, Momentum momentum>
 struct RMSpropRule {
   static constexpr bool uses[3] = {true, centered, momentum != Momentum::none};
+  static constexpr bool divides = true;
 
   template <class T>
   using States = types<T, T, T>;

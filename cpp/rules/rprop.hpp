@@ -16,6 +16,7 @@ enum class OnFlip { move, undo, stay };
 template <OnFlip on_flip, bool forget>
 struct RpropRule {
   static constexpr bool uses[2] = {true, true};
+  static constexpr bool divides = false;
 
   template <class T>
   using States = types<T, std::int8_t>;

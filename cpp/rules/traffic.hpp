@@ -11,6 +11,7 @@ namespace {
 template <int states>
 struct TrafficRule {
   static constexpr bool uses[3] = {states > 0, states > 1, states > 2};
+  static constexpr bool divides = false;
 
   template <class T>
   using States = types<T, T, T>;
@@ -47,6 +48,7 @@ auto compose(const Traffic& o, F f) {
 // Those of Rprop: a state of the parameter's type and a sign.
 struct SignTrafficRule {
   static constexpr bool uses[2] = {true, true};
+  static constexpr bool divides = false;
 
   template <class T>
   using States = types<T, std::int8_t>;

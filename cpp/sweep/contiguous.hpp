@@ -32,11 +32,33 @@ inline decltype(auto) element(S* stream, std::int64_t i) {
   }
 }
 
+// AVX-512 also has vectors of half its width. On those the divider is 1.08 times as fast (Sapphire Rapids; equal on Zen
+// 4), which is what counts for a rule that divides; and a short run is not all tail where a stream of bytes makes the
+// wide loop take 64 elements at a time.
+#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
+#define FUSEDSTEP_NARROW [[gnu::target("prefer-vector-width=256")]]
+inline constexpr bool two_widths = true;
+#else
+#define FUSEDSTEP_NARROW
+inline constexpr bool two_widths = false;
+#endif
+inline constexpr std::int64_t short_run = 256;
+
 // Free functions, not inlined, with restrict on their parameters: as a lambda over local restrict pointers the same loop
 // silently becomes scalar (4.6 times slower).
 template <class Rule, class T, class... S, std::size_t... k>
 [[gnu::noinline]] void update_loop(std::index_sequence<k...>, const typename Rule::template Coef<T> c, std::int64_t n,
                                    T* __restrict p, const T* __restrict g, S* __restrict... s) noexcept {
+  for (std::int64_t i = 0; i < n; ++i) {
+    Rule::template step<T>(p[i], g[i], element<Rule::uses[k]>(s, i)..., c);
+  }
+}
+
+template <class Rule, class T, class... S, std::size_t... k>
+FUSEDSTEP_NARROW [[gnu::noinline]] void narrow_update_loop(std::index_sequence<k...>,
+                                                           const typename Rule::template Coef<T> c, std::int64_t n,
+                                                           T* __restrict p, const T* __restrict g,
+                                                           S* __restrict... s) noexcept {
   for (std::int64_t i = 0; i < n; ++i) {
     Rule::template step<T>(p[i], g[i], element<Rule::uses[k]>(s, i)..., c);
   }
@@ -114,8 +136,15 @@ struct Erased {
   template <class... S, std::size_t... k>
   static void call(types<S...>, std::index_sequence<k...> sequence, const Coefficients& coef, std::int64_t n,
                    void* const* streams) noexcept {
-    update_loop<Rule, T>(sequence, as<Coef>(coef), n, static_cast<T*>(streams[0]), static_cast<const T*>(streams[1]),
-                         static_cast<S*>(streams[2 + k])...);
+    const auto with = [&](auto loop) {
+      loop(sequence, as<Coef>(coef), n, static_cast<T*>(streams[0]), static_cast<const T*>(streams[1]),
+           static_cast<S*>(streams[2 + k])...);
+    };
+    if (two_widths && (Rule::divides || n < short_run)) {
+      if constexpr (two_widths) with([](auto... arguments) { narrow_update_loop<Rule, T>(arguments...); });
+    } else {
+      if constexpr (!two_widths || !Rule::divides) with([](auto... arguments) { update_loop<Rule, T>(arguments...); });
+    }
   }
 };
 

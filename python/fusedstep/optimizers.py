@@ -295,14 +295,15 @@ class Optimizer:
         RuntimeError
             This optimizer is in use in another thread: in a step, or being saved or loaded; nothing was written.
         """
-        for group in self.param_groups:
+        groups = self.param_groups
+        for group in groups:
             if len(group) != self._keys:
-                self._check_keys(self.param_groups.index(group), group)
+                self._check_keys(groups.index(group), group)
         if self._params.grouped:
             grads = _tree.ungrouped(grads, self._params.tree, len(self._names))
         if self._verify != "never":
             return self._verified_step(grads, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)
-        return self._plan.step(grads, self.param_groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)
+        return self._plan.step(grads, groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)
 
     def _verified_step(
         self,

@@ -19,7 +19,7 @@ from .rows import MAIN, OURS, Row, Setting
 
 __all__ = ["add_arguments", "defeats", "plot", "run", "table"]
 
-START, END = "<!-- bench:start -->", "<!-- bench:end -->"
+START, SHORT_START, END = "<!-- bench:start -->", "<!-- bench:start short -->", "<!-- bench:end -->"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,10 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scope.add_argument(
         "--table",
         metavar="FILE",
-        nargs="?",
-        const=Path("-"),
+        nargs="*",
         type=Path,
-        help=f"print one Markdown table, or write it into FILE between {START} and {END}; some five minutes",
+        help=f"print one Markdown table, or write it into each FILE between {START} and {END}, in short after "
+        f"{SHORT_START}; some three minutes",
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all rows")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw ns an element over size (needs matplotlib)")
@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _setting(arguments: argparse.Namespace) -> Setting:
-    chosen = measuring.QUICK if arguments.quick else measuring.table() if arguments.table else measuring.full()
+    chosen = (
+        measuring.QUICK if arguments.quick else measuring.table() if arguments.table is not None else measuring.full()
+    )
     changes: dict[str, Any] = {}
     if arguments.rules:
         changes["cases"] = tuple(arguments.rules)
@@ -65,12 +67,12 @@ def _setting(arguments: argparse.Namespace) -> Setting:
 def run(arguments: argparse.Namespace) -> int:
     """Measure and print; return the exit code."""
     setting = _setting(arguments)
-    if arguments.table and arguments.table != Path("-"):
-        _halves(arguments.table)  # before minutes are spent
+    for path in arguments.table or ():
+        _parts(path)  # before minutes are spent
     started = time.perf_counter()
     facts = measuring.machine()
     groups = measuring.groups(setting)
-    say: Callable[[str], None] = (lambda text: None) if arguments.table else print
+    say: Callable[[str], None] = print if arguments.table is None else (lambda text: None)
     say(_facts(facts))
     say("ns an element: median (quartiles); GB/s of the bytes that the rule must read and write; share of the limit.")
     found: list[Row] = []
@@ -95,25 +97,24 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         plot(found, facts, arguments.plot)
         say(f"plot written to {arguments.plot}")
-    if arguments.table:
-        text = table(found, facts)
-        if arguments.table == Path("-"):
-            print(text)
-        else:
-            before, after = _halves(arguments.table)
-            arguments.table.write_text(f"{before}{START}\n{text}\n{END}{after}")
-            print(f"table written to {arguments.table} in {time.perf_counter() - started:.0f} s")
+    if arguments.table == []:
+        print(table(found, facts))
+    for path in arguments.table or ():
+        before, start, after = _parts(path)
+        path.write_text(f"{before}{start}\n{table(found, facts, short=start == SHORT_START)}\n{END}{after}")
+        print(f"table written to {path}, {time.perf_counter() - started:.0f} s after the start")
     return 1 if any(row.error.startswith("wrong") and row.is_ours for row in found) else 0
 
 
-def _halves(path: Path) -> tuple[str, str]:
-    """Return what stands before and after the place of the table."""
+def _parts(path: Path) -> tuple[str, str, str]:
+    """Return what stands before the place of the table, the line with which that starts, and what stands after it."""
     text = path.read_text()
-    before, start, rest = text.partition(START)
+    start = SHORT_START if SHORT_START in text else START
+    before, found, rest = text.partition(start)
     _, end, after = rest.partition(END)
-    if not (start and end):
+    if not (found and end):
         raise SystemExit(f"{path} has no lines {START} and {END} to write the table between")
-    return before, after
+    return before, start, after
 
 
 def _progress(total: int) -> Callable[[int, str], None]:
@@ -213,6 +214,20 @@ def _defeats(name: str, ours: list[Row], peers: list[Row]) -> list[str]:
     return lines
 
 
+def _defeats_in_short(found: list[Row]) -> list[str]:
+    """Return a line a peer that is faster somewhere, or as fast, with the places; and one for those not timed."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for line in defeats(found):
+        verdict, _, place = line.partition("): ")
+        peer, verb, _ = verdict.replace(" is faster ", "|faster|").replace(" ties ", "|as fast|").split("|")
+        rule, size, *_ = place.replace(" elements of float32", "").rsplit(", ", 2)
+        places.setdefault((verb, peer), []).append(f"{rule} {size}")
+    lines = [f"{verb.capitalize()}: {peer} ({'; '.join(where)})." for (verb, peer), where in sorted(places.items())]
+    lines = lines or ["No peer is as fast."]
+    missing = [line.removeprefix("not timed: ") for line in _not_timed(found)]
+    return [" ".join(lines), *(["", f"Not timed: {'; '.join(missing)}."] if missing else [])]
+
+
 # -------------------------------------------------------------------------------------------------------------- table
 
 NAMES = {
@@ -225,8 +240,17 @@ NAMES = {
 }
 
 
-def table(found: list[Row], facts: dict[str, Any]) -> str:
+SHORT_SIZES = ((1, 1_000), (1, 30_000), (1, 16_000_000), (2, 16_000_000))
+SHORT_WAYS = ("C++ function", "Python function", "NumPy out=", "numba", "torch foreach", "torch fused", "optax")
+SHORT_LISTS = ("100 x 10,000", "10,000 x 16")
+"""What of the table is shown in short."""
+
+
+def table(found: list[Row], facts: dict[str, Any], short: bool = False) -> str:
     """Return Markdown: what was measured on, one table of arrays, one of lists, and where we lose or tie."""
+    all_found = found
+    if short:
+        found = [row for row in found if _in_short(row)]
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     text = [
         f"{facts['processor']}, {facts['instruction set']}, {facts['system'].partition('-')[0]}; {facts['compiler']}, "
@@ -261,7 +285,10 @@ def table(found: list[Row], facts: dict[str, Any]) -> str:
         for what, case in dict.fromkeys((row.what, row.case) for row in lists):
             by_way = {row.way: row for row in lists if (row.what, row.case, row.threads) == (what, case, 1)}
             text.append(f"| {what} | {case} | {' | '.join(_list_cell(by_way.get(way)) for way in ways)} |")
-    lost = defeats(found)
+    lost = defeats(all_found)
+    if short:
+        text += ["", *_defeats_in_short(all_found)]
+        return "\n".join(text)
     text += [
         "",
         "Where a peer is faster than ours called from Python, or within 3%:" if lost else "No peer is as fast.",
@@ -270,6 +297,13 @@ def table(found: list[Row], facts: dict[str, Any]) -> str:
     if silent := _not_timed(found):
         text += ["", "Not timed:", "", *(f"- {line.removeprefix('not timed: ')}" for line in silent)]
     return "\n".join(text)
+
+
+def _in_short(row: Row) -> bool:
+    if row.what != LAYOUTS[0]:
+        return row.what in SHORT_LISTS and row.case == "RMSprop"
+    shown = row.is_limit or (any(way in row.way for way in SHORT_WAYS) and row.way != "numba parallel")
+    return shown and (row.threads, row.n) in SHORT_SIZES
 
 
 def _limit_cell(rows: list[Row]) -> str:
