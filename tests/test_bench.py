@@ -142,7 +142,7 @@ def test_the_command_writes_rows_a_table_and_says_where_it_loses(tmp_path, monke
     text = page.read_text()
     assert "C++ function | 0 ulp, " in text
     assert "the kernel alone" not in text
-    assert "As fast: " in text or "Faster: " in text or "No peer is as fast." in text
+    assert "As fast as ours, " in text or "Faster than ours: " in text or "No peer is as fast." in text
 
     found = [rows.Row(**row) for row in json.loads(stored.read_text())["rows"]]
     assert {row.error for row in found if row.is_ours} == {"0 ulp"}

@@ -15,6 +15,7 @@ from typing import Any
 
 from . import rows as measuring
 from .cases import CASES, LAYOUTS
+from .models import MODELS
 from .rows import MAIN, OURS, Row, Setting
 
 __all__ = ["add_arguments", "defeats", "plot", "run", "table"]
@@ -215,17 +216,25 @@ def _defeats(name: str, ours: list[Row], peers: list[Row]) -> list[str]:
 
 
 def _defeats_in_short(found: list[Row]) -> list[str]:
-    """Return a line a peer that is faster somewhere, or as fast, with the places; and one for those not timed."""
-    places: dict[tuple[str, str], list[str]] = {}
+    """Return where which peers are faster, or as fast; and which were not timed."""
+    places: dict[str, dict[str, list[str]]] = {"Faster than ours": {}, "As fast as ours, within 3%": {}}
+    faster, as_fast = places
     for line in defeats(found):
         verdict, _, place = line.partition("): ")
-        peer, verb, _ = verdict.replace(" is faster ", "|faster|").replace(" ties ", "|as fast|").split("|")
-        rule, size, *_ = place.replace(" elements of float32", "").rsplit(", ", 2)
-        places.setdefault((verb, peer), []).append(f"{rule} {size}")
-    lines = [f"{verb.capitalize()}: {peer} ({'; '.join(where)})." for (verb, peer), where in sorted(places.items())]
-    lines = lines or ["No peer is as fast."]
+        peer, ties, _ = verdict.partition(" ties ")
+        *rule, size, _ = place.replace(" elements of float32", "").split(", ")
+        where = " ".join(rule) if rule[-1] in MODELS else f"{' '.join(rule)} {size}"
+        places[as_fast if ties else faster].setdefault(peer.partition(" is faster ")[0], []).append(where)
+    lines = []
+    for verb, peers in places.items():
+        peers_and_places = [f"{peer} ({'; '.join(where)})" for peer, where in peers.items()]
+        if peers:
+            lines.append(f"{verb}: {', '.join(peers_and_places)}.")
     missing = [line.removeprefix("not timed: ") for line in _not_timed(found)]
-    return [" ".join(lines), *(["", f"Not timed: {'; '.join(missing)}."] if missing else [])]
+    return [
+        " ".join(lines) or "No peer is as fast.",
+        *(["", f"Not timed: {'; '.join(missing)}."] if missing else []),
+    ]
 
 
 # -------------------------------------------------------------------------------------------------------------- table
@@ -276,7 +285,7 @@ def table(found: list[Row], facts: dict[str, Any], short: bool = False) -> str:
                     text.append(f"| {case} | {NAMES.get(way, way)} | {' | '.join(ours)} |")
     lists = [row for row in found if row.what not in LAYOUTS]
     if lists:
-        ways = list(dict.fromkeys(row.way for row in lists))
+        ways = list(dict.fromkeys(row.way for row in lists if row.error != "has no such rule"))
         text += ["", "Lists of parameters, one thread; a cell: error, microseconds a step of the whole list.", ""]
         text += [
             f"| list | rule | {' | '.join(NAMES.get(way, way) for way in ways)} |",
@@ -362,6 +371,7 @@ def plot(found: list[Row], facts: dict[str, Any], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.fonttype"] = "none"  # letters, not their outlines: a third of the size
     import matplotlib.pyplot as plt
 
     threads = min((row.threads for row in found), default=1)
