@@ -150,6 +150,7 @@ class _Optimizer(torch.optim.Optimizer):
 
     _step_supports_amp_scaling = True
     _bound: _Bound | None = None
+    state: Any
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient.
