@@ -28,7 +28,8 @@ bool all_c_contiguous(std::span<const std::int64_t> shape, std::span<const Strid
 
 template <class Bytes>
 void copy_run_of(std::int64_t n, const char* from, std::int64_t stride, char* dense) {
-  for (std::int64_t i = 0; i < n; ++i, dense += sizeof(Bytes), from += stride) std::memcpy(dense, from, sizeof(Bytes));
+  constexpr auto size = static_cast<std::int64_t>(sizeof(Bytes));
+  for (std::int64_t i = 0; i < n; ++i) std::memcpy(dense + i * size, from + i * stride, sizeof(Bytes));
 }
 
 void copy_run(std::int64_t n, const char* from, std::int64_t stride, std::int64_t item_size, char* dense) {
