@@ -44,7 +44,7 @@ def test_the_limit_moves_the_bytes_of_the_case_and_leaves_its_values(case):
 @pytest.mark.parametrize(("roots", "divisions"), [(0, 0), (2, 1), (1, 3), (0, 2), (-1, 1)])
 def test_a_divider_that_was_not_compiled_is_refused(roots, divisions):
     with pytest.raises(ValueError, match="division"):
-        _core.repeated_division(1024, False, roots, divisions)
+        _core.repeated_division(1024, 1024, False, roots, divisions)
 
 
 def test_contenders_take_turns_and_slow_ones_are_timed_less_often():

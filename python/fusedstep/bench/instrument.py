@@ -31,11 +31,6 @@ class Timing:
     by_round: dict[int, float]
     """The timing of each round that the contender took part in."""
 
-    def scaled(self, factor: float) -> Timing:
-        """Return the timing of so many times the work."""
-        rounds = {k: taken * factor for k, taken in self.by_round.items()}
-        return Timing(self.median * factor, self.lower * factor, self.upper * factor, rounds)
-
 
 FEWEST = 3
 """Timings of a slow contender."""

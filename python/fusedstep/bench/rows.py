@@ -40,9 +40,6 @@ SLOW_AT = (1_000, 1_000_000, 16_000_000)
 
 OURS = "fusedstep"
 
-AT_LEAST = 1024
-"""Elements that the divider's rate is measured on at least."""
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -207,7 +204,7 @@ def _array(
         for isa in _config.available_isas() if setting.isas else ():
             if isa != _config.isa():
                 contenders[f"{OURS}, kernel, {isa}"] = _forced(isa, data)
-    in_registers = divider(case, max(n, AT_LEAST), dtype)
+    in_registers = divider(case, n, dtype)
     if in_registers is not None:
         contenders["limit: divider"] = in_registers
     own = error(case, dtype, layout)
@@ -221,8 +218,6 @@ def _array(
             contenders[peer.name] = step
 
     timings = alternate(contenders, setting.seconds)
-    if in_registers is not None:
-        timings["limit: divider"] = timings["limit: divider"].scaled(n / max(n, AT_LEAST))
     moved = case.bytes_per_element(dtype)
     make = partial(_row, case.name, layout, str(dtype), threads)
     yield from _rows(make, n, says, timings, moved, moved / traffic_bytes(case, dtype))
