@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,9 @@ def visit_math(translator: nodes.NodeVisitor, node: nodes.math) -> None:
 
 
 def visit_math_block(translator: nodes.NodeVisitor, node: nodes.math_block) -> None:
-    """Write a formula on lines of its own."""
-    translator.body.append(f'<div class="formula">{tex2mathml(node.astext(), as_block=True)}</div>')
+    """Write formulas on lines of their own: beside each other where there is room, else below each other."""
+    formulas = [tex2mathml(part, as_block=True) for part in re.split(r"(?:\\qquad\s*)+", node.astext())]
+    translator.body.append(f'<div class="formula">{"".join(formulas)}</div>')
     raise nodes.SkipNode
 
 
