@@ -193,7 +193,7 @@ def test_names_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_files_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text) + re.findall(r'<img src="([^"]+)"', text)
     parts = re.findall(r"^```\{(?:include|literalinclude)\} (\S+)$", text, re.MULTILINE)
     for path in links + parts:
         assert (page.parent / path).exists(), f"{page.name}: {path}"
