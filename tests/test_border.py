@@ -150,6 +150,31 @@ def test_classes_refuse_bad_arrays(case: Case, bad: BadArray) -> None:
                 c["c"][...] = 1
 
 
+@each_dtype
+@each_rule
+def test_arrays_that_seem_larger_than_memory(case: Case, dtype: np.dtype[Any]) -> None:
+    """2^44 elements in the place of one: refused for what is wrong with them, before as much memory is asked for."""
+    endless = np.ones(1, dtype)
+    shape = (2**22, 2**22)
+    many = as_strided(endless, shape, (0, 0))
+    for name in good_arrays(case, dtype):
+        arrays = good_arrays(case, dtype)
+        memory = [endless, *arrays.values()]
+        sign = arrays[name].dtype == np.int8
+        arrays[name] = as_strided(np.zeros(1, np.int8), shape, (0, 0)) if sign else many
+        with refused(ValueError, [name, str(shape), "share memory" if name == "param" else "shape"], memory, name):
+            case.call(arrays)
+    for verify in ("never", "first", "every"):
+        good = np.ones(3, dtype)
+        with refused(ValueError, ["parameter 'many'", str(shape), "share memory"], [good, endless], verify):
+            case.new({"good": good, "many": many}, verify=verify)
+        for zero, grad in ((True, many), (False, many), (False, np.broadcast_to(endless, shape))):
+            optimizer = case.new({"a": good, "b": np.ones(2, dtype)}, verify=verify)
+            memory = memory_of(optimizer, endless)
+            with refused(ValueError, ["gradient of parameter 'b'", str(shape), "differs"], memory, verify):
+                optimizer.step({"a": np.ones(3, dtype), "b": grad}, zero_grads=zero, **loss_of(case))
+
+
 @each_rule
 def test_parameters_of_types_that_are_none_of_ours(case: Case) -> None:
     """int8 is a type of a state, not of a parameter; float16 and longdouble are refused in the message's own words."""

@@ -120,7 +120,8 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used(), py::multiple_interpreters
         const Label label{"", &name, group};
         bind::Arrays arrays;
         const auto parameter = py::reinterpret_borrow<py::object>(arrays(array, label));
-        bind::borrow_parameter(parameter, label);
+        // Also here, before memory for its states is asked for: an array of zero strides may seem larger than it is.
+        check_distinct_elements(bind::borrow_parameter(parameter, label).array);
         return parameter;
       },
       py::arg("array"), py::arg("name"), py::arg("group"));

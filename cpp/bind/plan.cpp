@@ -250,13 +250,19 @@ class Optimizer {
     return make_report(report).release().ptr();
   }
 
+  // The gradients by parameter, for who wants to copy them: fit to be read, and of the size that they should have.
   py::list gradients(py::handle grads) const {
     Gradients found(plan_.size());
     found.collect(tree_, grads, "");
     py::list list;
     for (std::size_t i = 0; i < plan_.size(); ++i) {
-      const bool none = found.by_leaf[i] == Py_None;
-      list.append(py::handle(none ? Py_None : found.array(i, plan_.member(i).gradient.label)));
+      PyObject* gradient = found.by_leaf[i];
+      if (gradient != Py_None) {
+        const Label& label = plan_.member(i).gradient.label;
+        gradient = found.array(i, label);
+        check_shape(borrow(gradient, label, bound_[i].element, false), plan_.member(i).parameter);
+      }
+      list.append(py::handle(gradient));
     }
     return list;
   }
