@@ -805,8 +805,9 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {
     ("name", "options"), [(name, options) for name in NAMES for options in BAD_OPTIONS[name]], ids=str
 )
 def test_options_out_of_range(name: str, options: dict[str, Any]) -> None:
-    """They are refused by name in the constructor, in a group, and in a loaded state, which then changes nothing."""
-    (option,) = options
+    """They are refused by name in the constructor, in a group, in a loaded state, which then changes nothing, and at a
+    step, the first or a later one, where they have come in by ``param_groups``."""
+    ((option, bad),) = options.items()
     with pytest.raises(ValueError, match=option):
         ours(name)([torch.ones(2)], **options)
     if option == "initial_accumulator_value":
@@ -819,6 +820,21 @@ def test_options_out_of_range(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=option):
         optimizer.load_state_dict(saved)
     assert optimizer.param_groups[0]["lr"] == 0.25
+
+    param = torch.ones(2)
+    param.grad = torch.ones(2)
+    optimizer = ours(name)([{"params": [torch.ones(2)]}, {"params": [param]}])
+    group = optimizer.param_groups[1]
+    for _ in range(2):
+        good, before = group.get(option), param.clone()
+        group[option] = bad
+        for _ in range(2):
+            with pytest.raises(ValueError, match=option):
+                optimizer.step()
+        assert torch.equal(param, before)
+        group[option] = good
+        optimizer.step()
+        assert not torch.equal(param, before)
 
 
 @each_name
@@ -844,6 +860,10 @@ def test_which_implementation() -> None:
         ft.RMSprop([torch.ones(2)], foreach="yes")
     with pytest.raises(RuntimeError, match=r"foreach.*fused"):
         ft.Adagrad([torch.ones(2)], foreach=True, fused=True)
+    optimizer = ft.Adagrad([torch.ones(2)])
+    optimizer.param_groups[0].update(foreach=True, fused=True)
+    with pytest.raises(RuntimeError, match=r"foreach.*fused"):
+        optimizer.step()
 
 
 def test_constant_gradients_do_not_end_in_nan() -> None:

@@ -139,6 +139,18 @@ def _array(tensor: Tensor, what: str) -> NDArray[Any]:
     return array
 
 
+def _check_implementation(group: Group) -> None:
+    """Check the options that choose among torch's implementations, whose place this one takes."""
+    for name in ("capturable", "differentiable"):
+        if group.get(name):
+            raise ValueError(f"{name}: expected False, got {group[name]!r}; it is for graphs of CUDA or autograd")
+    for name in ("foreach", "fused"):
+        if group.get(name) not in (None, False, True):
+            raise TypeError(f"{name}: expected None, False or True, got {group[name]!r}")
+    if group.get("foreach") and group.get("fused"):
+        raise RuntimeError("foreach, fused: expected one of them to be True at most")
+
+
 class _Optimizer(torch.optim.Optimizer):
     """What the three optimizers have in common."""
 
@@ -172,7 +184,7 @@ class _Optimizer(torch.optim.Optimizer):
         ------
         TypeError, ValueError
             A gradient that is not dense, elsewhere or of another type; parameters that share memory; a hyperparameter
-            out of range. Nothing was written.
+            out of range; an option of torch that does not exist here. Nothing was written.
         """
         loss = None
         if closure is not None:
@@ -186,6 +198,8 @@ class _Optimizer(torch.optim.Optimizer):
 
     @torch.compiler.disable
     def _update(self, grad_scale: Any) -> None:
+        for group in self.param_groups:  # these may have changed; the rule's own are checked by the step
+            _check_implementation(group)
         params = [param for group in self.param_groups for param in group["params"]]
         grads = [param.grad for param in params]
         entries = [self.state.get(param) for param in params]
@@ -244,14 +258,7 @@ class _Optimizer(torch.optim.Optimizer):
             raise
 
     def _check(self, group: Group) -> None:
-        for name in ("capturable", "differentiable"):
-            if group.get(name):
-                raise ValueError(f"{name}: expected False, got {group[name]!r}; it is for graphs of CUDA or autograd")
-        for name in ("foreach", "fused"):  # which of torch's implementations: this one takes their place
-            if group.get(name) not in (None, False, True):
-                raise TypeError(f"{name}: expected None, False or True, got {group[name]!r}")
-        if group.get("foreach") and group.get("fused"):
-            raise RuntimeError("foreach, fused: expected one of them to be True at most")
+        _check_implementation(group)
         known = _core.rules()[self._rule]["fields"]
         options = {key: value for key, value in self._options(group).items() if key in known}
         _core.check_hyperparameters(self._rule, options)
