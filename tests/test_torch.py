@@ -740,6 +740,8 @@ BAD_PARAMS: tuple[tuple[Callable[[], Any], type[Exception], str], ...] = (
     (lambda: torch.ones(2, dtype=torch.int64), TypeError, "'0'.*int64"),
     (lambda: torch.ones(2).to_sparse(), ValueError, "'0'.*dense.*sparse"),
     (lambda: torch.ones(2, device="meta"), ValueError, "'0'.*CPU.*meta"),
+    (lambda: torch.ones(1).expand(2**44), ValueError, "'0'.*share memory"),
+    (lambda: torch.ones(4).as_strided((3, 2), (1, 1)), ValueError, "'0'.*share memory"),
 )
 
 

@@ -243,16 +243,17 @@ class _Optimizer(torch.optim.Optimizer):
         Raises
         ------
         TypeError, ValueError
-            A tensor that is not dense, elsewhere or of another type; a hyperparameter out of range; an option of torch
-            that does not exist here.
+            A tensor that is not dense, elsewhere or of another type, or whose elements share memory; a hyperparameter
+            out of range; an option of torch that does not exist here.
         """
         super().add_param_group(param_group)
         try:
             self._check(self.param_groups[-1])
             params = self.param_groups[-1]["params"]
             names = _names(self.param_groups)
+            label = len(self.param_groups) - 1 or -1  # the first has none, for it may be the only one
             for name, param in zip(names[len(names) - len(params) :], params, strict=True):
-                _array(param, f"parameter {name!r}")
+                _core.check_parameter(_array(param, f"parameter {name!r}"), name, label)
         except (TypeError, ValueError, RuntimeError):
             self.param_groups.pop()
             raise
