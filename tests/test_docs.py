@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import copy
 import importlib.util
+import inspect
 import json
 import os
+import pickle
+import pydoc
 import re
 import shlex
 import sysconfig
@@ -221,6 +225,38 @@ def test_the_api_reference_has_every_public_name() -> None:
         node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
     ]
     assert set(re.findall(r"autoclass:: fusedstep\.torch\.(\w+)", text)) == set(ast.literal_eval(names))
+
+
+FUNCTIONS = [
+    node
+    for node in ast.parse(inspect.getsource(fs.functional)).body
+    if isinstance(node, ast.FunctionDef) and node.name in fs.__all__
+]
+
+
+@pytest.mark.parametrize("source", FUNCTIONS, ids=lambda node: node.name)
+def test_the_functions_show_as_what_is_written(source: ast.FunctionDef) -> None:
+    """To ``help``, ``inspect`` and ``pickle`` the extension's functions are the package's, not an object's methods."""
+    function = getattr(fs, source.name)
+    assert (function.__module__, function.__qualname__, function.__name__) == ("fusedstep", *[source.name] * 2)
+    assert repr(function) == f"<built-in function {source.name}>"
+    assert not inspect.ismethod(function)
+
+    signature = inspect.signature(function)
+    of_kind = [(p.name, p.default) for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert of_kind == [(argument.arg, inspect.Parameter.empty) for argument in source.args.args]
+    of_kind = [(p.name, p.default) for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+    assert of_kind == [
+        (argument.arg, inspect.Parameter.empty if default is None else ast.literal_eval(default))
+        for argument, default in zip(source.args.kwonlyargs, source.args.kw_defaults, strict=True)
+    ]
+    assert len(signature.parameters) == len(source.args.args) + len(source.args.kwonlyargs)
+    assert inspect.getdoc(function) == ast.get_docstring(source)
+    assert pydoc.plaintext.document(function).splitlines()[0] == f"{source.name}{signature}"
+
+    assert copy.deepcopy(function) is function
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        assert pickle.loads(pickle.dumps(function, protocol)) is function
 
 
 def test_the_walk_passes_every_file_of_its_rule() -> None:

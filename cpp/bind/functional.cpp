@@ -160,9 +160,25 @@ void update(const Function& function, PyObject* const* values) {
   prepared.run();
 }
 
+// What a built-in function is bound to is its module, or else it shows as a method and does not pickle. A call gets to
+// see nothing but that: so each function has a module object of its own, under the package's name, whose state it is.
+Function*& held_by(PyObject* module) { return *static_cast<Function**>(PyModule_GetState(module)); }
+
+PyModuleDef holder = {
+    .m_base = PyModuleDef_HEAD_INIT,
+    .m_name = "fusedstep",
+    .m_doc = nullptr,
+    .m_size = sizeof(Function*),
+    .m_methods = nullptr,
+    .m_slots = nullptr,
+    .m_traverse = nullptr,
+    .m_clear = nullptr,
+    .m_free = [](void* module) { delete held_by(static_cast<PyObject*>(module)); },
+};
+
 PyObject* call(PyObject* self, PyObject* const* positional, Py_ssize_t count, PyObject* keywords) {
   return raising([&]() -> PyObject* {
-    const auto& function = *static_cast<const Function*>(PyCapsule_GetPointer(self, nullptr));
+    const Function& function = *held_by(self);
     PyObject* values[max_arguments] = {};
     collect(function, positional, count, keywords, values);
     update(function, values);
@@ -214,12 +230,13 @@ py::object make_function(const std::string& rule_name, const std::string& name, 
     }
     function->arguments.push_back(std::move(argument));
   }
-  Function* raw = function.get();
-  raw->definition = {raw->name.c_str(), reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)),
-                     METH_FASTCALL | METH_KEYWORDS, raw->documentation.c_str()};
-  const py::capsule self(function.release(), [](void* pointer) { delete static_cast<Function*>(pointer); });
+  function->definition = {function->name.c_str(), reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)),
+                          METH_FASTCALL | METH_KEYWORDS, function->documentation.c_str()};
+  const auto self = py::reinterpret_steal<py::object>(PyModule_Create(&holder));
+  if (!self) throw py::error_already_set();
+  Function* const held = held_by(self.ptr()) = function.release();
   return py::reinterpret_steal<py::object>(
-      PyCFunction_NewEx(&raw->definition, self.ptr(), py::str("fusedstep").ptr()));
+      PyCFunction_NewEx(&held->definition, self.ptr(), py::str(holder.m_name).ptr()));
 }
 
 }  // namespace fusedstep::bind
