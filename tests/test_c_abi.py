@@ -32,7 +32,7 @@ from c_structs import (
     of_struct,
 )
 from checks import assert_same, difference
-from registry import CASES, DTYPES, Case
+from registry import CASES, DTYPES, Case, rose
 
 Array = np.ndarray[Any, Any]
 
@@ -166,17 +166,18 @@ def test_steps_have_the_bits_of_python(lib: Library, case: Case) -> None:
                 assert_same({"param": mine, **of_c}, {"param": param, **states}, f"{dtype} after step {t}")
 
 
+@pytest.mark.parametrize("t", [1, 2], ids=("the loss fell", "the loss rose"))
 @pytest.mark.parametrize("case", [case for case in CALLED if case.rule == "rprop"], ids=repr)
-def test_every_int8_as_the_last_sign(lib: Library, case: Case) -> None:
+def test_every_int8_as_the_last_sign(lib: Library, case: Case, t: int) -> None:
     """As in Python: of a ``prev_sign`` that is none of -1, 0 and 1 the sign counts."""
     prev_sign = np.arange(-128, 128).astype(np.int8).repeat(3)
     grad = np.resize(np.array([1.5, 0.0, -1e-40], np.float32), prev_sign.size)
     arrays = [np.ones(grad.shape, np.float32), np.full(grad.shape, 0.1, np.float32), prev_sign]
     expected = [arrays[0].copy(), arrays[1].copy(), np.sign(prev_sign)]
-    case.call(dict(zip(("param", "step_size", "prev_sign"), expected, strict=True)) | {"grad": grad}, 1)
-    struct = lib.options("rprop", {**of_struct(case), **case.at_step(1, False)})
+    case.call(dict(zip(("param", "step_size", "prev_sign"), expected, strict=True)) | {"grad": grad}, t)
+    struct = lib.options("rprop", {**of_struct(case), **case.at_step(t, rose(t))})
     code = lib.rprop_step(
-        ctypes.byref(struct), 1, ctypes.byref(c_array(arrays[0])), ctypes.byref(c_array(grad)), c_arrays(arrays[1:]), 2
+        ctypes.byref(struct), t, ctypes.byref(c_array(arrays[0])), ctypes.byref(c_array(grad)), c_arrays(arrays[1:]), 2
     )
     assert code == OK, lib.error()
     for found, wanted in zip(arrays, expected, strict=True):

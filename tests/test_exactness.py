@@ -23,6 +23,7 @@ from checks import (
     large_problem,
     make_problem,
     problem,
+    reference_step,
     run_function,
     solve,
     threads,
@@ -50,6 +51,7 @@ from registry import (
     broadcast_gradients,
     loss,
     ordinary,
+    rose,
     short_lengths,
 )
 
@@ -181,7 +183,7 @@ def every_sign(case: Case, dtype: np.dtype[Any]) -> Values:
 @pytest.mark.parametrize("case", [case for case in CASES if any(state.sign for state in case.states)], ids=str)
 def test_every_int8_as_the_last_sign(case: Case, dtype: np.dtype[Any], isa: str) -> None:
     """A ``prev_sign`` that is none of -1, 0 and 1 counts by its sign, in the functions and in the classes, and after a
-    step all are signs."""
+    step all are signs; also where the loss has risen, and ``irprop+`` takes the last move back."""
     values = every_sign(case, dtype)
     n = values.param.size
     wanted = solve(case, dtype, (n,), values)
@@ -194,6 +196,12 @@ def test_every_int8_as_the_last_sign(case: Case, dtype: np.dtype[Any], isa: str)
     with fs.use_isa(isa):
         for offset, layout in itertools.product((0, 3), (C, EVERY_2ND)):
             run_function(wanted, f"{case} {dtype} {isa}, every int8, {layout} {offset=}", layout, offset=offset)
+        for t, grad in enumerate(values.grads, 1):
+            before = {"param": values.param, **values.states}
+            found, expected = ({name: array.copy() for name, array in before.items()} for _ in range(2))
+            case.call({**found, "grad": grad}, t)
+            reference_step(case, expected, grad, t, rose(t))
+            assert_same(found, expected, f"{case} {dtype} {isa}, every int8 before step {t}")
         param = values.param.copy()
         optimizer = case.new([np.zeros_like(param)])
         saved = optimizer.state_dict()
