@@ -21,7 +21,10 @@ settings.load_profile("short")
 
 # With pytest-run-parallel, `--parallel-threads=4` runs the tests of these files in four threads at once; the others
 # change or count what the whole process shares.
-PARALLEL = {"test_border", "test_exactness", "test_norm", "test_optimizers", "test_oracles"}
+PARALLEL = {
+    "test_border", "test_borrowing", "test_claims", "test_dialects", "test_exactness", "test_norm", "test_optimizers",
+    "test_oracles", "test_torch", "test_torch_trajectories",
+}  # fmt: skip
 
 
 def in_parallel(config: pytest.Config) -> bool:

@@ -85,9 +85,13 @@ def ours(name: str) -> Any:
 
 
 def network(dtype: Any = torch.float32) -> Any:
-    torch.manual_seed(0)
-    layers = torch.nn.Linear(6, 10), torch.nn.Tanh(), torch.nn.Linear(10, 3)
-    return torch.nn.Sequential(*layers).to(dtype)
+    """Two that are made are equal: no other thread draws from their generator, as it may from torch's own."""
+    model = torch.nn.Sequential(torch.nn.Linear(6, 10), torch.nn.Tanh(), torch.nn.Linear(10, 3))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for param in model.parameters():
+            param.uniform_(-0.4, 0.4, generator=generator)
+    return model.to(dtype)
 
 
 def loss_of(model: Any, t: int = 0) -> Tensor:
