@@ -32,27 +32,41 @@ struct RpropRule {
           hi(rounded_limit<T>(o.step_sizes[1])) {}
   };
 
-  // > 0 where the sign of g is that of the step before, < 0 where it flipped. ps is a whole number, so the product is 0
-  // where one of them is 0 alone; that of two gradients could underflow to 0, and D would stop growing. Nothing else is
-  // done with ps: of a number that a caller put there the sign counts.
+  // Whether the sign of the gradient stayed, or flipped; neither where one of the two is 0 or NaN. Of a number that a
+  // caller put into ps the sign counts. ps is whole, so g ps is 0 where one of them is 0 alone; the product of two
+  // gradients could underflow to 0, and D would stop growing.
   template <class T>
-  static T agreement(T g, std::int8_t ps) {
-    return g * static_cast<T>(ps);
+  static bool stayed(T g, std::int8_t ps) {
+    if constexpr (masks_of_bits<T>) {
+      const std::int8_t sg = stored_sign(g);
+      return (sg != 0) & (ps != 0) & ((sg ^ ps) >= 0);
+    } else {
+      return g * static_cast<T>(ps) > T(0);
+    }
   }
 
   template <class T>
-  static T resized(T D, T agreement, const Coef<T>& c) {
-    T Dn = agreement > T(0) ? D * c.eta_plus : D;
-    Dn = agreement < T(0) ? D * c.eta_minus : Dn;
+  static bool flipped(T g, std::int8_t ps) {
+    if constexpr (masks_of_bits<T>) {
+      const std::int8_t sg = stored_sign(g);
+      return (sg != 0) & (ps != 0) & ((sg ^ ps) < 0);
+    } else {
+      return g * static_cast<T>(ps) < T(0);
+    }
+  }
+
+  template <class T>
+  static T resized(T D, T g, std::int8_t ps, const Coef<T>& c) {
+    T Dn = stayed(g, ps) ? D * c.eta_plus : D;
+    Dn = flipped(g, ps) ? D * c.eta_minus : Dn;
     return clamp(Dn, c.lo, c.hi);
   }
 
   // The last move was -sign(ps) D, and sign(ps) = -sign(g) on a flip: to undo it is p - sign(g) D.
   template <class T>
   static void step(T& p, T g, T& D, std::int8_t& ps, const Coef<T>& c) {
-    const T a = agreement(g, ps);
-    const bool flip = a < T(0);
-    const T Dn = resized(D, a, c);
+    const bool flip = flipped(g, ps);
+    const T Dn = resized(D, g, ps, c);
     const T move = sign(g) * (on_flip == OnFlip::undo && flip ? D : Dn);
     const std::int8_t sg = stored_sign(g);
     p = on_flip == OnFlip::stay && flip ? p : p - move;
@@ -78,7 +92,7 @@ struct GRpropRule : RpropRule<OnFlip::move, false> {
 
   template <class T>
   static Term term(T, T g, T D, std::int8_t ps, const Coef<T>& c) {
-    const T Dn = Rprop_::resized(D, Rprop_::agreement(g, ps), c);
+    const T Dn = Rprop_::resized(D, g, ps, c);
     const double key = static_cast<double>(smallest == Smallest::gradient ? magnitude(g) : Dn);
     return {static_cast<double>(Dn) * static_cast<double>(g), g == T(0) ? std::numeric_limits<double>::infinity() : key};
   }
