@@ -174,10 +174,11 @@ constexpr Description descriptions[rule_count] = {
     describe<SignTraffic>("sign_traffic", {}, sign_traffic_states),
 };
 
-void check(const Field& field, const Range& range, double value, const std::string& name) {
+// `part` names the value where the field has two.
+void check(const Field& field, const Range& range, double value, const char* part = "") {
   if (range.contains(value)) return;
   std::string rule = range.text;
-  rule.replace(rule.find('%'), 1, name);
+  rule.replace(rule.find('%'), 1, std::string(field.name) + part);
   throw std::invalid_argument(std::string(field.name) + ": expected a finite number with " + rule + ", got " +
                               text(value));
 }
@@ -199,11 +200,11 @@ const Description& description(RuleId rule) { return descriptions[static_cast<in
 
 void check(const Field& field, const void* options) {
   const void* at = static_cast<const unsigned char*>(options) + field.offset;
-  if (field.kind == Kind::real) check(field, field.range[0], *static_cast<const double*>(at), field.name);
+  if (field.kind == Kind::real) check(field, field.range[0], *static_cast<const double*>(at));
   if (field.kind == Kind::pair) {
     const auto* pair = static_cast<const double*>(at);
-    check(field, field.range[0], pair[0], std::string(field.name) + "[0]");
-    check(field, field.range[1], pair[1], std::string(field.name) + "[1]");
+    check(field, field.range[0], pair[0], "[0]");
+    check(field, field.range[1], pair[1], "[1]");
   }
 }
 
