@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -40,7 +41,9 @@ SLOW = 0.05
 
 
 def alternate(contenders: Mapping[str, Contender], seconds: float, rounds: int = 9) -> dict[str, Timing]:
-    """Time contenders in turn, each round in another order, and return the timing of each.
+    """Time contenders in turn, each round in a random order, and return the timing of each.
+
+    What a contender leaves in the caches is the next one's burden, which must not always be the same one.
 
     Parameters
     ----------
@@ -60,14 +63,15 @@ def alternate(contenders: Mapping[str, Contender], seconds: float, rounds: int =
         every[name] = (rounds - 1) // (FEWEST - 1) if once > max(share, SLOW) else 1
     times: dict[str, dict[int, float]] = {name: {} for name in contenders}
     order = list(contenders)
+    chance = random.Random(0)
     collecting = gc.isenabled()
     gc.disable()
     try:
         for k in range(rounds):
+            chance.shuffle(order)
             for name in order:
                 if k % every[name] == 0:
                     times[name][k] = _timed(contenders[name], calls[name])
-            order = [*order[1:], order[0]]
     finally:
         if collecting:
             gc.enable()

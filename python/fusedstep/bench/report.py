@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=Path,
         help=f"print one Markdown table, or write it into each FILE between {START} and {END}, in short after "
-        f"{SHORT_START}; some three minutes",
+        f"{SHORT_START}; some eight minutes",
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all rows")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw ns an element over size (needs matplotlib)")
@@ -210,7 +210,7 @@ def _defeats(name: str, ours: list[Row], peers: list[Row]) -> list[str]:
         ratio = best / (peer.ns_per_element or 1.0)
         if ratio > 1 - TIE:
             verb = "is faster" if ratio > 1 + TIE else "ties"
-            times = f"{peer.ns_per_element:.3g} ns an element, {name} {best:.3g}"
+            times = f"{_digits(peer.ns_per_element or 0.0)} ns an element, {name} {_digits(best)}"
             lines.append(f"{peer.way} {verb} ({times}): {_heading(peer).strip()}")
     return lines
 
@@ -267,7 +267,7 @@ def table(found: list[Row], facts: dict[str, Any], short: bool = False) -> str:
         "",
         "A cell: error of one step, in units of the last place (ulp) of the sum; nanoseconds an element, the median of "
         "alternating rounds; share of the limit. The limit is the larger of the memory's traffic and the divider's "
-        "rate, measured in the same run.",
+        "rate, measured in the same rounds by loops of the same kind; where many use one memory, a share can be above 1.",
         "",
     ]
     arrays = [row for row in found if row.what == LAYOUTS[0] and row.dtype == "float32"]
@@ -282,7 +282,7 @@ def table(found: list[Row], facts: dict[str, Any], short: bool = False) -> str:
             if way in NAMES or not way.startswith(("limit", OURS)):
                 ours = [_cell(cells.get((way, *column))) for column in columns]
                 if any(cell.endswith(tuple("0123456789")) for cell in ours):
-                    text.append(f"| {case} | {NAMES.get(way, way)} | {' | '.join(ours)} |")
+                    text.append(f"| | {NAMES.get(way, way)} | {' | '.join(ours)} |")
     lists = [row for row in found if row.what not in LAYOUTS]
     if lists:
         ways = list(dict.fromkeys(row.way for row in lists if row.error != "has no such rule"))
@@ -318,7 +318,7 @@ def _in_short(row: Row) -> bool:
 def _limit_cell(rows: list[Row]) -> str:
     """Return the limit of a size, and which one it is."""
     limit, bound_by = _limit(rows)
-    return f"{limit:.3g} ns, {bound_by}"
+    return f"{_digits(limit)} ns, {bound_by}"
 
 
 def _limit(rows: list[Row]) -> tuple[float, str]:
@@ -333,7 +333,7 @@ def _cell(row: Row | None) -> str:
         return ""
     if row.ns_per_element is None:
         return row.error.partition(":")[0]
-    return f"{row.error}, {row.ns_per_element:.3g} ns, {row.share_of_limit:.2f}"
+    return f"{row.error}, {_digits(row.ns_per_element)} ns, {row.share_of_limit:.2f}"
 
 
 def _list_cell(row: Row | None) -> str:
@@ -341,8 +341,12 @@ def _list_cell(row: Row | None) -> str:
         return ""
     if row.ns_per_element is None:
         return row.error.partition(":")[0]
-    microseconds = row.ns_per_element * row.n / 1e3
-    return f"{row.error}, {microseconds:,.0f}" if microseconds >= 100 else f"{row.error}, {microseconds:.3g}"
+    return f"{row.error}, {_digits(row.ns_per_element * row.n / 1e3)}"
+
+
+def _digits(x: float) -> str:
+    """Return three digits, or the whole number where that has more."""
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
 # --------------------------------------------------------------------------------------------------------------- plot

@@ -70,8 +70,8 @@ QUICK = Setting(
 def table() -> Setting:
     """Return what README shows."""
     return Setting(
-        sizes=(16, 1_000, 30_000, 1_000_000, 16_000_000),
-        sizes_in_parallel=(16_000_000,),
+        sizes=(16, 1_000, 30_000, 1_000_000, 16_000_000, 64_000_000),
+        sizes_in_parallel=(16_000_000, 64_000_000),
         threads=_one_and_all(),
         models=tuple(MODELS),
         whole_step=True,
