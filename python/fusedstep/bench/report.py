@@ -267,7 +267,7 @@ def table(found: list[Row], facts: dict[str, Any], short: bool = False) -> str:
         "",
         "A cell: error of one step, in units of the last place (ulp) of the sum; nanoseconds an element, the median of "
         "alternating rounds; share of the limit. The limit is the larger of the memory's traffic and the divider's "
-        "rate, measured in the same rounds by loops of the same kind; where many use one memory, a share can be above 1.",
+        "rate, measured in the same rounds by loops of the same kind; a share can be above 1, for memory varies.",
         "",
     ]
     arrays = [row for row in found if row.what == LAYOUTS[0] and row.dtype == "float32"]
