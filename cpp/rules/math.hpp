@@ -24,12 +24,10 @@ inline float copysign(float x, float y) { return __builtin_copysignf(x, y); }
 inline double copysign(double x, double y) { return __builtin_copysign(x, y); }
 
 // AVX-512 compares into masks of one bit an element, so that what is known of bytes selects among numbers at little cost.
-// Elsewhere a mask is as wide as what was compared and would have to be widened; GCC 12 gives up on double at 256 bits.
+// Elsewhere a mask is as wide as what was compared, and would have to be widened.
 #if defined(__AVX512BW__)
-template <class T>
-inline constexpr bool masks_of_bits = sizeof(T) == sizeof(float);
+inline constexpr bool masks_of_bits = true;
 #else
-template <class T>
 inline constexpr bool masks_of_bits = false;
 #endif
 

@@ -12,32 +12,38 @@ namespace {
 // What a variant does where the sign of the gradient flipped: it moves all the same, takes the last move back, or stays.
 enum class OnFlip { move, undo, stay };
 
+template <class T>
+struct RpropCoef {
+  T eta_minus, eta_plus, lo, hi;
+
+  RpropCoef(const Rprop& o, std::int64_t)
+      : eta_minus(rounded<T>(o.etas[0])),
+        eta_plus(rounded<T>(o.etas[1])),
+        lo(rounded_limit<T>(o.step_sizes[0])),
+        hi(rounded_limit<T>(o.step_sizes[1])) {}
+};
+
 // forget: a flip is not remembered, so that the next step neither grows nor shrinks D.
-template <OnFlip on_flip, bool forget>
+// as_bytes: signs are compared as bytes (1.2 times as fast where masks are of bits) and not in a product. At half of
+// AVX-512's width GCC 12 vectorises only the product.
+template <OnFlip on_flip, bool forget, bool as_bytes = masks_of_bits>
 struct RpropRule {
   static constexpr bool uses[2] = {true, true};
   static constexpr bool divides = false;
+  using AtHalfWidth = RpropRule<on_flip, forget, false>;
 
   template <class T>
   using States = types<T, std::int8_t>;
 
   template <class T>
-  struct Coef {
-    T eta_minus, eta_plus, lo, hi;
-
-    Coef(const Rprop& o, std::int64_t)
-        : eta_minus(rounded<T>(o.etas[0])),
-          eta_plus(rounded<T>(o.etas[1])),
-          lo(rounded_limit<T>(o.step_sizes[0])),
-          hi(rounded_limit<T>(o.step_sizes[1])) {}
-  };
+  using Coef = RpropCoef<T>;
 
   // Whether the sign of the gradient stayed, or flipped; neither where one of the two is 0 or NaN. Of a number that a
   // caller put into ps the sign counts. ps is whole, so g ps is 0 where one of them is 0 alone; the product of two
   // gradients could underflow to 0, and D would stop growing.
   template <class T>
   static bool stayed(T g, std::int8_t ps) {
-    if constexpr (masks_of_bits<T>) {
+    if constexpr (as_bytes) {
       const std::int8_t sg = stored_sign(g);
       return (sg != 0) & (ps != 0) & ((sg ^ ps) >= 0);
     } else {
@@ -47,7 +53,7 @@ struct RpropRule {
 
   template <class T>
   static bool flipped(T g, std::int8_t ps) {
-    if constexpr (masks_of_bits<T>) {
+    if constexpr (as_bytes) {
       const std::int8_t sg = stored_sign(g);
       return (sg != 0) & (ps != 0) & ((sg ^ ps) < 0);
     } else {
