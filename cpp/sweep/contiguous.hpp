@@ -60,15 +60,9 @@ struct HalfWidth<Rule> {
 };
 
 // Free functions, not inlined, with restrict on their parameters: as a lambda over local restrict pointers the same loop
-// silently becomes scalar (4.6 times slower). Not cloned for a known length either.
-#if defined(__clang__)
-#define FUSEDSTEP_LOOP [[gnu::noinline]]
-#else
-#define FUSEDSTEP_LOOP [[gnu::noinline, gnu::noclone]]
-#endif
-
+// silently becomes scalar (4.6 times slower).
 template <class Rule, class T, class... S, std::size_t... k>
-FUSEDSTEP_LOOP void update_loop(std::index_sequence<k...>, const typename Rule::template Coef<T> c, std::int64_t n,
+[[gnu::noinline]] void update_loop(std::index_sequence<k...>, const typename Rule::template Coef<T> c, std::int64_t n,
                                    T* __restrict p, const T* __restrict g, S* __restrict... s) noexcept {
   for (std::int64_t i = 0; i < n; ++i) {
     Rule::template step<T>(p[i], g[i], element<Rule::uses[k]>(s, i)..., c);
@@ -76,7 +70,7 @@ FUSEDSTEP_LOOP void update_loop(std::index_sequence<k...>, const typename Rule::
 }
 
 template <class Rule, class T, class... S, std::size_t... k>
-FUSEDSTEP_NARROW FUSEDSTEP_LOOP void narrow_update_loop(std::index_sequence<k...>,
+FUSEDSTEP_NARROW [[gnu::noinline]] void narrow_update_loop(std::index_sequence<k...>,
                                                         const typename Rule::template Coef<T> c, std::int64_t n,
                                                         T* __restrict p, const T* __restrict g,
                                                         S* __restrict... s) noexcept {
