@@ -71,9 +71,9 @@ template <class Rule, class T, class... S, std::size_t... k>
 
 template <class Rule, class T, class... S, std::size_t... k>
 FUSEDSTEP_NARROW [[gnu::noinline]] void narrow_update_loop(std::index_sequence<k...>,
-                                                        const typename Rule::template Coef<T> c, std::int64_t n,
-                                                        T* __restrict p, const T* __restrict g,
-                                                        S* __restrict... s) noexcept {
+                                                           const typename Rule::template Coef<T> c, std::int64_t n,
+                                                           T* __restrict p, const T* __restrict g,
+                                                           S* __restrict... s) noexcept {
   for (std::int64_t i = 0; i < n; ++i) {
     Rule::template step<T>(p[i], g[i], element<Rule::uses[k]>(s, i)..., c);
   }
