@@ -29,11 +29,13 @@ namespace {
 
 #if defined(__x86_64__)
 constexpr std::uint64_t default_state = 0x1f80;  // all exceptions masked, round to nearest, denormals kept
+constexpr std::uint64_t status_flags = 0x3f;     // what happened so far: changes nothing
 std::uint64_t floating_point_state() { return _mm_getcsr(); }
 void set_floating_point_state(std::uint64_t state) { _mm_setcsr(static_cast<unsigned>(state)); }
 void relax() { _mm_pause(); }
 #elif defined(__aarch64__)
 constexpr std::uint64_t default_state = 0;
+constexpr std::uint64_t status_flags = 0;  // they have a register of their own
 std::uint64_t floating_point_state() {
   std::uint64_t state;
   asm volatile("mrs %0, fpcr" : "=r"(state));
@@ -278,11 +280,15 @@ std::uint64_t exchange_floating_point(std::optional<std::uint64_t> state) {
   return before;
 }
 
+// Written only where there is something to change: where a status flag of another is cleared and raised again, a call
+// takes 70 ns longer.
 DefaultFloatingPoint::DefaultFloatingPoint() : callers_(floating_point_state()) {
-  if (callers_ != default_state) set_floating_point_state(default_state);
+  if ((callers_ & ~status_flags) != default_state) set_floating_point_state(default_state);
 }
 
-DefaultFloatingPoint::~DefaultFloatingPoint() { set_floating_point_state(callers_); }
+DefaultFloatingPoint::~DefaultFloatingPoint() {
+  if (floating_point_state() != callers_) set_floating_point_state(callers_);
+}
 
 int default_num_threads() {
   const char* wanted = std::getenv("FUSEDSTEP_NUM_THREADS");
