@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from . import bench, demo, gallery, selfcheck
+from . import bench, demo, selfcheck
 from ._config import get_cmake_dir, get_include, show_config
 
 
@@ -40,7 +40,6 @@ def print_config(options: argparse.Namespace) -> int:
 COMMANDS = {
     "demo": Command(demo.HELP, demo.add_arguments, demo.run),
     "bench": Command(bench.HELP, bench.add_arguments, bench.run),
-    "gallery": Command(gallery.HELP, gallery.add_arguments, gallery.run),
     "verify": Command(selfcheck.HELP, selfcheck.add_arguments, selfcheck.run),
     "info": Command("print version, compiler, instruction sets and threads", add_config_arguments, print_config),
 }
