@@ -45,10 +45,10 @@ def elsewhere(name: str, known: Collection[str]) -> str | None:
 
 
 def did_you_mean(name: object, known: Collection[str]) -> str:
-    """Return ``"; did you mean 'lr'?"``, or nothing where no known name is close."""
+    """Return ``" (did you mean 'lr'?)"``, or nothing if no known name is close."""
     import difflib
 
     if not isinstance(name, str):
         return ""
     meant = elsewhere(name, known) or next(iter(difflib.get_close_matches(name.lower(), known, 1)), None)
-    return f"; did you mean {meant!r}?" if meant else ""
+    return f" (did you mean {meant!r}?)" if meant else ""

@@ -118,8 +118,8 @@ class Optimizer:
                 options = self._schema.options
                 if _is_ours(type(self)) or elsewhere(name, options):
                     raise AttributeError(
-                        f"{type(self).__name__} has no attribute {name!r}; its hyperparameters, which are in "
-                        f"param_groups and are attributes, are {', '.join(options)}{did_you_mean(name, options)}"
+                        f"{type(self).__name__} has no attribute {name!r}{did_you_mean(name, options)}; its "
+                        f"hyperparameters, which are in param_groups and are attributes, are {', '.join(options)}"
                     )
             super().__setattr__(name, value)
 

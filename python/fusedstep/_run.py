@@ -120,7 +120,7 @@ class Run:
 
     def _unknown(self, key: object) -> str:
         known = self.schema.arguments
-        return f"{self.name} has no hyperparameter {key!r}; it has {', '.join(sorted(known))}{did_you_mean(key, known)}"
+        return f"{self.name} has no hyperparameter {key!r}{did_you_mean(key, known)}; it has {', '.join(sorted(known))}"
 
     # ----------------------------------------------------------------------------------------------- hyperparameters
 
