@@ -128,7 +128,7 @@ class Run:
         """Raise ValueError unless the groups are those that the optimizer was made with."""
         if len(self.groups) != len(self._members):
             raise ValueError(
-                f"param_groups: expected the {len(self._members)} groups that the optimizer was made with, "
+                f"param_groups: expected the list of {len(self._members)} groups that the optimizer was made with, "
                 f"got {len(self.groups)}"
             )
         for index, (group, members) in enumerate(zip(self.groups, self._members, strict=True)):

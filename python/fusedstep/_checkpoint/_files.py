@@ -132,9 +132,10 @@ def _name(key: str) -> str:
 
 def _checksum(content: bytes | mmap.mmap, place: int) -> bytes:
     """Return the SHA-256, in 64 digits, of all bytes except the 64 at ``place``."""
-    with memoryview(content) as view:
-        digest = hashlib.sha256(view[:place])
-        digest.update(view[place + len(BLANK) :])
+    # Each view is released here, also by an error: a file that is mapped can't be closed under one.
+    with memoryview(content) as view, view[:place] as before, view[place + len(BLANK) :] as after:
+        digest = hashlib.sha256(before)
+        digest.update(after)
     return digest.hexdigest().encode()
 
 
