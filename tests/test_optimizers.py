@@ -487,7 +487,7 @@ def test_param_groups_hold_all_hyperparameters(case: Case) -> None:
         assert {"lr", "weight_decay", "decoupled_weight_decay", "maximize", *case.class_options} <= set(group)
 
 
-# ----------------------------------------------------------------------------------------- hyperparameters as attributes
+# ---------------------------------------------------------------------------------------- hyperparameters as attributes
 
 
 @each_rule

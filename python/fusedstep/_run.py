@@ -82,14 +82,13 @@ class Run:
         """Add a group of parameters; an error leaves everything as it was."""
         if not isinstance(group, Mapping) or "params" not in group:
             raise TypeError(f"param_group: expected a dict with 'params', got {type(group).__name__}")
-        with self.core:
-            self.check_groups()
-            leaves = self._parsed(group["params"], [])
-            if not leaves.names:
-                raise ValueError("param_group: expected at least one array, got none")
-            self._add(leaves, {key: value for key, value in group.items() if key != "params"})
-            self.grouped = True
-            self._bind()
+        self.check_groups()
+        leaves = self._parsed(group["params"], [])
+        if not leaves.names:
+            raise ValueError("param_group: expected at least one array, got none")
+        self._add(leaves, {key: value for key, value in group.items() if key != "params"})
+        self.grouped = True
+        self._bind()
 
     def _parsed(self, members: Any, before: list[Leaves]) -> Leaves:
         taken = {*self._params, *(name for leaves in before for name in leaves.names)}

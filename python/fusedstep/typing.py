@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
-else:
-    Buffer = Any
 
 __all__ = [
     "AttrsInstance",
@@ -55,14 +48,24 @@ class AttrsInstance(Protocol):
     __attrs_attrs__: ClassVar[Any]
 
 
-Leaf: TypeAlias = NDArray[Any] | Buffer | SupportsDLPack
-"""An array, or an object that offers its memory."""
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
-Tree: TypeAlias = Leaf | Sequence["Tree"] | Mapping[Any, "Tree"] | DataclassInstance | AttrsInstance
-"""An array, or containers of arrays: lists, tuples, NamedTuples, mappings, dataclasses and attrs classes."""
+    from numpy.typing import NDArray
+    from typing_extensions import Buffer
 
-Params: TypeAlias = Tree | Sequence[Mapping[str, Any]]
-"""What an optimizer updates: a tree, or a list of groups ``{"params": tree, "lr": ..., ...}``."""
+    Leaf: TypeAlias = NDArray[Any] | Buffer | SupportsDLPack
+    """An array, or an object that offers its memory."""
 
-Grads: TypeAlias = Leaf | Sequence["Grads"] | Mapping[Any, "Grads"] | DataclassInstance | AttrsInstance | None
-"""Gradients: the containers of the parameters, where None leaves a parameter out."""
+    Tree: TypeAlias = Leaf | Sequence["Tree"] | Mapping[Any, "Tree"] | DataclassInstance | AttrsInstance
+    """An array, or containers of arrays: lists, tuples, NamedTuples, mappings, dataclasses and attrs classes."""
+
+    Params: TypeAlias = (
+        Leaf | Sequence[Tree | Mapping[str, Any]] | Mapping[Any, Tree] | DataclassInstance | AttrsInstance
+    )
+    """What an optimizer updates: a tree, or a list of groups ``{"params": tree, "lr": ..., ...}``."""
+
+    Grads: TypeAlias = Leaf | Sequence["Grads"] | Mapping[Any, "Grads"] | DataclassInstance | AttrsInstance | None
+    """Gradients: the containers of the parameters, where None leaves a parameter out."""
+else:  # what reads annotations at run time can't follow types that contain themselves
+    Leaf = Tree = Params = Grads = Any

@@ -92,19 +92,21 @@ def verified_step(
     nonfinite: str,
 ) -> StepReport:
     """Do a step as ``OptimizerCore.step`` does, and raise ``VerificationError`` if a bit is not the reference's."""
-    rises = loss is not None and run.core.last_loss is not None and loss > run.core.last_loss
-    groups = [group for group, names in zip(run.groups, run.names, strict=True) for _ in names]
-    run.check_groups()
-    snapshots = [
-        Snapshot(run.schema, name, array, run.state[name], grad, group, count + 1, rises)
-        for (name, array), group, count, grad in zip(
-            run.params.items(), groups, run.core.counts, run.core.gradients(grads), strict=True
-        )
-    ]
-    report = run.core.step(grads, run.groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)
-    with default_floating_point():
-        _check(run.schema, snapshots, report, grad_scale, clip_norm, clip_value, zero_grads)
-    return report
+    with run.core:
+        run.check_groups()
+        before = run.core.last_loss
+        rises = loss is not None and before is not None and loss > before
+        groups = [group for group, names in zip(run.groups, run.names, strict=True) for _ in names]
+        snapshots = [
+            Snapshot(run.schema, name, array, run.state[name], grad, group, count + 1, rises)
+            for (name, array), group, count, grad in zip(
+                run.params.items(), groups, run.core.counts, run.core.gradients(grads), strict=True
+            )
+        ]
+        report = run.core.step(grads, run.groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)
+        with default_floating_point():
+            _check(run.schema, snapshots, report, grad_scale, clip_norm, clip_value, zero_grads)
+        return report
 
 
 def _check(
