@@ -1,4 +1,4 @@
-"""The C++ library in somebody else's project: found in the wheel, found where it was installed, or built as a part."""
+"""The C++ library in another project: from the wheel, from an installation, or built as a part of that project."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ import pytest
 
 import fusedstep as fs
 import native
+from fusedstep import _core
+from registry import CASES
 
 Array = np.ndarray[Any, Any]
 DTYPES = ("float32", "float64")
@@ -142,58 +144,39 @@ def fnv(array: Array) -> str:
     return f"{hash_:016x}"
 
 
-def run_rule(name: str, dtype: str) -> str:
-    n = 777
-    param = values(n, 1, dtype)
-    zeros = [np.zeros(n, dtype) for _ in range(3)]
-    states: dict[str, Array]
-    options: dict[str, Any] = {}
-    function = name.partition(" ")[0]
-    timed = name in ("rmsprop full", "adagrad_da")
-    if name == "rmsprop":
-        states, options = {"square_avg": zeros[0]}, {"lr": 0.02}
-    elif name == "rmsprop full":
-        states = {"square_avg": zeros[0], "grad_avg": zeros[1], "momentum_buffer": zeros[2]}
-        options = {"lr": 0.02, "alpha": 0.95, "eps": 1e-4, "eps_inside_sqrt": True, "momentum": 0.9, "nesterov": True,
-                   "momentum_form": "tf", "weight_decay": 0.01, "maximize": True}  # fmt: skip
-    elif name == "adagrad":
-        states = {"square_sum": zeros[0] + zeros[0].dtype.type(0.1)}
-        options = {"lr": 0.01, "eps": 1e-7, "eps_inside_sqrt": True, "weight_decay": 0.1}
-        options["decoupled_weight_decay"] = True
-    elif name == "proximal_adagrad":
-        states = {"square_sum": zeros[0] + zeros[0].dtype.type(0.1)}
-        options = {"lr": 0.1, "l1": 0.3, "l2": 0.2}
-    elif name == "adagrad_da":
-        states, options = {"grad_sum": zeros[0], "square_sum": zeros[1]}, {"lr": 0.1, "l1": 0.3, "l2": 0.2}
-    elif name == "adagrad_norm":
-        states, options = {"square_sum": np.zeros((), dtype)}, {"lr": 0.5}
-    else:
-        function = "rprop"
-        states = {"step_size": np.full(n, 0.01, dtype), "prev_sign": np.zeros(n, np.int8)}
-        options = {"etas": (0.4, 1.3), "variant": name, "loss_increased": name == "irprop+"}
+CLASSES = {case.rule: case.cls for case in CASES}
+# Each rule with its defaults, and then what the consumer's ``print_rules`` does.
+RUNS: list[tuple[str, dict[str, Any]]] = [
+    *((rule, {}) for rule in _core.rules()),
+    ("rmsprop", {"lr": 0.02, "alpha": 0.95, "eps": 1e-4, "eps_inside_sqrt": True, "centered": True, "momentum": 0.9,
+                 "nesterov": True, "momentum_form": "tf", "bias_correction": True, "weight_decay": 0.01,
+                 "maximize": True}),
+    ("rprop", {"lr": 0.05, "etas": (0.4, 1.3), "step_sizes": (0.01, 0.1), "variant": "irprop-move",
+               "weight_decay": 0.1, "decoupled_weight_decay": True}),
+]  # fmt: skip
+
+
+def run_rule(rule: str, options: dict[str, Any], dtype: str) -> str:
+    param = values(777, 1, dtype)
+    optimizer = CLASSES[rule]({"w": param}, **options)
     for t in range(1, 4):
-        grad = values(n, 10 + t, dtype)
-        getattr(fs, f"{function}_")(param, grad, **states, **options, **({"step": t} if timed else {}))
-    return " ".join([name, fnv(param), *map(fnv, states.values())])
-
-
-RULES = ("rmsprop", "rmsprop full", "adagrad", "proximal_adagrad", "adagrad_da", "adagrad_norm", "rprop-", "rprop+",
-         "irprop-", "irprop-move", "irprop+", "grprop-slr", "grprop-sag")  # fmt: skip
+        optimizer.step({"w": values(777, 10 + t, dtype)})
+    return " ".join([rule, *map(fnv, (param, *optimizer.state["w"].values()))])
 
 
 @pytest.fixture(scope="session")
 def checks() -> Path:
-    """The consumer's checks, from the way that is built soonest."""
+    """The consumer's checks, from the build that other tests need anyway."""
     return native.subproject() / "checks"
 
 
 def test_every_rule_has_the_bits_of_python(checks: Path) -> None:
     found = native.run(checks, "rules").splitlines()
-    assert found == [run_rule(name, dtype) for dtype in DTYPES for name in RULES]
+    assert found == [run_rule(rule, options, dtype) for dtype in DTYPES for rule, options in RUNS]
 
 
 def python_errors() -> Iterator[Callable[[], object]]:
-    """What the consumer's ``print_messages`` does, in the same order."""
+    """Make the mistakes of the consumer's ``print_messages``, in the same order."""
     p, g, v = (np.zeros(6, np.float32) for _ in range(3))
     sign = np.zeros(6, np.int8)
     shorter, wide = np.zeros(5, np.float32), np.zeros(6)
@@ -246,15 +229,10 @@ def test_errors_say_what_they_say_in_python(checks: Path) -> None:
 # ----------------------------------------------------------------------------------------------------------- packages
 
 
-def test_the_shared_library_shows_the_public_api_alone() -> None:
+def test_the_shared_library_exports_only_the_public_api() -> None:
     library = native.shared_library()
     headers = native.sources() / "cpp" / "include" / "fusedstep"
-    of_c = set(re.findall(r"\b(fusedstep_\w+)\(", (headers / "fusedstep.h").read_text()))
-    rules = re.findall(r"^FUSEDSTEP_DECLARE\((\w+)\);", (headers / "fusedstep.h").read_text(), re.MULTILINE)
-    of_c |= {f"fusedstep_{rule}_{verb}" for rule in rules for verb in ("init", "step")}
-    of_c -= {name for name in of_c if name.endswith("_")}
-    of_c |= {f"fusedstep_{rule}_like" for rule in fs.dialects()}
-    assert len(rules) == 6
+    of_c = set(re.findall(r"\b(fusedstep_[a-z_]+)\(", (headers / "fusedstep.h").read_text()))
     lines = native.run(native.tool("nm"), "-D", "-C", "--defined-only", library).splitlines()
     names = {line.split(maxsplit=2)[2] for line in lines}
     assert {name for name in names if "::" not in name} == of_c
@@ -262,7 +240,7 @@ def test_the_shared_library_shows_the_public_api_alone() -> None:
     functions = {"step", "norm", "isa", "available_isas", "force_isa", "num_threads", "set_num_threads", "set_executor"}
     methods = {"AnyRule::AnyRule", "AnyRule::states", "Optimizer::Optimizer", "Optimizer::~Optimizer",
                "Optimizer::operator=", "Optimizer::step", "Optimizer::set_rule", "Optimizer::state",
-               "RMSprop::like", "Adagrad::like", "Rprop::like"}  # fmt: skip
+               "AnyRule::name", *(f"{CLASSES[rule].__name__}::like" for rule in fs.dialects())}  # fmt: skip
     assert of_cpp == {f"fusedstep::{name}" for name in functions | methods}
 
 
@@ -276,7 +254,7 @@ def test_pkg_config_leads_a_compiler_to_the_installed_library(tmp_path: Path) ->
     library = (file.parent / folders["libdir"]).resolve()
     assert (include / "fusedstep" / "fusedstep.hpp").is_file()
     assert (library / "libfusedstep.a").is_file()
-    assert str(prefix) not in told  # it may be moved
+    assert str(prefix) not in told  # so that it can be moved
     environment = {**os.environ, "PKG_CONFIG_PATH": str(file.parent)}
     command = [native.tool("pkg-config"), "--cflags", "--libs", "--static", "fusedstep"]
     flags = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
