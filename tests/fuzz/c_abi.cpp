@@ -1,9 +1,10 @@
-// libFuzzer over the C ABI: any options, sizes, strides, types, null pointers and overlaps, as long as every element of
-// every view lies in memory that is there; what lies outside is poison to the address sanitizer. Held against:
-// - no error of the library's own (FUSEDSTEP_INTERNAL), and no failure without a message;
-// - a call that fails has written nothing;
-// - a call that succeeds has written elements of the arrays that it may write, and no byte else;
-// - an update of views, in any layout, has the bits of the same update of dense copies.
+// libFuzzer over the C ABI: any names, options, sizes, strides, types, null pointers and overlaps, as long as every
+// element of every view lies in allocated memory. The address sanitizer watches what lies outside. It checks that
+// - no call fails with FUSEDSTEP_INTERNAL or without a message;
+// - a call that fails changes nothing;
+// - a call that succeeds writes only elements of the arrays that it may write;
+// - an update of views, in any layout, has the bits of the same update of dense copies;
+// - errors about names list the valid ones: the fuzzer learns all rules, dialects, options and choices from them.
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -33,7 +34,7 @@ using Data = FuzzedDataProvider;
     }                                                                                                       \
   } while (false)
 
-// Where the data is used up, all of it reads as 0: a choice of 0 is the ordinary one.
+// Once the data is used up, it reads as 0: a choice of 0 is the ordinary one.
 
 // Beyond this many elements a call that is right takes too long.
 constexpr __int128 most_elements = 1 << 16;
@@ -186,49 +187,205 @@ View make_view(Data& data, Memory& memory, std::int32_t usual_type, const View* 
   return view;
 }
 
-// ------------------------------------------------------------------------------------------------------------- options
+void check_code(std::int32_t code) {
+  REQUIRE(code == FUSEDSTEP_OK || code == FUSEDSTEP_INVALID_ARGUMENT || code == FUSEDSTEP_NONFINITE ||
+          code == FUSEDSTEP_OUT_OF_MEMORY);
+  REQUIRE(code == FUSEDSTEP_OK || *fusedstep_last_error() != '\0');
+}
 
-struct Rule {
-  const char* name;
-  std::size_t size;
-  std::int32_t (*init)(void*);
-  std::int32_t (*step)(const void*, std::int64_t, const fusedstep_array*, const fusedstep_array*, const fusedstep_array*,
-                       std::int32_t);
-  std::vector<std::size_t> reals;
-  std::vector<std::size_t> bytes;
-};
+// --------------------------------------------------------------------------------------------------------------- rules
 
-#define RULE(name, ...)                                                                                               \
-  {                                                                                                                   \
-    #name, sizeof(fusedstep_##name), [](void* o) { return fusedstep_##name##_init(static_cast<fusedstep_##name*>(o), sizeof(fusedstep_##name)); }, \
-        [](const void* o, std::int64_t t, const fusedstep_array* p, const fusedstep_array* g, const fusedstep_array* s, \
-           std::int32_t n) {                                                                                          \
-          return fusedstep_##name##_step(static_cast<const fusedstep_##name*>(o), t, p, g, s, n);                      \
-        },                                                                                                            \
-        __VA_ARGS__                                                                                                   \
+using Rule = std::unique_ptr<fusedstep_rule, decltype(&fusedstep_rule_destroy)>;
+
+// A value of any kind, as its bits.
+struct Value {
+  double numbers[2] = {};
+  std::string text;
+
+  bool operator==(const Value& other) const {
+    return std::memcmp(numbers, other.numbers, sizeof numbers) == 0 && text == other.text;
   }
-#define AT(rule, member) offsetof(fusedstep_##rule, member)
-
-const std::vector<Rule> rules{
-    RULE(rmsprop,
-         {AT(rmsprop, lr), AT(rmsprop, alpha), AT(rmsprop, eps), AT(rmsprop, momentum), AT(rmsprop, weight_decay)},
-         {AT(rmsprop, eps_inside_sqrt), AT(rmsprop, centered), AT(rmsprop, nesterov), AT(rmsprop, momentum_form),
-          AT(rmsprop, bias_correction), AT(rmsprop, decoupled_weight_decay), AT(rmsprop, maximize)}),
-    RULE(adagrad, {AT(adagrad, lr), AT(adagrad, eps), AT(adagrad, lr_decay), AT(adagrad, weight_decay)},
-         {AT(adagrad, eps_inside_sqrt), AT(adagrad, decoupled_weight_decay), AT(adagrad, maximize)}),
-    RULE(rprop,
-         {AT(rprop, lr), AT(rprop, etas[0]), AT(rprop, etas[1]), AT(rprop, step_sizes[0]), AT(rprop, step_sizes[1]),
-          AT(rprop, weight_decay)},
-         {AT(rprop, variant), AT(rprop, loss_increased), AT(rprop, decoupled_weight_decay), AT(rprop, maximize)}),
-    RULE(proximal_adagrad,
-         {AT(proximal_adagrad, lr), AT(proximal_adagrad, l1), AT(proximal_adagrad, l2),
-          AT(proximal_adagrad, weight_decay)},
-         {AT(proximal_adagrad, decoupled_weight_decay), AT(proximal_adagrad, maximize)}),
-    RULE(adagrad_da, {AT(adagrad_da, lr), AT(adagrad_da, l1), AT(adagrad_da, l2), AT(adagrad_da, weight_decay)},
-         {AT(adagrad_da, decoupled_weight_decay), AT(adagrad_da, maximize)}),
-    RULE(adagrad_norm, {AT(adagrad_norm, lr), AT(adagrad_norm, eps), AT(adagrad_norm, weight_decay)},
-         {AT(adagrad_norm, decoupled_weight_decay), AT(adagrad_norm, maximize)}),
 };
+
+enum class Kind { number, pair, choice };
+
+std::int32_t set(fusedstep_rule* rule, const char* option, Kind kind, const Value& value) {
+  switch (kind) {
+    case Kind::number:
+      return fusedstep_rule_set(rule, option, value.numbers[0]);
+    case Kind::pair:
+      return fusedstep_rule_set_pair(rule, option, value.numbers[0], value.numbers[1]);
+    default:
+      return fusedstep_rule_set_choice(rule, option, value.text.c_str());
+  }
+}
+
+std::int32_t get(const fusedstep_rule* rule, const char* option, Kind kind, Value& value) {
+  const char* text = "";
+  std::int32_t code = FUSEDSTEP_OK;
+  switch (kind) {
+    case Kind::number:
+      return fusedstep_rule_get(rule, option, &value.numbers[0]);
+    case Kind::pair:
+      return fusedstep_rule_get_pair(rule, option, &value.numbers[0], &value.numbers[1]);
+    default:
+      code = fusedstep_rule_get_choice(rule, option, &text);
+      value.text = text;
+      return code;
+  }
+}
+
+struct Option {
+  std::string name;
+  Kind kind = Kind::number;
+  std::vector<std::string> choices;
+};
+
+struct Names {
+  std::string rule;
+  std::vector<std::string> dialects;
+  std::vector<Option> options;
+};
+
+constexpr const char* unknown = "?";
+
+// What the last error lists: all that is in quotes, except the unknown name.
+std::vector<std::string> listed() {
+  std::vector<std::string> names;
+  const std::string error = fusedstep_last_error();
+  for (std::size_t at = error.find('\''); at != std::string::npos; at = error.find('\'', at + 1)) {
+    const std::size_t begin = at + 1;
+    at = error.find('\'', begin);
+    REQUIRE(at != std::string::npos);
+    if (error.substr(begin, at - begin) != unknown) names.push_back(error.substr(begin, at - begin));
+  }
+  return names;
+}
+
+Rule create(const std::string& name, const char* dialect) {
+  fusedstep_rule* rule = nullptr;
+  const std::int32_t code = fusedstep_rule_create(name.c_str(), dialect, &rule);
+  check_code(code);
+  REQUIRE((code == FUSEDSTEP_OK) == (rule != nullptr));
+  return {rule, fusedstep_rule_destroy};
+}
+
+std::vector<Names> learn_names() {
+  std::vector<Names> all;
+  REQUIRE(create(unknown, nullptr) == nullptr);
+  for (const std::string& name : listed()) {
+    Names names{name, {}, {}};
+    REQUIRE(create(name, unknown) == nullptr);
+    names.dialects = listed();
+    const Rule rule = create(name, nullptr);
+    REQUIRE(rule != nullptr && set(rule.get(), unknown, Kind::number, {}) == FUSEDSTEP_INVALID_ARGUMENT);
+    for (const std::string& option : listed()) {
+      Option made{option, Kind::number, {}};
+      Value value;
+      while (get(rule.get(), option.c_str(), made.kind, value) != FUSEDSTEP_OK) {
+        REQUIRE(made.kind != Kind::choice);
+        made.kind = made.kind == Kind::number ? Kind::pair : Kind::choice;
+      }
+      if (made.kind == Kind::choice) {
+        value.text = unknown;
+        REQUIRE(set(rule.get(), option.c_str(), Kind::choice, value) == FUSEDSTEP_INVALID_ARGUMENT);
+        made.choices = listed();
+        REQUIRE(!made.choices.empty());
+      }
+      names.options.push_back(made);
+    }
+    REQUIRE(!names.options.empty());
+    all.push_back(names);
+  }
+  REQUIRE(!all.empty());
+  return all;
+}
+
+template <class T>
+const T& pick(Data& data, const std::vector<T>& from) {
+  return from[data.ConsumeIntegralInRange<std::size_t>(0, from.size() - 1)];
+}
+
+// An option as it should be set or not: what is refused changes nothing.
+void set_option(Data& data, fusedstep_rule* rule, const Option& option) {
+  const int whim = data.ConsumeIntegralInRange(0, 63);
+  const std::string name = whim == 1 ? data.ConsumeRandomLengthString(9) : option.name;
+  const Kind kind = whim == 2 ? static_cast<Kind>(data.ConsumeIntegralInRange(0, 2)) : option.kind;
+  Value value;
+  if (kind == Kind::choice) {
+    value.text = whim == 3 || option.choices.empty() ? data.ConsumeRandomLengthString(9) : pick(data, option.choices);
+  } else {
+    value.numbers[0] = data.ConsumeBool() ? data.ConsumeIntegralInRange(0, 1) : any_real(data);
+    if (kind == Kind::pair) value.numbers[1] = data.ConsumeBool() ? data.ConsumeIntegralInRange(1, 3) : any_real(data);
+  }
+  Value before, after;
+  REQUIRE(get(rule, option.name.c_str(), option.kind, before) == FUSEDSTEP_OK);
+  const std::int32_t code = set(rule, name.c_str(), kind, value);
+  check_code(code);
+  REQUIRE(get(rule, option.name.c_str(), option.kind, after) == FUSEDSTEP_OK);
+  REQUIRE(name != option.name || after == (code == FUSEDSTEP_OK ? value : before));
+}
+
+Rule make_rule(Data& data, const Names& names) {
+  const bool from_dialect = data.ConsumeIntegralInRange(0, 7) == 7 && !names.dialects.empty();
+  Rule rule = create(names.rule, from_dialect ? pick(data, names.dialects).c_str() : nullptr);
+  REQUIRE(rule != nullptr);
+  for (const Option& option : names.options) {
+    if (data.ConsumeIntegralInRange(0, 3) == 3) set_option(data, rule.get(), option);
+  }
+  return rule;
+}
+
+std::vector<std::string> states_of(const fusedstep_rule* rule) {
+  std::vector<std::string> names;
+  while (const char* name = fusedstep_rule_state(rule, static_cast<std::int32_t>(names.size()))) names.push_back(name);
+  return names;
+}
+
+// The states that an optimizer makes for a parameter of two elements; arrays of no dimensions where it refuses the rule.
+std::vector<fusedstep_array> storage_of(const fusedstep_rule* rule) {
+  float element[2] = {};
+  const std::int64_t shape[1] = {2};
+  const fusedstep_parameter parameter{"w", {element, shape, nullptr, FUSEDSTEP_FLOAT32, 1}, 0};
+  fusedstep_optimizer* optimizer = nullptr;
+  check_code(fusedstep_optimizer_create(&rule, 1, &parameter, 1, &optimizer));
+  std::vector<fusedstep_array> arrays;
+  for (const std::string& name : states_of(rule)) {
+    fusedstep_array array{};
+    if (optimizer != nullptr) REQUIRE(fusedstep_optimizer_state(optimizer, 0, name.c_str(), &array) == FUSEDSTEP_OK);
+    arrays.push_back(array);
+  }
+  fusedstep_optimizer_destroy(optimizer);
+  return arrays;
+}
+
+const std::vector<Names> all_names = learn_names();
+
+void names(Data& data) {
+  const auto any = [&](const std::vector<std::string>& known) {
+    return data.ConsumeBool() || known.empty() ? data.ConsumeRandomLengthString(12) : pick(data, known);
+  };
+  const std::string name = data.ConsumeBool() ? data.ConsumeRandomLengthString(12) : pick(data, all_names).rule;
+  const std::string dialect = any(pick(data, all_names).dialects);
+  const bool without = data.ConsumeBool();
+  const Rule rule = create(name, without ? nullptr : dialect.c_str());
+  fusedstep_rule* made = nullptr;
+  check_code(fusedstep_rule_create(nullptr, dialect.c_str(), &made));
+  check_code(fusedstep_rule_create(name.c_str(), nullptr, nullptr));
+  REQUIRE(made == nullptr && fusedstep_rule_state(rule.get(), -1) == nullptr);
+  double x = 0;
+  const char* text = nullptr;
+  for (fusedstep_rule* one : {rule.get(), static_cast<fusedstep_rule*>(nullptr)}) {
+    for (const char* option : {dialect.c_str(), static_cast<const char*>(nullptr)}) {
+      check_code(fusedstep_rule_set(one, option, x));
+      check_code(fusedstep_rule_set_pair(one, option, x, x));
+      check_code(fusedstep_rule_set_choice(one, option, nullptr));
+      check_code(fusedstep_rule_get(one, option, &x));
+      check_code(fusedstep_rule_get_pair(one, option, &x, nullptr));
+      check_code(fusedstep_rule_get_choice(one, option, &text));
+    }
+  }
+}
 
 using Struct = std::unique_ptr<unsigned char[]>;
 
@@ -245,31 +402,9 @@ Struct cut(Data& data, const unsigned char* full, std::size_t whole) {
   return made;
 }
 
-Struct make_options(Data& data, const Rule& rule) {
-  std::vector<unsigned char> full(rule.size);
-  REQUIRE(rule.init(full.data()) == FUSEDSTEP_OK);
-  for (const std::size_t at : rule.reals) {
-    if (data.ConsumeIntegralInRange(0, 3) != 3) continue;
-    const double x = any_real(data);
-    std::memcpy(full.data() + at, &x, sizeof x);
-  }
-  for (const std::size_t at : rule.bytes) {
-    const int whim = data.ConsumeIntegralInRange(0, 127);
-    if (whim > 64) full[at] = static_cast<unsigned char>(whim % (rule.name[1] == 'p' && at == rule.bytes[0] ? 7 : 2));
-    if (whim == 0) full[at] = data.ConsumeIntegral<unsigned char>();
-  }
-  return cut(data, full.data(), rule.size);
-}
-
 // -------------------------------------------------------------------------------------------------------------- checks
 
-void check_code(std::int32_t code) {
-  REQUIRE(code == FUSEDSTEP_OK || code == FUSEDSTEP_INVALID_ARGUMENT || code == FUSEDSTEP_NONFINITE ||
-          code == FUSEDSTEP_OUT_OF_MEMORY);
-  REQUIRE(code == FUSEDSTEP_OK || *fusedstep_last_error() != '\0');
-}
-
-// A call that failed has changed nothing; one that did not, elements of `written` alone.
+// A call that failed changed nothing; one that succeeded changed only elements of `written`.
 void check_memory(const Memory& memory, const Memory& before, std::int32_t code, const std::vector<const View*>& written) {
   if (code != FUSEDSTEP_OK) {
     REQUIRE(memory == before);
@@ -328,26 +463,23 @@ struct Dense {
   std::size_t size;
 };
 
-std::int32_t state_type(const Rule& rule, std::size_t k, std::int32_t parameter) {
-  return rule.name == rules[2].name && k == 1 ? static_cast<std::int32_t>(FUSEDSTEP_INT8) : parameter;
-}
-
 void update_once(Data& data, Memory& memory) {
-  const Rule& rule = rules[data.ConsumeIntegralInRange<std::size_t>(0, rules.size() - 1)];
-  const Struct options = make_options(data, rule);
+  const Rule rule = make_rule(data, pick(data, all_names));
   const std::int32_t type = data.ConsumeIntegralInRange(0, 1);
   const View parameter = make_view(data, memory, type, nullptr);
   const View gradient = make_view(data, memory, type, &parameter);
   std::vector<View> states;
   const int whim = data.ConsumeIntegralInRange(0, 255);
-  const std::size_t usual = rule.name == rules[2].name || rule.name == rules[4].name ? 2 : 1;
-  const std::size_t count = whim < 64 ? data.ConsumeIntegralInRange<std::size_t>(0, 4) : usual;
+  const std::vector<fusedstep_array> usual = storage_of(rule.get());
+  const std::size_t count = whim < 64 ? data.ConsumeIntegralInRange<std::size_t>(0, 4) : usual.size();
   const View scalar;
   for (std::size_t k = 0; k < count; ++k) {
-    const bool one = rule.name == rules[5].name && whim > 8;
-    states.push_back(make_view(data, memory, state_type(rule, k, type), one ? &scalar : &parameter));
+    const bool known = k < usual.size();
+    const bool one = known && usual[k].dimensions == 0 && whim > 8;
+    const bool bytes = known && usual[k].dtype == FUSEDSTEP_INT8;
+    states.push_back(make_view(data, memory, bytes ? std::int32_t{FUSEDSTEP_INT8} : type, one ? &scalar : &parameter));
   }
-  const std::int64_t time = data.ConsumeIntegralInRange(0, 15) == 15 ? any_number(data) : data.ConsumeIntegralInRange(1, 9);
+  const std::int64_t step = data.ConsumeIntegralInRange(0, 15) == 15 ? any_number(data) : data.ConsumeIntegralInRange(1, 9);
   const auto arrays = std::make_unique<fusedstep_array[]>(count);
   for (std::size_t k = 0; k < count; ++k) arrays[k] = states[k].array;
   const std::int32_t passed = static_cast<std::int32_t>(count) - (whim == 1 ? data.ConsumeIntegralInRange(1, 9) : 0);
@@ -363,8 +495,8 @@ void update_once(Data& data, Memory& memory) {
     }
   }
   const std::int32_t code =
-      rule.step(whim == 2 ? nullptr : options.get(), time, whim == 3 ? nullptr : &parameter.array,
-                whim == 4 ? nullptr : &gradient.array, whim == 5 ? nullptr : arrays.get(), passed);
+      fusedstep_step(whim == 2 ? nullptr : rule.get(), step, whim == 3 ? nullptr : &parameter.array,
+                     whim == 4 ? nullptr : &gradient.array, whim == 5 ? nullptr : arrays.get(), passed);
   check_code(code);
   std::vector<const View*> written{&parameter};
   for (const View& state : states) written.push_back(&state);
@@ -374,7 +506,7 @@ void update_once(Data& data, Memory& memory) {
   REQUIRE(dense.size() == views.size());
   std::vector<fusedstep_array> copies;
   for (std::size_t k = 2; k < dense.size(); ++k) copies.push_back(dense[k].array);
-  REQUIRE(rule.step(options.get(), time, &dense[0].array, &dense[1].array, copies.data(), passed) == FUSEDSTEP_OK);
+  REQUIRE(fusedstep_step(rule.get(), step, &dense[0].array, &dense[1].array, copies.data(), passed) == FUSEDSTEP_OK);
   for (std::size_t k = 0; k < views.size(); ++k) REQUIRE(dense[k].same(*views[k]));
 }
 
@@ -400,16 +532,16 @@ void norm(Data& data, Memory& memory) {
 
 // ----------------------------------------------------------------------------------------------------------- optimizers
 
-constexpr const char* state_names[] = {"square_avg", "grad_avg",  "momentum_buffer", "square_sum", "grad_sum",
-                                       "step_size",  "prev_sign", "",                "step"};
-
 // All states of all parameters, as bytes.
-std::vector<std::string> states_of(fusedstep_optimizer* optimizer, std::size_t count) {
+std::vector<std::string> contents(fusedstep_optimizer* optimizer, std::size_t count,
+                                  const std::vector<std::string>& names) {
   std::vector<std::string> all;
   for (std::size_t i = 0; i < count; ++i) {
-    for (const char* name : state_names) {
+    for (const std::string& name : names) {
       View state;
-      if (fusedstep_optimizer_state(optimizer, static_cast<std::int64_t>(i), name, &state.array) != FUSEDSTEP_OK) continue;
+      if (fusedstep_optimizer_state(optimizer, static_cast<std::int64_t>(i), name.c_str(), &state.array) != FUSEDSTEP_OK) {
+        continue;
+      }
       std::string bytes;
       state.each([&](const char* at, std::int64_t) {
         bytes.append(at, static_cast<std::size_t>(size_of(state.array.dtype)));
@@ -435,13 +567,18 @@ Struct make_step_options(Data& data) {
 }
 
 void optimize(Data& data, Memory& memory) {
-  const Rule& rule = rules[data.ConsumeIntegralInRange<std::size_t>(0, rules.size() - 1)];
+  const Names& names = pick(data, all_names);
+  const auto another = [&]() -> const Names& {
+    return data.ConsumeIntegralInRange(0, 31) == 31 ? pick(data, all_names) : names;
+  };
   const auto groups = data.ConsumeIntegralInRange<std::size_t>(1, 2);
-  std::vector<Struct> options;
-  const auto pointers = std::make_unique<const void*[]>(groups);
+  std::vector<Rule> rules;
+  std::vector<std::string> states{"", "step"};
+  const auto pointers = std::make_unique<const fusedstep_rule*[]>(groups);
   for (std::size_t k = 0; k < groups; ++k) {
-    options.push_back(make_options(data, rule));
-    pointers[k] = options.back().get();
+    rules.push_back(make_rule(data, another()));
+    pointers[k] = rules.back().get();
+    for (const std::string& name : states_of(pointers[k])) states.push_back(name);
   }
   const auto count = data.ConsumeIntegralInRange<std::size_t>(0, 3);
   std::vector<View> views;
@@ -457,17 +594,19 @@ void optimize(Data& data, Memory& memory) {
   Memory before = memory;
   fusedstep_optimizer* optimizer = nullptr;
   std::int32_t code = fusedstep_optimizer_create(
-      whim == 1 ? nullptr : whim == 2 ? "rm" : rule.name, whim == 3 ? nullptr : pointers.get(),
-      whim == 4 ? any_number(data) % 2 - 1 : static_cast<std::int64_t>(groups), whim == 5 ? nullptr : parameters.get(),
+      whim == 3 ? nullptr : pointers.get(), whim == 4 ? any_number(data) % 2 - 1 : static_cast<std::int64_t>(groups),
+      whim == 5 ? nullptr : parameters.get(),
       whim == 6 ? -1 : static_cast<std::int64_t>(count), whim == 7 ? nullptr : &optimizer);
   check_code(code);
   REQUIRE(memory == before);
   REQUIRE((code == FUSEDSTEP_OK) == (optimizer != nullptr));
+  rules.clear();  // the optimizer has copies
   for (int t = data.ConsumeIntegralInRange(0, 4); optimizer != nullptr && t > 0; --t) {
     if (data.ConsumeIntegralInRange(0, 3) == 3) {
-      const Struct changed = make_options(data, rule);
+      const Rule changed = make_rule(data, another());
       check_code(fusedstep_optimizer_set(
-          optimizer, data.ConsumeIntegralInRange(0, 7) == 7 ? any_number(data) : data.ConsumeIntegralInRange(0, 1), data.ConsumeIntegralInRange(0, 31) == 31 ? nullptr : changed.get()));
+          optimizer, data.ConsumeIntegralInRange(0, 7) == 7 ? any_number(data) : data.ConsumeIntegralInRange(0, 1),
+          data.ConsumeIntegralInRange(0, 31) == 31 ? nullptr : changed.get()));
     }
     std::vector<View> gradients;
     const auto arrays = std::make_unique<fusedstep_array[]>(count);
@@ -490,7 +629,7 @@ void optimize(Data& data, Memory& memory) {
     fusedstep_step_report report{};
     report.size = sizeof report;
     const Struct told = cut(data, reinterpret_cast<const unsigned char*>(&report), sizeof report);
-    const std::vector<std::string> states = states_of(optimizer, count);
+    const std::vector<std::string> held = contents(optimizer, count, states);
     before = memory;
     code = fusedstep_optimizer_step(optimizer, odd == 1 ? nullptr : arrays.get(),
                                     odd == 2 ? -1 : static_cast<std::int64_t>(count),
@@ -498,13 +637,13 @@ void optimize(Data& data, Memory& memory) {
                                     odd < 64 ? nullptr : reinterpret_cast<fusedstep_step_report*>(told.get()));
     check_code(code);
     check_memory(memory, before, code, written);
-    REQUIRE(code == FUSEDSTEP_OK || states == states_of(optimizer, count));
+    REQUIRE(code == FUSEDSTEP_OK || held == contents(optimizer, count, states));
   }
   View state;
   if (optimizer != nullptr) {
-    check_code(fusedstep_optimizer_state(optimizer, any_number(data), data.PickValueInArray(state_names), &state.array));
+    check_code(fusedstep_optimizer_state(optimizer, any_number(data), pick(data, states).c_str(), &state.array));
     check_code(fusedstep_optimizer_state(optimizer, 0, nullptr, &state.array));
-    check_code(fusedstep_optimizer_state(optimizer, 0, data.PickValueInArray(state_names), nullptr));
+    check_code(fusedstep_optimizer_state(optimizer, 0, pick(data, states).c_str(), nullptr));
   }
   fusedstep_optimizer_destroy(optimizer);
 }
@@ -528,7 +667,6 @@ void settings(Data& data) {
       check_code(fusedstep_force_isa(nullptr));
       break;
     default:
-      for (const Rule& rule : rules) check_code(rule.init(nullptr));
       check_code(fusedstep_step_options_init(nullptr, sizeof(fusedstep_step_options)));
   }
   REQUIRE(*fusedstep_isa() != '\0' && fusedstep_num_threads() >= 1);
@@ -552,7 +690,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* bytes, std::size_t siz
   while (data.remaining_bytes() > 0) {
     switch (data.ConsumeIntegralInRange(0, 7)) {
       case 0:
-        settings(data);
+        data.ConsumeBool() ? names(data) : settings(data);
         break;
       case 1:
         norm(data, memory);
