@@ -445,7 +445,10 @@ def test_bad_calls_of_a_step_say_what_is_wrong_and_write_nothing(lib: Library) -
         ({"param": changed(p, shape=[2**61])}, "shape (2305843009213693952,) with strides (8,) is larger"),
         ({"grad": changed(g, strides=[-(2**63)])}, "is larger than any memory"),
         ({"grad": changed(g, shape=[2**62, 0, 2**62], dimensions=3, strides=NULL)}, "is larger than any memory"),
+        ({"param": changed(p, strides=[0])}, "share memory"),
         ({"grad": p}, "grad shares memory with param"),
+        ({"states": p}, "square_avg shares memory with param"),
+        ({"grad": changed(g, shape=[3])}, "grad: expected shape (4,), got (3,)"),
         ({"count": 0}, "square_avg: needed by these hyperparameters"),
         ({"count": -1}, "count: expected >= 0, got -1"),
         ({"count": 2}, "use 1 of 2 arrays"),
@@ -531,6 +534,7 @@ def test_an_optimizer_that_cannot_be_made(lib: Library) -> None:
 
     huge = changed(w, shape=[2**46], strides=NULL)
     same = changed(w, shape=[2**44], strides=[0])  # 2^44 elements that are one
+    twice = {"rules": [good, good], "params": make_parameters({"w": (w, 0), "v": (w, 1)}), "count": 2}
     for arguments, code, says in (
         ({"rules": NULL}, INVALID_ARGUMENT, "rules: expected a pointer"),
         ({"rules": [NULL]}, INVALID_ARGUMENT, "expected a pointer, got NULL"),
@@ -539,6 +543,7 @@ def test_an_optimizer_that_cannot_be_made(lib: Library) -> None:
         ({"params": NULL}, INVALID_ARGUMENT, "parameters: expected a pointer"),
         ({"count": -1}, INVALID_ARGUMENT, "count: expected >= 0, got -1"),
         (of(w, name=None), INVALID_ARGUMENT, "name: expected a pointer"),
+        (twice, INVALID_ARGUMENT, "parameter 'v' shares memory with parameter 'w'"),
         (of(w, group=1), INVALID_ARGUMENT, "parameter 'w': there is no group 1"),
         (of(w, group=-1), INVALID_ARGUMENT, "group"),
         (of(changed(w, data=NULL)), INVALID_ARGUMENT, "parameter 'w': expected data, got NULL"),
@@ -574,6 +579,7 @@ def test_bad_calls_of_an_optimizer(lib: Library) -> None:
         ([g], {"size": size + 1}, "step options: expected a size of at most"),
         ([], {}, "expected one for each of 1 parameters, got 0"),
         ([w], {}, "gradient of parameter 'w' shares memory with parameter 'w'"),
+        ([np.ones(3)], {}, "gradient of parameter 'w': expected shape (4,), got (3,)"),
     ):  # fmt: skip
         assert step(grads, **options)[0] == INVALID_ARGUMENT, says
         assert says in lib.error()

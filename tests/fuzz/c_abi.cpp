@@ -3,8 +3,7 @@
 // - no call fails with FUSEDSTEP_INTERNAL or without a message;
 // - a call that fails changes nothing;
 // - a call that succeeds writes only elements of the arrays that it may write;
-// - an update of views, in any layout, has the bits of the same update of dense copies;
-// - errors about names list the valid ones: the fuzzer learns all rules, dialects, options and choices from them.
+// - an update of views, in any layout, has the bits of the same update of dense copies.
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -21,6 +20,7 @@
 #include <fuzzer/FuzzedDataProvider.h>
 
 #include <fusedstep/fusedstep.h>
+#include <fusedstep/rules.hpp>
 
 namespace {
 
@@ -195,143 +195,92 @@ void check_code(std::int32_t code) {
 
 // --------------------------------------------------------------------------------------------------------------- rules
 
+using fusedstep::schema::Kind;
+
+// What a rule declares.
+struct Schema {
+  const char* name;
+  std::span<const fusedstep::schema::Field> fields;
+  std::span<const fusedstep::schema::State> states;
+  std::vector<const char*> dialects;
+};
+
+const std::vector<Schema> schemas = [] {
+  std::vector<Schema> all;
+  fusedstep::for_each_rule([&]<class R>() {
+    using Declared = fusedstep::Schema<R>;
+    Schema& made = all.emplace_back(Schema{Declared::name, Declared::fields, Declared::states, {}});
+    if constexpr (requires { Declared::dialects; }) {
+      for (const auto& dialect : Declared::dialects) made.dialects.push_back(dialect.name);
+    }
+  });
+  return all;
+}();
+
+template <class List>
+const auto& pick(Data& data, const List& from) {
+  return from[data.ConsumeIntegralInRange<std::size_t>(0, from.size() - 1)];
+}
+
 using Rule = std::unique_ptr<fusedstep_rule, decltype(&fusedstep_rule_destroy)>;
 
-// A value of any kind, as its bits.
-struct Value {
-  double numbers[2] = {};
-  std::string text;
-
-  bool operator==(const Value& other) const {
-    return std::memcmp(numbers, other.numbers, sizeof numbers) == 0 && text == other.text;
-  }
-};
-
-enum class Kind { number, pair, choice };
-
-std::int32_t set(fusedstep_rule* rule, const char* option, Kind kind, const Value& value) {
-  switch (kind) {
-    case Kind::number:
-      return fusedstep_rule_set(rule, option, value.numbers[0]);
-    case Kind::pair:
-      return fusedstep_rule_set_pair(rule, option, value.numbers[0], value.numbers[1]);
-    default:
-      return fusedstep_rule_set_choice(rule, option, value.text.c_str());
-  }
-}
-
-std::int32_t get(const fusedstep_rule* rule, const char* option, Kind kind, Value& value) {
-  const char* text = "";
-  std::int32_t code = FUSEDSTEP_OK;
-  switch (kind) {
-    case Kind::number:
-      return fusedstep_rule_get(rule, option, &value.numbers[0]);
-    case Kind::pair:
-      return fusedstep_rule_get_pair(rule, option, &value.numbers[0], &value.numbers[1]);
-    default:
-      code = fusedstep_rule_get_choice(rule, option, &text);
-      value.text = text;
-      return code;
-  }
-}
-
-struct Option {
-  std::string name;
-  Kind kind = Kind::number;
-  std::vector<std::string> choices;
-};
-
-struct Names {
-  std::string rule;
-  std::vector<std::string> dialects;
-  std::vector<Option> options;
-};
-
-constexpr const char* unknown = "?";
-
-// What the last error lists: all that is in quotes, except the unknown name.
-std::vector<std::string> listed() {
-  std::vector<std::string> names;
-  const std::string error = fusedstep_last_error();
-  for (std::size_t at = error.find('\''); at != std::string::npos; at = error.find('\'', at + 1)) {
-    const std::size_t begin = at + 1;
-    at = error.find('\'', begin);
-    REQUIRE(at != std::string::npos);
-    if (error.substr(begin, at - begin) != unknown) names.push_back(error.substr(begin, at - begin));
-  }
-  return names;
-}
-
-Rule create(const std::string& name, const char* dialect) {
+Rule create(const char* name, const char* dialect) {
   fusedstep_rule* rule = nullptr;
-  const std::int32_t code = fusedstep_rule_create(name.c_str(), dialect, &rule);
+  const std::int32_t code = fusedstep_rule_create(name, dialect, &rule);
   check_code(code);
   REQUIRE((code == FUSEDSTEP_OK) == (rule != nullptr));
   return {rule, fusedstep_rule_destroy};
 }
 
-std::vector<Names> learn_names() {
-  std::vector<Names> all;
-  REQUIRE(create(unknown, nullptr) == nullptr);
-  for (const std::string& name : listed()) {
-    Names names{name, {}, {}};
-    REQUIRE(create(name, unknown) == nullptr);
-    names.dialects = listed();
-    const Rule rule = create(name, nullptr);
-    REQUIRE(rule != nullptr && set(rule.get(), unknown, Kind::number, {}) == FUSEDSTEP_INVALID_ARGUMENT);
-    for (const std::string& option : listed()) {
-      Option made{option, Kind::number, {}};
-      Value value;
-      while (get(rule.get(), option.c_str(), made.kind, value) != FUSEDSTEP_OK) {
-        REQUIRE(made.kind != Kind::choice);
-        made.kind = made.kind == Kind::number ? Kind::pair : Kind::choice;
-      }
-      if (made.kind == Kind::choice) {
-        value.text = unknown;
-        REQUIRE(set(rule.get(), option.c_str(), Kind::choice, value) == FUSEDSTEP_INVALID_ARGUMENT);
-        made.choices = listed();
-        REQUIRE(!made.choices.empty());
-      }
-      names.options.push_back(made);
-    }
-    REQUIRE(!names.options.empty());
-    all.push_back(names);
+// One number, two numbers or a name.
+struct Value {
+  double numbers[2] = {};
+  std::string name;
+
+  bool operator==(const Value& other) const {
+    const auto same = [](double x, double y) { return x == y || (std::isnan(x) && std::isnan(y)); };
+    return same(numbers[0], other.numbers[0]) && same(numbers[1], other.numbers[1]) && name == other.name;
   }
-  REQUIRE(!all.empty());
-  return all;
-}
+};
 
-template <class T>
-const T& pick(Data& data, const std::vector<T>& from) {
-  return from[data.ConsumeIntegralInRange<std::size_t>(0, from.size() - 1)];
-}
-
-// An option as it should be set or not: what is refused changes nothing.
-void set_option(Data& data, fusedstep_rule* rule, const Option& option) {
-  const int whim = data.ConsumeIntegralInRange(0, 63);
-  const std::string name = whim == 1 ? data.ConsumeRandomLengthString(9) : option.name;
-  const Kind kind = whim == 2 ? static_cast<Kind>(data.ConsumeIntegralInRange(0, 2)) : option.kind;
+Value value_of(const fusedstep_rule* rule, const fusedstep::schema::Field& field) {
   Value value;
+  const char* name = "";
+  REQUIRE((field.kind == Kind::pair     ? fusedstep_rule_get_pair(rule, field.name, value.numbers, value.numbers + 1)
+           : field.kind == Kind::choice ? fusedstep_rule_get_choice(rule, field.name, &name)
+                                        : fusedstep_rule_get(rule, field.name, value.numbers)) == FUSEDSTEP_OK);
+  value.name = name;
+  return value;
+}
+
+// Sets an option, mostly by its own name and kind. A refused value changes nothing.
+void set_option(Data& data, fusedstep_rule* rule, const fusedstep::schema::Field& field) {
+  const int whim = data.ConsumeIntegralInRange(0, 63);
+  const std::string name = whim == 1 ? data.ConsumeRandomLengthString(9) : field.name;
+  const Kind kind = whim == 2 ? static_cast<Kind>(data.ConsumeIntegralInRange(0, 3)) : field.kind;
+  const Value before = value_of(rule, field);
+  Value value;
+  std::int32_t code = FUSEDSTEP_OK;
   if (kind == Kind::choice) {
-    value.text = whim == 3 || option.choices.empty() ? data.ConsumeRandomLengthString(9) : pick(data, option.choices);
+    value.name = whim == 3 || field.choices.empty() ? data.ConsumeRandomLengthString(9) : pick(data, field.choices);
+    code = fusedstep_rule_set_choice(rule, name.c_str(), value.name.c_str());
+  } else if (kind == Kind::pair) {
+    for (double& x : value.numbers) x = data.ConsumeBool() ? data.ConsumeIntegralInRange(0, 3) : any_real(data);
+    code = fusedstep_rule_set_pair(rule, name.c_str(), value.numbers[0], value.numbers[1]);
   } else {
     value.numbers[0] = data.ConsumeBool() ? data.ConsumeIntegralInRange(0, 1) : any_real(data);
-    if (kind == Kind::pair) value.numbers[1] = data.ConsumeBool() ? data.ConsumeIntegralInRange(1, 3) : any_real(data);
+    code = fusedstep_rule_set(rule, name.c_str(), value.numbers[0]);
   }
-  Value before, after;
-  REQUIRE(get(rule, option.name.c_str(), option.kind, before) == FUSEDSTEP_OK);
-  const std::int32_t code = set(rule, name.c_str(), kind, value);
   check_code(code);
-  REQUIRE(get(rule, option.name.c_str(), option.kind, after) == FUSEDSTEP_OK);
-  REQUIRE(name != option.name || after == (code == FUSEDSTEP_OK ? value : before));
+  REQUIRE(name != field.name || value_of(rule, field) == (code == FUSEDSTEP_OK ? value : before));
 }
 
-Rule make_rule(Data& data, const Names& names) {
-  const bool from_dialect = data.ConsumeIntegralInRange(0, 7) == 7 && !names.dialects.empty();
-  Rule rule = create(names.rule, from_dialect ? pick(data, names.dialects).c_str() : nullptr);
+Rule make_rule(Data& data, const Schema& schema) {
+  const bool from_dialect = data.ConsumeIntegralInRange(0, 7) == 7 && !schema.dialects.empty();
+  Rule rule = create(schema.name, from_dialect ? pick(data, schema.dialects) : nullptr);
   REQUIRE(rule != nullptr);
-  for (const Option& option : names.options) {
-    if (data.ConsumeIntegralInRange(0, 3) == 3) set_option(data, rule.get(), option);
+  for (const auto& field : schema.fields) {
+    if (data.ConsumeIntegralInRange(0, 3) == 3) set_option(data, rule.get(), field);
   }
   return rule;
 }
@@ -342,48 +291,23 @@ std::vector<std::string> states_of(const fusedstep_rule* rule) {
   return names;
 }
 
-// The states that an optimizer makes for a parameter of two elements; arrays of no dimensions where it refuses the rule.
-std::vector<fusedstep_array> storage_of(const fusedstep_rule* rule) {
-  float element[2] = {};
-  const std::int64_t shape[1] = {2};
-  const fusedstep_parameter parameter{"w", {element, shape, nullptr, FUSEDSTEP_FLOAT32, 1}, 0};
-  fusedstep_optimizer* optimizer = nullptr;
-  check_code(fusedstep_optimizer_create(&rule, 1, &parameter, 1, &optimizer));
-  std::vector<fusedstep_array> arrays;
-  for (const std::string& name : states_of(rule)) {
-    fusedstep_array array{};
-    if (optimizer != nullptr) REQUIRE(fusedstep_optimizer_state(optimizer, 0, name.c_str(), &array) == FUSEDSTEP_OK);
-    arrays.push_back(array);
-  }
-  fusedstep_optimizer_destroy(optimizer);
-  return arrays;
-}
-
-const std::vector<Names> all_names = learn_names();
-
-void names(Data& data) {
-  const auto any = [&](const std::vector<std::string>& known) {
-    return data.ConsumeBool() || known.empty() ? data.ConsumeRandomLengthString(12) : pick(data, known);
-  };
-  const std::string name = data.ConsumeBool() ? data.ConsumeRandomLengthString(12) : pick(data, all_names).rule;
-  const std::string dialect = any(pick(data, all_names).dialects);
+void any_names(Data& data) {
+  const std::string name = data.ConsumeBool() ? pick(data, schemas).name : data.ConsumeRandomLengthString(9);
+  const std::string other = data.ConsumeRandomLengthString(9);
   const bool without = data.ConsumeBool();
-  const Rule rule = create(name, without ? nullptr : dialect.c_str());
-  fusedstep_rule* made = nullptr;
-  check_code(fusedstep_rule_create(nullptr, dialect.c_str(), &made));
+  const Rule rule = create(name.c_str(), without ? nullptr : other.c_str());
+  REQUIRE(create(nullptr, other.c_str()) == nullptr);
   check_code(fusedstep_rule_create(name.c_str(), nullptr, nullptr));
-  REQUIRE(made == nullptr && fusedstep_rule_state(rule.get(), -1) == nullptr);
-  double x = 0;
+  REQUIRE(fusedstep_rule_state(rule.get(), data.ConsumeIntegralInRange(-2, -1)) == nullptr);
+  const auto result = std::make_unique<double>();
   const char* text = nullptr;
-  for (fusedstep_rule* one : {rule.get(), static_cast<fusedstep_rule*>(nullptr)}) {
-    for (const char* option : {dialect.c_str(), static_cast<const char*>(nullptr)}) {
-      check_code(fusedstep_rule_set(one, option, x));
-      check_code(fusedstep_rule_set_pair(one, option, x, x));
-      check_code(fusedstep_rule_set_choice(one, option, nullptr));
-      check_code(fusedstep_rule_get(one, option, &x));
-      check_code(fusedstep_rule_get_pair(one, option, &x, nullptr));
-      check_code(fusedstep_rule_get_choice(one, option, &text));
-    }
+  for (const char* option : {other.c_str(), static_cast<const char*>(nullptr)}) {
+    check_code(fusedstep_rule_set(rule.get(), option, 0));
+    check_code(fusedstep_rule_set_pair(rule.get(), option, 0, 0));
+    check_code(fusedstep_rule_set_choice(rule.get(), option, nullptr));
+    check_code(fusedstep_rule_get(rule.get(), option, result.get()));
+    check_code(fusedstep_rule_get_pair(rule.get(), option, result.get(), nullptr));
+    check_code(fusedstep_rule_get_choice(rule.get(), option, &text));
   }
 }
 
@@ -464,19 +388,23 @@ struct Dense {
 };
 
 void update_once(Data& data, Memory& memory) {
-  const Rule rule = make_rule(data, pick(data, all_names));
+  const Schema& schema = pick(data, schemas);
+  const Rule rule = make_rule(data, schema);
   const std::int32_t type = data.ConsumeIntegralInRange(0, 1);
   const View parameter = make_view(data, memory, type, nullptr);
   const View gradient = make_view(data, memory, type, &parameter);
   std::vector<View> states;
   const int whim = data.ConsumeIntegralInRange(0, 255);
-  const std::vector<fusedstep_array> usual = storage_of(rule.get());
+  const std::vector<std::string> usual = states_of(rule.get());
   const std::size_t count = whim < 64 ? data.ConsumeIntegralInRange<std::size_t>(0, 4) : usual.size();
   const View scalar;
   for (std::size_t k = 0; k < count; ++k) {
-    const bool known = k < usual.size();
-    const bool one = known && usual[k].dimensions == 0 && whim > 8;
-    const bool bytes = known && usual[k].dtype == FUSEDSTEP_INT8;
+    auto storage = fusedstep::schema::Storage::as_parameter;
+    for (const auto& state : schema.states) {
+      if (k < usual.size() && state.name == usual[k]) storage = state.storage;
+    }
+    const bool bytes = storage == fusedstep::schema::Storage::int8;
+    const bool one = storage == fusedstep::schema::Storage::scalar && whim > 8;
     states.push_back(make_view(data, memory, bytes ? std::int32_t{FUSEDSTEP_INT8} : type, one ? &scalar : &parameter));
   }
   const std::int64_t step = data.ConsumeIntegralInRange(0, 15) == 15 ? any_number(data) : data.ConsumeIntegralInRange(1, 9);
@@ -567,16 +495,16 @@ Struct make_step_options(Data& data) {
 }
 
 void optimize(Data& data, Memory& memory) {
-  const Names& names = pick(data, all_names);
-  const auto another = [&]() -> const Names& {
-    return data.ConsumeIntegralInRange(0, 31) == 31 ? pick(data, all_names) : names;
+  const Schema& schema = pick(data, schemas);
+  const auto mostly_that = [&]() -> const Schema& {
+    return data.ConsumeIntegralInRange(0, 31) == 31 ? pick(data, schemas) : schema;
   };
   const auto groups = data.ConsumeIntegralInRange<std::size_t>(1, 2);
   std::vector<Rule> rules;
   std::vector<std::string> states{"", "step"};
   const auto pointers = std::make_unique<const fusedstep_rule*[]>(groups);
   for (std::size_t k = 0; k < groups; ++k) {
-    rules.push_back(make_rule(data, another()));
+    rules.push_back(make_rule(data, mostly_that()));
     pointers[k] = rules.back().get();
     for (const std::string& name : states_of(pointers[k])) states.push_back(name);
   }
@@ -603,7 +531,7 @@ void optimize(Data& data, Memory& memory) {
   rules.clear();  // the optimizer has copies
   for (int t = data.ConsumeIntegralInRange(0, 4); optimizer != nullptr && t > 0; --t) {
     if (data.ConsumeIntegralInRange(0, 3) == 3) {
-      const Rule changed = make_rule(data, another());
+      const Rule changed = make_rule(data, mostly_that());
       check_code(fusedstep_optimizer_set(
           optimizer, data.ConsumeIntegralInRange(0, 7) == 7 ? any_number(data) : data.ConsumeIntegralInRange(0, 1),
           data.ConsumeIntegralInRange(0, 31) == 31 ? nullptr : changed.get()));
@@ -690,7 +618,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* bytes, std::size_t siz
   while (data.remaining_bytes() > 0) {
     switch (data.ConsumeIntegralInRange(0, 7)) {
       case 0:
-        data.ConsumeBool() ? names(data) : settings(data);
+        data.ConsumeBool() ? any_names(data) : settings(data);
         break;
       case 1:
         norm(data, memory);
