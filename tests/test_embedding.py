@@ -75,7 +75,7 @@ def train(dtype: str) -> list[str]:
     )  # fmt: skip
     w_grad, b_grad = np.zeros_like(w), np.zeros_like(b)
     gradients = [{"w": w_grad}, {"b": b_grad}]
-    norms = []
+    norms: list[Any] = []
     for _ in range(steps):
         for u, v in zip(x, y, strict=True):
             target = np.arange(outputs, dtype=dtype) * u - v + b.dtype.type(0.5)
