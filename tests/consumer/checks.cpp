@@ -138,7 +138,10 @@ void check_starts() {
   CHECK(start(fs::RMSprop{}, "square_avg") == 0.0f);
   CHECK(start(fs::RMSprop{.initial_square_avg = 0.5}, "square_avg") == 0.5f);
   CHECK(start(fs::Rprop{.lr = 0.5}, "step_size") == 0.5f);
-  CHECK(start(fs::Adagrad::like("keras"), "square_sum") == 0.1f);
+  CHECK(start(fs::AnyRule::named("rprop"), "step_size") == 0.01f);
+  CHECK(start(fs::AnyRule::named("adagrad", "keras"), "square_sum") == 0.1f);
+  CHECK(message([] { fs::AnyRule::named("adam"); }).starts_with("rule: expected one of 'rmsprop', 'adagrad', "));
+  CHECK(message([] { fs::AnyRule::named("adagrad", "keras2"); }) == message([] { fs::Adagrad::like("keras2"); }));
   CHECK(message([&] { start(fs::Adagrad{.initial_accumulator_value = -1.0}, "square_sum"); })
             .starts_with("initial_accumulator_value: "));
 
