@@ -1,7 +1,7 @@
-"""Write down updates with what the reference makes of them, for tests/cpp/replay.cpp to run where Python is not.
+"""Write updates with the reference's results to a file, for tests/cpp/replay.cpp to replay without Python.
 
-``python tests/cases.py FILE``: every case and every combination of options of the registry, in both types; short
-lengths, special values, lengths around which work is cut, and hyperparameters drawn at random.
+``python tests/cases.py FILE`` writes every case and every combination of options of the registry, in both types, with
+short lengths, special values, lengths at which work is divided, and hyperparameters drawn at random.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def as_text(value: Any) -> str:
 
 
 def drawn(case: Case, rng: np.random.Generator) -> Case:
-    """The case with all hyperparameters that it has drawn at random, and with the number of its steps."""
+    """Return the case with its hyperparameters and its first step count drawn at random."""
     takes = {*inspect.signature(getattr(fs.reference, case.function_name)).parameters} - SWITCHES | {*case.options}
     before = int(10 ** rng.uniform(0, 5))
     return dataclasses.replace(

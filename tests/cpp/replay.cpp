@@ -186,7 +186,7 @@ enum class Layout { dense, offset, every_2nd, reversed, transposed, rows_cut_out
 constexpr Layout layouts[] = {Layout::dense,    Layout::offset,     Layout::every_2nd,
                               Layout::reversed, Layout::transposed, Layout::rows_cut_out};
 
-// An array in a layout, in the middle of memory that is filled with a canary.
+// An array in a layout, in the middle of memory filled with a canary.
 class Placed {
  public:
   Placed(const Values& values, std::int64_t rows, std::int64_t columns, Layout layout)
@@ -229,7 +229,7 @@ class Placed {
     each([&](char* at, std::int64_t k) { std::memcpy(at, dense.data() + k * item_, static_cast<std::size_t>(item_)); });
   }
 
-  // How many elements differ in a bit; any NaN is any other.
+  // How many elements differ in a bit. NaNs are equal.
   std::int64_t differences(const std::vector<char>& dense) {
     std::int64_t count = 0;
     each([&](char* at, std::int64_t k) {
@@ -242,7 +242,7 @@ class Placed {
     return count;
   }
 
-  // Whether a byte that is no element's changed. Afterwards the elements are gone.
+  // Whether a byte outside the elements changed. This overwrites the elements.
   bool damaged() {
     each([&](char* at, std::int64_t) {
       std::memcpy(at, untouched_.data() + (at - memory_.data()), static_cast<std::size_t>(item_));
@@ -278,7 +278,7 @@ class Placed {
 
 // ----------------------------------------------------------------------------------------------------------------- runs
 
-// What is wrong; nothing if all is right.
+// Returns what is wrong, or an empty text.
 std::string run(const Case& problem, Layout layout, Layout of_gradient, bool hostile) {
   Placed parameter(problem.start[0], problem.rows, problem.columns, layout);
   Placed gradient(problem.start[0], problem.rows, problem.columns, of_gradient);

@@ -36,7 +36,7 @@ using Data = FuzzedDataProvider;
 
 // Once the data is used up, it reads as 0: a choice of 0 is the ordinary one.
 
-// Beyond this many elements a call that is right takes too long.
+// A valid call with more elements takes too long.
 constexpr __int128 most_elements = 1 << 16;
 
 constexpr __int128 most_reach = static_cast<__int128>(1) << 100;
@@ -78,7 +78,7 @@ double any_real(Data& data) {
 
 using Memory = std::vector<unsigned char>;
 
-// A view of a piece of memory, and its geometry in memory of its own that is as short as it may be.
+// A view of a piece of memory. Its shape and strides have the shortest memory that they need.
 struct View {
   fusedstep_array array{};
   std::unique_ptr<std::int64_t[]> shape, strides;
@@ -94,7 +94,7 @@ struct View {
     for (std::size_t k = axis + 1; k < dimensions(); ++k) dense *= static_cast<std::uint64_t>(array.shape[k]);
     return static_cast<std::int64_t>(dense);
   }
-  // Saturated; 0 where there are none.
+  // Saturated.
   __int128 elements() const {
     constexpr __int128 limit = static_cast<__int128>(1) << 100;
     __int128 n = 1;
@@ -161,7 +161,7 @@ View make_view(Data& data, Memory& memory, std::int32_t usual_type, const View* 
     return view;
   }
 
-  // Into memory, with all that is reached from the first element; what does not fit becomes one element.
+  // Place it in memory with all that its strides reach. A view that does not fit is cut to one element.
   const auto available = static_cast<std::int64_t>(memory.size());
   for (const bool second_try : {false, true}) {
     if (view.elements() == 0) break;
@@ -313,7 +313,7 @@ void any_names(Data& data) {
 
 using Struct = std::unique_ptr<unsigned char[]>;
 
-// The first bytes of a struct of `whole` bytes, in memory that ends where its `size` says.
+// A copy of a struct of `whole` bytes, mostly whole, in memory that ends where its `size` says.
 Struct cut(Data& data, const unsigned char* full, std::size_t whole) {
   std::uint64_t size = whole;
   if (data.ConsumeIntegralInRange(0, 31) == 31) {
@@ -359,7 +359,7 @@ struct Dense {
   Dense(const Dense&) = delete;
   Dense(Dense&&) = default;
 
-  // Whether a view has these bits; any NaN is any other.
+  // Whether a view has these bits. NaNs are equal.
   bool same(const View& view) const {
     bool all = true;
     view.each([&](const char* at, std::int64_t i) {
@@ -606,7 +606,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* bytes, std::size_t siz
   Data data(bytes, size);
   Memory memory(data.ConsumeIntegralInRange<std::size_t>(0, 2) == 0 ? data.ConsumeIntegralInRange<std::size_t>(0, 64) : 4096);
   memory.shrink_to_fit();
-  // Elements of all kinds: small ones from the data, then numbers of ordinary size.
+  // Elements of several kinds, as float32 or float64.
   const std::vector<double> reals{0.5, -1.5, 0.0, 3e-39, INFINITY, -2.0, NAN, 1e30, -1e-3};
   const auto kinds = data.ConsumeIntegralInRange<std::size_t>(1, reals.size());
   const bool single = data.ConsumeBool();
