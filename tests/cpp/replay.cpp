@@ -44,19 +44,23 @@ void set_state(std::uint64_t state) { asm volatile("msr fpcr, %0" ::"r"(state));
 // Rounds upwards and flushes subnormals while it lives; says whether a callee left these settings alone.
 class Hostile {
  public:
-  explicit Hostile(bool hostile) : before_(state()) {
+  explicit Hostile(bool hostile) : rounding_(std::fegetround()), before_(state()) {
     if (hostile) {
       std::fesetround(FE_UPWARD);
       set_state(state() | flush_to_zero);
     }
     set_ = state();
   }
-  ~Hostile() { set_state(before_); }
+  ~Hostile() {
+    std::fesetround(rounding_);  // of x87 as well, by which strtod rounds
+    set_state(before_);
+  }
   Hostile(const Hostile&) = delete;
   Hostile& operator=(const Hostile&) = delete;
   bool kept() const { return state() == set_; }
 
  private:
+  int rounding_;
   std::uint64_t before_;
   std::uint64_t set_;
 };
