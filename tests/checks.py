@@ -209,13 +209,13 @@ class Mirror:
         self.last_loss: float | None = None
 
     def _states(self, name: str, param: Array) -> dict[str, Array]:
-        made = {}
-        for state in self.case.states:
-            start = state.start
-            if state.name == "step_size":
-                start = self.options[name].get("lr", start)
-            made[state.name] = np.full(state.shape(param.shape), start, state.dtype(param.dtype))
-        return made
+        own = self.options[name]
+        return {
+            state.name: np.full(
+                state.shape(param.shape), own.get(state.starts_at, state.start), state.dtype(param.dtype)
+            )
+            for state in self.case.states
+        }
 
     def _of_reference(self, options: dict[str, Any]) -> dict[str, Any]:
         """Leave out what only the class takes: which states there are, and where they start."""

@@ -50,6 +50,8 @@ class State:
 
     name: str
     start: float = 0.0
+    starts_at: str | None = None
+    """The hyperparameter that says so."""
     negative: bool = True
     """Whether it can be negative in an ordinary run."""
     sign: bool = False
@@ -131,7 +133,8 @@ class Oracle:
     published: Mapping[int, Any]
     """By step: the parameter, or a dict of arrays by name, states among them."""
     options: Options = field(default_factory=dict)
-    like: str = "default"
+    like: str = ""
+    """Its dialect, where it has one."""
     losses: tuple[float, ...] = ()
     dtypes: tuple[Any, ...] = (np.float64,)
     """float64 where the formula is the question and not the precision."""
@@ -153,7 +156,7 @@ class Loop:
 
     struct: str
     variants: int
-    """How many kernels the options choose among."""
+    """How many kernels the rule's options choose among; each is there with and without a prologue."""
     arithmetic: str
     """What must be packed instructions, in the words of x86."""
     width: str
@@ -229,6 +232,7 @@ class Entry:
                 State(
                     key,
                     value[state["starts_at"]] if state["starts_at"] else 0.0,
+                    state["starts_at"],
                     negative=key in self.signed,
                     sign=state["storage"] == "int8",
                     scalar=state["storage"] == "scalar",
@@ -395,7 +399,7 @@ RMSPROP = Entry(
     },
     bad={**_DECAY, "alpha": UNIT, "eps": NONNEGATIVE, "momentum": UNIT, "initial_square_avg": NONNEGATIVE},
     signed=frozenset({"grad_avg", "momentum_buffer"}),
-    loops=(Loop("RMSpropRule", 2 * 2 * 2 * 5, "add sub mul div sqrt", "half"),),
+    loops=(Loop("RMSpropRule", 2 * 2 * 2 * 2, "add sub mul div sqrt", "half"),),
     oracles=(
         Oracle(f"{_KERAS}rmsprop_test.py, test_single_step", _TF_START, same([1.0, 6.0, 7.0, 2.0]),
                {1: [-0.5811, 0.4189, 1.4189, 2.4189]}, {"lr": 0.5}, "keras", atol=decimals(4)),
@@ -652,7 +656,6 @@ RPROP = Entry(
     },
     loops=(
         Loop("RpropRule", 4, "sub mul", "both"),
-        Loop("GRpropRule", 2, "sub mul", "full"),  # and what Rprop has in half the width
         Loop("GRpropRule", 2, "", "full", "reduce_loop"),  # asks for the first of the smallest: a scalar loop
     ),
     needs_loss=lambda options: options.get("variant") == "irprop+",
@@ -702,14 +705,12 @@ WALKED = tuple(
 )
 
 
-def _of_kind(*kinds: str) -> dict[str, Any]:
-    """The fields of some kinds, of all rules, by name."""
-    return {
-        key: spec for rule in RULES for key, spec in DECLARED[rule]["fields"].items() if spec["kind"] in kinds
-    }  # fmt: skip
+def of_kind(kind: str) -> dict[str, Any]:
+    """Return the fields of a kind, of all rules, by name."""
+    return {key: spec for rule in RULES for key, spec in DECLARED[rule]["fields"].items() if spec["kind"] == kind}
 
 
-START_ONLY = frozenset(key for key, spec in _of_kind("real").items() if spec["purpose"] == "start")
+START_ONLY = frozenset(key for key, spec in of_kind("real").items() if spec["purpose"] == "start")
 # Those that are something else, and need something else, where they are not 0.
 SWITCHES = frozenset({"weight_decay"}) | {
     state["used_with"] for rule in RULES for state in DECLARED[rule]["states"].values() if state["used_with"]
@@ -718,7 +719,7 @@ SWITCHES = frozenset({"weight_decay"}) | {
 _TAKEN = {key for rule in RULES for key in inspect.signature(getattr(fs, f"{rule}_")).parameters}
 # Hyperparameters drawn at random, from which constants are derived: in double, and rounded once.
 DRAWN: dict[str, Callable[[np.random.Generator], Any]] = {
-    **dict.fromkeys((key for key in _of_kind("real") if key in _TAKEN), lambda rng: rng.uniform(0, 1)),
+    **dict.fromkeys((key for key in of_kind("real") if key in _TAKEN), lambda rng: rng.uniform(0, 1)),
     "lr": lambda rng: 10.0 ** rng.uniform(-4, 0),
     "eps": lambda rng: 10.0 ** rng.uniform(-12, 0),
     "etas": lambda rng: (rng.uniform(0, 1), rng.uniform(1, 2)),

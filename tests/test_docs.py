@@ -22,7 +22,10 @@ import pytest
 
 import fusedstep as fs
 import native
-from fusedstep.__main__ import COMMANDS, make_parser
+from fusedstep._cli import COMMANDS, make_parser
+from registry import DECLARED
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -229,9 +232,14 @@ def test_the_api_reference_has_every_public_name() -> None:
 
 FUNCTIONS = [
     node
-    for node in ast.parse(inspect.getsource(fs.functional)).body
-    if isinstance(node, ast.FunctionDef) and node.name in fs.__all__
+    for path in sorted((ROOT / "python" / "fusedstep").glob("_*.py"))
+    for node in ast.parse(path.read_text(encoding="utf-8")).body
+    if isinstance(node, ast.FunctionDef) and node.name in fs.__all__ and node.name.endswith("_")
 ]
+
+
+def test_every_function_was_found() -> None:
+    assert {node.name for node in FUNCTIONS} == {f"{rule}_" for rule in DECLARED}
 
 
 @pytest.mark.parametrize("source", FUNCTIONS, ids=lambda node: node.name)
@@ -260,10 +268,11 @@ def test_the_functions_show_as_what_is_written(source: ast.FunctionDef) -> None:
 
 
 def test_the_walk_passes_every_file_of_its_rule() -> None:
+    """The page on adding a rule names each source file in which the rule that it shows is mentioned."""
     named = re.findall(r"`((?:cpp|python)/[\w./]+)`", (DOCS / "adding-a-rule.md").read_text(encoding="utf-8"))
     sources = [*(ROOT / "cpp").rglob("*.[ch]*"), *(ROOT / "python").rglob("*.py")]
     with_it = {
         path for path in sources if re.search("proximal_?adagrad", path.read_text(encoding="utf-8"), re.IGNORECASE)
     }
-    assert len(with_it) > 10
+    assert len(with_it) >= 4
     assert {str(path.relative_to(ROOT)) for path in with_it} <= set(named)

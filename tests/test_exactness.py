@@ -72,11 +72,11 @@ def offsets(dtype: np.dtype[Any]) -> range:
 
 @each_isa
 @each_dtype
-@each_case
+@each_walked
 def test_short_lengths_and_offsets(case: Case, dtype: np.dtype[Any], isa: str) -> None:
-    """Lengths 0 to two vectors and 1, and offsets 0 to a vector's elements."""
+    """Lengths 0 to two vectors and 1, each at one offset; offsets 0 to a vector's elements, each at three lengths."""
     pairs = [(n, n % len(offsets(dtype))) for n in short_lengths(dtype)]
-    pairs += itertools.product((37,), offsets(dtype))
+    pairs += itertools.product((7, len(offsets(dtype)), 37), offsets(dtype))
     with fs.use_isa(isa):
         for n, offset in pairs:
             run_function(problem(case, dtype, (n,)), f"{case} {dtype} {isa}, {n=} {offset=}", offset=offset)

@@ -23,10 +23,7 @@ def test_published_numbers(entry: Entry, oracle: Oracle) -> None:
     cls = getattr(fs, entry.class_name)
     for dtype in oracle.dtypes:
         p = np.array(oracle.start, dtype)
-        if oracle.like == "default":
-            opt = cls(p, **oracle.options)
-        else:
-            opt = cls.like(oracle.like, p, **oracle.options)
+        opt = cls.like(oracle.like, p, **oracle.options) if oracle.like else cls(p, **oracle.options)
         for t in range(1, max(oracle.published) + 1):
             opt.step(oracle.grads(t, p), **({"loss": oracle.losses[t - 1]} if oracle.losses else {}))
             published = oracle.published.get(t, {})
