@@ -1182,24 +1182,17 @@ PAIRS: tuple[Pair, ...] = (
          True),
 )  # fmt: skip
 
-# The same for a parameter or a gradient (floats) and an int8 state: `make` gets 64 bytes an element of the parameter.
-BYTE_PAIRS: tuple[tuple[str, Callable[[Array, np.dtype[Any]], tuple[Array, Array]], bool], ...] = (
-    ("bytes of the same memory", lambda m, d: (m.view(d)[:8], m.view(np.int8)[:8]), True),
-    ("the last byte", lambda m, d: (m.view(d)[:8], m.view(np.int8)[8 * d.itemsize - 1 :][:8]), True),
-    ("behind the last byte", lambda m, d: (m.view(d)[:8], m.view(np.int8)[8 * d.itemsize :][:8]), False),
-    (
-        "bytes in the gaps",
-        lambda m, d: (m.view(d)[:16:2], m.view(np.int8)[d.itemsize : 17 * d.itemsize : 2 * d.itemsize]),
-        False,
-    ),
-    (
-        "bytes in the gaps, one too far down",
-        lambda m, d: (m.view(d)[:16:2], m.view(np.int8)[d.itemsize - 1 : 17 * d.itemsize - 1 : 2 * d.itemsize]),
-        True,
-    ),
-)
+# The second is an int8 state, in the memory or in the gaps of an array of floats.
+BYTE_PAIRS: tuple[Pair, ...] = (
+    Pair("bytes of the same memory", lambda m: (m[:8], m.view(np.int8)[:8]), True),
+    Pair("the last byte", lambda m: (m[:8], m.view(np.int8)[8 * m.itemsize - 1 :][:8]), True),
+    Pair("behind the last byte", lambda m: (m[:8], m.view(np.int8)[8 * m.itemsize :][:8]), False),
+    Pair("bytes in the gaps", lambda m: (m[:16:2], m.view(np.int8)[m.itemsize :: 2 * m.itemsize][:8]), False),
+    Pair("bytes in the gaps, one too far down",
+         lambda m: (m[:16:2], m.view(np.int8)[m.itemsize - 1 :: 2 * m.itemsize][:8]), True),
+)  # fmt: skip
 
-# A state of one number beside or in the memory of a parameter or a gradient.
+# The second is a state of one number.
 SCALAR_PAIRS: tuple[Pair, ...] = (
     Pair("the first element", lambda m: (m[:12], m[0, ...]), True),
     Pair("the last element", lambda m: (m[:12], m[11, ...]), True),
@@ -1213,6 +1206,7 @@ SCALAR_PAIRS: tuple[Pair, ...] = (
 # Each value alone is good: rule, options, what the message must show.
 CONFLICTS: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
     ("rmsprop", {"nesterov": True}, ("nesterov", "momentum")),
+    ("rmsprop", {"bias_correction": True, "alpha": 1.0}, ("correction", "alpha")),  # 1 - alpha^t would be 0
     ("rmsprop", {"nesterov": True, "momentum": 0.0}, ("nesterov", "momentum", "0")),
     ("rprop", {"step_sizes": (2.0, 1.0)}, ("step_sizes", "2", "1")),
 )

@@ -288,53 +288,39 @@ def run(code: str, fails: bool = False, **variables: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", ISAS)
-def test_isa_variable(isa: str) -> None:
-    """FUSEDSTEP_ISA forces an instruction set of this machine, and the forced one runs."""
+def test_variables() -> None:
+    """FUSEDSTEP_ISA forces an instruction set of this machine, and the forced one runs; FUSEDSTEP_NUM_THREADS says how
+    many threads there are at the start. Without them: the best, and as many as the process may use processors."""
     code = """
         import numpy as np, fusedstep as fs
         p = np.ones(100, np.float32)
         fs.RMSprop([p]).step([p.copy()])
-        print(fs.isa(), fs.show_config()["instruction set in use"])
+        print(fs.isa(), fs.show_config()["instruction set in use"], fs.get_num_threads(), fs.show_config()["threads"])
     """
-    assert run(code, FUSEDSTEP_ISA=isa) == f"{isa} {isa}"
+    usual = len(os.sched_getaffinity(0))
+    for isa in ISAS:
+        assert run(code, FUSEDSTEP_ISA=isa) == f"{isa} {isa} {usual} {usual}"
+    for count in (1, 3, 256):
+        assert run(code, FUSEDSTEP_NUM_THREADS=str(count)) == f"{ISAS[-1]} {ISAS[-1]} {count} {count}"
+    assert run(code) == run(code, FUSEDSTEP_ISA="", FUSEDSTEP_NUM_THREADS="")
+    assert run(code) == f"{ISAS[-1]} {ISAS[-1]} {usual} {usual}"
 
 
 @pytest.mark.slow
-def test_without_variables() -> None:
-    """The best instruction set, and as many threads as the process may use processors; an empty variable is none."""
-    code = "import fusedstep as fs; print(fs.isa(), fs.get_num_threads())"
-    expected = f"{ISAS[-1]} {len(os.sched_getaffinity(0))}"
-    assert run(code) == expected
-    assert run(code, FUSEDSTEP_ISA="", FUSEDSTEP_NUM_THREADS="") == expected
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("isa", ["sse9", "AVX2", "avx2 ", "avx,avx2"])
-def test_bad_isa_variable(isa: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "right", "values"),
+    [
+        ("FUSEDSTEP_ISA", ", ".join(ISAS), ("sse9", "AVX2", "avx2 ", "avx,avx2")),
+        ("FUSEDSTEP_NUM_THREADS", "1 to 256", ("0", "-1", "two", "1.5", "257", " 2", "0x2", "99999999999999999999")),
+    ],
+)
+def test_bad_variables(name: str, right: str, values: tuple[str, ...]) -> None:
     """Anything else: the import fails, with the variable's name, its value and all that would be right."""
-    told = run("import fusedstep", fails=True, FUSEDSTEP_ISA=isa)
-    assert told.startswith("ValueError: FUSEDSTEP_ISA")
-    assert isa in told
-    assert ", ".join(ISAS) in told
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("count", ["1", "3", "256"])
-def test_threads_variable(count: str) -> None:
-    """FUSEDSTEP_NUM_THREADS says how many threads there are at the start."""
-    code = "import fusedstep as fs; print(fs.get_num_threads(), fs.show_config()['threads'])"
-    assert run(code, FUSEDSTEP_NUM_THREADS=count) == f"{count} {count}"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("count", ["0", "-1", "two", "1.5", "257", " 2", "0x2", "99999999999999999999"])
-def test_bad_threads_variable(count: str) -> None:
-    """Anything but a whole number in range: the import fails, with the variable's name, its value and the range."""
-    told = run("import fusedstep", fails=True, FUSEDSTEP_NUM_THREADS=count)
-    assert told.startswith("ValueError: FUSEDSTEP_NUM_THREADS")
-    assert f"'{count}'" in told
-    assert "1 to 256" in told
+    for value in values:
+        told = run("import fusedstep", fails=True, **{name: value})
+        assert told.startswith(f"ValueError: {name}")
+        assert value in told
+        assert right in told
 
 
 # --------------------------------------------------------------------------------- instruction sets and thread counts
@@ -373,26 +359,18 @@ def test_bad_instruction_sets(isa: Any) -> None:
 
 
 def test_thread_counts() -> None:
-    """From 1 to 256, integers of any type."""
+    """From 1 to 256, integers of any type; anything else is refused with the value, and the number stays."""
     with threads(1):
         for n in (1, 2, 3, 17, 256, np.int64(5), np.uint8(6)):
             fs.set_num_threads(n)  # type: ignore[arg-type]
             assert fs.get_num_threads() == n
-
-
-@pytest.mark.parametrize(
-    ("n", "error"),
-    [(0, ValueError), (-1, ValueError), (257, ValueError), (2**40, ValueError), (2**70, ValueError), (True, TypeError),
-     (1.0, TypeError), ("2", TypeError), (None, TypeError), (np.float64(2), TypeError), ([2], TypeError)],
-    ids=repr,
-)  # fmt: skip
-def test_bad_thread_counts(n: Any, error: type[Exception]) -> None:
-    """Anything else is refused with the value, and the number stays."""
-    with threads(2):
-        with pytest.raises(error, match="num_threads: expected a whole number") as caught:
-            fs.set_num_threads(n)
-        assert repr(n) in str(caught.value)
-        assert fs.get_num_threads() == 2
+        wrong: list[Any] = [0, -1, 257, 2**40, 2**70, True, 1.0, "2", None, np.float64(2), [2]]
+        for n in wrong:
+            error = ValueError if type(n) is int else TypeError
+            with pytest.raises(error, match="num_threads: expected a whole number") as caught:
+                fs.set_num_threads(n)
+            assert repr(n) in str(caught.value)
+            assert fs.get_num_threads() == 6
 
 
 @pytest.mark.slow
@@ -642,37 +620,6 @@ def test_disjoint_optimizers_in_eight_threads(case: Case) -> None:
         in_threads([body(k) for k in range(8)])
     for k in range(8):
         assert_same(parallel[k], serial[k], f"{case}, thread {k}")
-
-
-@pytest.mark.slow
-def test_one_optimizer_in_two_threads() -> None:
-    """Two threads that step the same optimizer: each step either counts, or is refused by a RuntimeError; the result is
-    that of the steps that counted, one after another."""
-    case = FIRST_OF_RULE[0]
-    rng = np.random.default_rng(5)
-    start, grad = rng.standard_normal((2, 1_000_000))
-    param = start.copy()
-    optimizer = case.new([param])
-    counted: list[int] = []
-    refused: list[str] = []
-
-    def work() -> None:
-        for _ in range(20):
-            try:
-                counted.append(optimizer.step([grad]).step)
-            except RuntimeError as error:
-                refused.append(str(error))
-
-    with threads(2):
-        in_threads([work, work])
-    assert all("in use already" in message for message in refused)
-    assert len(counted) + len(refused) == 40
-    assert sorted(counted) == list(range(1, len(counted) + 1))
-    mirror = Mirror(case, {"0": start})
-    for _ in counted:
-        mirror.step({"0": grad})
-    mirror.assert_like(optimizer, {"0": param}, f"{len(counted)} steps")
-    assert optimizer.step([grad]).step == len(counted) + 1
 
 
 @pytest.mark.slow
