@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core, reference, verify
-from ._config import available_isas, get_num_threads, set_num_threads, use_isa
-from .optimizers import Adagrad, AdagradDA, AdagradNorm, Optimizer, ProximalAdagrad, RMSprop, Rprop
+from .. import _core, reference
+from .._config import available_isas, get_num_threads, set_num_threads, use_isa
+from .._run import Run
+from .._schema import SCHEMAS, Schema
+from ._step import Snapshot, apply_reference, differing
 
-__all__ = ["Case", "Outcome", "add_arguments", "cases", "check", "run"]
+__all__ = ["HELP", "Case", "Outcome", "add_arguments", "cases", "check", "run"]
 
 HELP = "compare every kernel with the NumPy reference on this machine, bit for bit"
 
@@ -27,33 +29,21 @@ Options = dict[str, Any]
 Arrays = dict[str, Array]
 States = Mapping[str, Mapping[str, Array]]
 
-MOMENTA: list[Options] = [
-    {"momentum": 0.9, "momentum_form": form, "nesterov": nesterov}
-    for form in ("torch", "tf")
-    for nesterov in (False, True)
-]
-RPROP_VARIANTS = ("rprop-", "rprop+", "irprop-", "irprop-move", "irprop+", "grprop-slr", "grprop-sag")
+SWITCHED_ON = 0.1
+"""The value of a number that is 0 by default, where it is not to be 0."""
 
-# Each rule is a product of choices; the first of each choice is the default.
-CHOICES: dict[type[Optimizer], list[list[Options]]] = {
-    RMSprop: [
-        [{}, {"eps_inside_sqrt": True}],
-        [{}, {"centered": True}],
-        [{}, {"bias_correction": True}],
-        [{}, *MOMENTA],
-    ],
-    Adagrad: [[{}, {"eps_inside_sqrt": True}], [{}, {"lr_decay": 0.1}]],
-    ProximalAdagrad: [[{}, {"l1": 0.1, "l2": 0.1}]],
-    AdagradDA: [[{}, {"l1": 0.1, "l2": 0.1}]],
-    AdagradNorm: [],
-    Rprop: [[{"variant": variant} for variant in RPROP_VARIANTS]],
-}
-DECAYS: list[Options] = [{}, {"weight_decay": 0.1}, {"weight_decay": 0.1, "decoupled_weight_decay": True}]
+# What treats the gradient before every rule.
+DECAYS: list[Options] = [
+    {},
+    {"weight_decay": SWITCHED_ON},
+    {"weight_decay": SWITCHED_ON, "decoupled_weight_decay": True},
+]
 GRADIENTS: list[tuple[Options, Options]] = [  # hyperparameters, arguments of step()
     ({}, {}),
     ({"maximize": True}, {}),
     ({}, {"grad_scale": 3.0, "clip_value": 0.5, "clip_norm": 2.0, "zero_grads": True}),
 ]
+SHARED = {key for options in (*DECAYS, *(options for options, _ in GRADIENTS)) for key in options}
 
 DTYPES = ("float32", "float64")
 THREADS = (1, 2, 3)
@@ -64,14 +54,58 @@ SHOWN = 5
 class Case(NamedTuple):
     """A rule with its hyperparameters and the arguments of ``step``; combined: more than one of them is in use."""
 
-    optimizer: type[Optimizer]
+    schema: Schema
     options: Options
     step_options: Options
     combined: bool
 
     def __str__(self) -> str:
         shown = ", ".join(f"{key}={value!r}" for key, value in {**self.options, **self.step_options}.items())
-        return f"{self.optimizer.__name__}({shown})"
+        return f"{self.schema.rule}({shown})"
+
+
+def choices(schema: Schema) -> Iterator[list[Options]]:
+    """Yield what there is to choose for each hyperparameter of a rule, its default first: {}.
+
+    A flag is off or on, a choice is each of its words, and a number that is 0 by default is that or not. Other numbers
+    keep their defaults.
+    """
+    for name, default in schema.options.items():
+        field = schema.fields[name]
+        if name in SHARED:
+            continue
+        if field["kind"] == "flag":
+            yield [{}, {name: not default}]
+        elif field["kind"] == "choice":
+            yield [{}, *({name: choice} for choice in field["choices"] if choice != default)]
+        elif field["kind"] == "real" and default == 0.0:
+            yield [{}, {name: SWITCHED_ON}]
+
+
+def cases(quick: bool = False) -> Iterator[Case]:
+    """Yield every combination of choices that a rule accepts; quick: without the combined ones."""
+    for schema in SCHEMAS.values():
+        states = {state["used_with"] for state in schema.states.values()}
+        axes: list[Any] = [*choices(schema), DECAYS, GRADIENTS]
+        for chosen in itertools.product(*(enumerate(axis) for axis in axes)):
+            *own, (decay, decays), (gradient, (options, step_options)) = chosen
+            merged = {key: value for _, part in own for key, value in part.items()}
+            # A number that adds a state does not count: what goes with it needs it.
+            count = sum(key not in states or merged[key] is True for key in merged) + (decay > 0) + (gradient > 0)
+            if quick and count > 1:
+                continue
+            merged |= decays | options
+            if accepts(schema, merged):
+                yield Case(schema, merged, step_options, count > 1)
+
+
+def accepts(schema: Schema, options: Options) -> bool:
+    """Whether these hyperparameters go together."""
+    try:
+        _core.check_hyperparameters(schema.rule, options)
+    except ValueError:
+        return False
+    return True
 
 
 class Outcome(NamedTuple):
@@ -107,19 +141,6 @@ LAYOUTS = [
     Layout("every other of 300 columns", (75, 300), lambda a: a[:, ::2]),
 ]
 SPECIAL = "special values"
-
-
-def cases(quick: bool = False) -> Iterator[Case]:
-    """Yield every combination of a rule's choices; quick: without the combined ones."""
-    for optimizer, choices in CHOICES.items():
-        axes: list[Any] = [*choices, DECAYS, GRADIENTS]
-        for indices in itertools.product(*(range(len(axis)) for axis in axes)):
-            combined = sum(index > 0 for index in indices) > 1
-            if quick and combined:
-                continue
-            *own, (options, step_options) = (axis[index] for axis, index in zip(axes, indices, strict=True))
-            merged = {key: value for part in (*own, options) for key, value in part.items()}
-            yield Case(optimizer, merged, step_options, combined)
 
 
 class Inputs:
@@ -186,20 +207,26 @@ class Written:
         return {dtype: np.concatenate(arrays) for dtype, arrays in by_dtype.items()}
 
 
+def new_run(case: Case, params: Arrays) -> Run:
+    """Return a new run of a case."""
+    return Run(case.schema, params, case.options, case.schema.rule)
+
+
 def run_fused(case: Case, inputs: Inputs) -> Written:
     """Return what the kernels write in some steps."""
     around, params = inputs.parameters()
-    optimizer = case.optimizer(params, **case.options)
+    run = new_run(case, params)
+    scale, norm, value, zero = map(case.step_options.get, ("grad_scale", "clip_norm", "clip_value", "zero_grads"))
     for step, loss in enumerate(LOSSES):
         grads = inputs.gradients(case, step)
-        report = optimizer.step(grads, loss=loss, **case.step_options)
-    return Written(around, optimizer.state, grads, report.grad_norm)
+        report = run.core.step(grads, run.groups, loss, scale, norm, value, bool(zero), "propagate")
+    return Written(around, run.state, grads, report.grad_norm)
 
 
 def run_reference(case: Case, inputs: Inputs) -> Written:
     """Return what the NumPy reference writes in the same steps."""
     around, params = inputs.parameters()
-    optimizer = case.optimizer(params, **case.options)  # for its hyperparameters and where its states start
+    run = new_run(case, params)  # for its hyperparameters and where its states start
     arguments = dict(case.step_options)
     zero_grads, clip_norm = arguments.pop("zero_grads", False), arguments.pop("clip_norm", None)
     norm = None
@@ -210,33 +237,34 @@ def run_reference(case: Case, inputs: Inputs) -> Written:
         if clip_norm is not None:
             norm = reference.norm(present.values(), **arguments)
             prologue["clip_coef"] = clip_norm / max(norm, clip_norm)
+        rises = step > 0 and loss > LOSSES[step - 1]
         snapshots = [
-            verify.Snapshot(name, params[name], optimizer.state[name], grad, optimizer.param_groups[0], step + 1)
+            Snapshot(case.schema, name, params[name], run.state[name], grad, run.groups[0], step + 1, rises)
             for name, grad in present.items()
         ]
-        verify.apply_reference(optimizer._rule, snapshots, step > 0 and loss > LOSSES[step - 1], prologue)
+        apply_reference(case.schema, snapshots, prologue)
         for snapshot in snapshots:
             for key, array in snapshot.live.items():
                 array[...] = snapshot.before[key]
         if zero_grads:
             for grad in present.values():
                 grad.fill(0.0)
-    return Written(around, optimizer.state, grads, norm)
+    return Written(around, run.state, grads, norm)
 
 
 def compare(found: Written, expected: Written) -> tuple[int, list[str]]:
     """Return how many elements differ in a bit, and where the first of each array is."""
-    differing = sum(int(verify.differing(found.joined[dtype], x).sum()) for dtype, x in expected.joined.items())
-    if differing == 0:
+    count = sum(int(differing(found.joined[dtype], x).sum()) for dtype, x in expected.joined.items())
+    if count == 0:
         return 0, []
-    return differing, [
+    return count, [
         line for name, array in expected.arrays.items() for line in first_difference(name, found.arrays[name], array)
     ]
 
 
 def first_difference(name: str, found: Array, expected: Array) -> Iterator[str]:
     """Yield where an array first differs, if it does, and both values."""
-    where = np.argwhere(verify.differing(found, expected))
+    where = np.argwhere(differing(found, expected))
     if len(where) > 0:
         index = tuple(int(i) for i in where[0])
         yield f"{name}, element {index}: {found[index]!r} in place of {expected[index]!r}"
@@ -246,7 +274,7 @@ def check(selected: Iterable[Case]) -> Iterator[Outcome]:
     """Run each case with each dtype, instruction set and number of threads, and yield what came out."""
     draw = random.Random(0)
     before = get_num_threads()
-    shared = _core.share_all_work(True)  # the arrays are small, and threads shall cut them all the same
+    shared = _core.share_all_work(True)  # the arrays are small, but threads are to share them all the same
     try:
         for dtype in DTYPES:
             inputs = Inputs(dtype)
@@ -255,10 +283,10 @@ def check(selected: Iterable[Case]) -> Iterator[Outcome]:
                 for isa, threads in settings(case, draw):
                     set_num_threads(threads)
                     with use_isa(isa):
-                        differing, places = compare(run_fused(case, inputs), expected)
+                        count, places = compare(run_fused(case, inputs), expected)
                     where = [f"{isa}, threads: {threads}, {dtype}, {case}: {place}" for place in places]
                     arrays, elements = len(expected.arrays), expected.elements
-                    yield Outcome(isa, case.optimizer.__name__, arrays, elements, differing, where)
+                    yield Outcome(isa, case.schema.rule, arrays, elements, count, where)
     finally:
         _core.share_all_work(shared)
         set_num_threads(before)
@@ -273,11 +301,11 @@ def settings(case: Case, draw: random.Random) -> Iterator[tuple[str, int]]:
 
 def show_table(isa: str, totals: dict[tuple[str, str], Counter[str]]) -> None:
     """Print what was compared with the kernels of one instruction set."""
-    print(f"{isa:<17}{'runs':>7}{'arrays':>11}{'elements':>16}{'differing':>11}")
+    print(f"{isa:<19}{'runs':>7}{'arrays':>11}{'elements':>16}{'differing':>11}")
     for (own, rule), total in totals.items():
         if own == isa:
             numbers = f"{total['runs']:>7,}{total['arrays']:>11,}{total['elements']:>16,}{total['differing']:>11,}"
-            print(f"  {rule:<15}{numbers}")
+            print(f"  {rule:<17}{numbers}")
     print()
 
 

@@ -14,11 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import reference
+from ._adagrad import Adagrad
 from ._config import get_num_threads, isa
-from .optimizers import Adagrad, Optimizer, RMSprop, Rprop
-from .verify import differing
+from ._optimizer import Optimizer
+from ._rmsprop import RMSprop
+from ._rprop import Rprop
+from ._verification._step import differing
 
-__all__ = ["RULES", "Comparison", "Digits", "Rule", "add_arguments", "compare", "load_digits", "run"]
+__all__ = ["HELP", "RULES", "Comparison", "Digits", "Rule", "add_arguments", "compare", "load_digits", "run"]
 
 HELP = "train a small network on handwritten digits, with the fused step and with the NumPy reference"
 
@@ -335,5 +338,5 @@ def describe_picture(comparisons: list[Comparison], path: Path) -> str:
     try:
         draw(comparisons, path)
     except ModuleNotFoundError as error:
-        return f'no picture: {error.name} is not installed (pip install "fusedstep[demo]")'
+        return f"no picture: {error.name} is not installed (pip install matplotlib)"
     return f"picture: {path}"
