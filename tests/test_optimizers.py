@@ -890,36 +890,49 @@ def test_verification_watches_states_norm_and_gradients(monkeypatch: pytest.Monk
     assert issubclass(fs.VerificationError, AssertionError)
 
 
+@pytest.mark.parametrize("zero", [True, False], ids=("zeroed", "only read"))
+def test_verification_watches_gradients(zero: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient that is not as it should be after a step is noticed: 0 where it was to be zeroed, else as it was."""
+    param, grad = np.ones((2, 2), np.float32), np.ones((2, 2), np.float32)
+    true = fs.reference.rmsprop_
+
+    def spoiling(*args: Any, **kwargs: Any) -> None:
+        true(*args, **kwargs)
+        grad[1, 0] = 7.0
+
+    monkeypatch.setattr(fs.reference, "rmsprop_", spoiling)
+    with pytest.raises(fs.VerificationError, match=r"gradient of parameter '0'.*\(1, 0\)"):
+        fs.RMSprop([param], verify="every").step([grad], zero_grads=zero)
+
+
+@pytest.mark.parametrize("options", STEP_OPTIONS)
 @each_full_rule
-@each_dtype
-def test_verified_steps_are_like_others(case: Case, dtype: np.dtype[Any]) -> None:
-    """With ``verify="every"`` all options work, reports and bits are those of ``never``, skipped steps included."""
-    rng = np.random.default_rng(10)
-    start = [normal(rng, (6, 5), dtype), normal(rng, (7,), dtype)]
-    runs = []
-    for verify in ("never", "every"):
-        params = [array.copy() for array in start]
-        optimizer = case.new(params, verify=verify)
-        reports = []
-        gradients = np.random.default_rng(11)
-        for t, chosen in enumerate(STEP_OPTIONS.values(), 1):
-            grads: list[Any] = [
-                normal(gradients, (6, 5), dtype, "F"),
-                normal(gradients, (7,), dtype) if t % 4 else None,
-            ]
-            if t in (6, 11, 13):
-                grads[0][2, 2] = math.inf
-            try:
-                reports.append(tuple(optimizer.step(grads, **chosen, **loss_for(case, t))))
-            except FloatingPointError as error:
-                reports.append((str(error),))
-        runs.append((params, reports, optimizer))
-    (params, reports, optimizer), (verified, same_reports, other) = runs
-    assert reports == same_reports
-    for a, b in zip(memory_of(optimizer), memory_of(other), strict=True):
-        assert not difference(a, b)
-    for a, b in zip(params, verified, strict=True):
-        assert not difference(a, b)
+def test_verified_steps_are_like_others(case: Case, options: str) -> None:
+    """With ``verify="every"`` each option of a step works on numbers that stay finite, and reports and bits are those
+    of ``never``; so do steps with an inf, skipped ones included."""
+    chosen = STEP_OPTIONS[options]
+    for dtype, infinite in itertools.product(DTYPES, (False, True)):
+        runs = []
+        for verify in ("never", "every"):
+            rng = np.random.default_rng(10)
+            params = [normal(rng, (6, 5), dtype), normal(rng, (7,), dtype)]
+            optimizer = case.new(params, verify=verify)
+            reports = []
+            for t in (1, 2, 3):
+                grads: list[Any] = [normal(rng, (6, 5), dtype, "F"), normal(rng, (7,), dtype) if t != 2 else None]
+                if infinite and t == 2:
+                    grads[0][2, 2] = math.inf
+                try:
+                    reports.append(tuple(optimizer.step(grads, **chosen, **loss_for(case, t))))
+                except FloatingPointError as error:
+                    reports.append((str(error),))
+            runs.append((reports, memory_of(optimizer)))
+        (reports, memory), (same_reports, verified) = runs
+        assert reports == same_reports
+        for a, b in zip(memory, verified, strict=True):
+            assert not difference(a, b)
+        if not infinite and options != "grad_scale small":
+            assert all(np.isfinite(array).all() for array in memory), options
 
 
 @pytest.mark.parametrize("verify", ["", "always", None, True, 1, "First"])
