@@ -90,11 +90,11 @@ Array OptimizerCore::own(const Array& array, const char* role, const Member& mem
   const auto& shape = geometry_.emplace_back(array.shape.begin(), array.shape.end());
   mine.strides = geometry_.emplace_back(array.strides, array.strides + array.shape.size()).data();
   mine.shape = shape;
-  mine.label = {role, &member.name, -1};
+  mine.label = {role, &member.name, groups_.size() > 1 ? static_cast<int>(member.group) : -1};
   return mine;
 }
 
-// Where there is one group, messages do not name it.
+// Where there is one group, messages do not name it; a second one changes that.
 void OptimizerCore::label_groups() {
   for (Member& member : members_) {
     const int group = groups_.size() > 1 ? static_cast<int>(member.group) : -1;
