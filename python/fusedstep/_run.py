@@ -186,6 +186,7 @@ class Run:
             for key, value in started.items():
                 now = group.get(key, value) if isinstance(group, dict) else value
                 if now is not value and now != value and not _decays_decoupled(group):
+                    _core.check_hyperparameters(self.schema.rule, {key: now})
                     raise ValueError(
                         f"param_groups[{index}]: {key} was changed from {value!r} to {now!r}; {self._only_a_start(key)}"
                     )
