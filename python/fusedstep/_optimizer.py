@@ -315,8 +315,9 @@ class Optimizer:
         """
         run = self._run
         given: Any = ungrouped(grads, run.trees, run.leaves) if run.grouped else grads
-        if run.schema.starting:
-            run.check_starts()
+        for group, key, value in run.starts:
+            if group.get(key) is not value:
+                run.check_starts()
         if self._verify == "never":
             return run.core.step(given, run.groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)
         from ._verification import _step
