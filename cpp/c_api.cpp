@@ -1,18 +1,21 @@
-// The C ABI over the C++ API: structs in, error codes out, and no exception past this border.
+// The C interface over the C++ API: names and structs in, error codes out, and no exception past this border.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
 #include <limits>
 #include <map>
 #include <new>
 #include <stdexcept>
 
-#include "description.hpp"
 #include "include/fusedstep/fusedstep.h"
 #include "include/fusedstep/fusedstep.hpp"
+#include "schema.hpp"
 
 namespace {
 
 using namespace fusedstep;
+using schema::Kind;
 
 thread_local std::string last_error;
 
@@ -44,62 +47,30 @@ std::int32_t guarded(F f) noexcept {
 
 template <class T>
 T& given(T* pointer, const char* name) {
-  if (pointer == nullptr) throw std::invalid_argument(std::string(name) + ": expected a pointer, got NULL");
+  if (pointer == nullptr) refuse(std::string(name) + ": expected a pointer, got NULL");
   return *pointer;
 }
 
 // The size that a caller's struct has, which may be from before the last members of ours: nothing is written beyond it.
 std::uint64_t checked_size(std::uint64_t size, std::uint64_t known, const char* name, const char* hint) {
   if (size > sizeof size && size <= known) return size;
-  throw std::invalid_argument(std::string(name) + ": expected a size of at most " + std::to_string(known) + ", got " +
+  refuse(std::string(name) + ": expected a size of at most " + std::to_string(known) + ", got " +
                               std::to_string(size) + "; " + hint);
-}
-
-void check_bytes(const Description& rule, const unsigned char* options) {
-  for (const Field& field : rule.fields) {
-    const unsigned char value = options[field.offset];
-    const std::size_t values = field.kind == Kind::flag ? 2 : field.kind == Kind::choice ? field.choices.size() : 256;
-    if (value >= values) {
-      throw std::invalid_argument(std::string(field.name) + ": expected a value below " + std::to_string(values) +
-                                  ", got " + std::to_string(value));
-    }
-  }
-}
-
-// The C structs are the C++ structs after their size, member by member; a shorter one is from before its last members.
-template <class Rule>
-Rule options_from(const void* options) {
-  const auto* bytes = &given(static_cast<const unsigned char*>(options), "options");
-  std::uint64_t size = 0;
-  std::memcpy(&size, bytes, sizeof size);
-  checked_size(size, sizeof size + sizeof(Rule), "options", "call the _init function first");
-  Rule rule;
-  std::memcpy(static_cast<void*>(&rule), bytes + sizeof size, size - sizeof size);
-  check_bytes(description(static_cast<RuleId>(AnyRule(Rule{}).id())), reinterpret_cast<const unsigned char*>(&rule));
-  return rule;
-}
-
-template <class Rule>
-void write(const Rule& rule, void* options, std::uint64_t size) {
-  checked_size(size, sizeof size + sizeof rule, "options", "pass sizeof the struct");
-  auto* bytes = static_cast<unsigned char*>(&given(static_cast<unsigned char*>(options), "options"));
-  std::memcpy(bytes, &size, sizeof size);
-  std::memcpy(bytes + sizeof size, static_cast<const void*>(&rule), size - sizeof size);
 }
 
 AnySpan span_from(const fusedstep_array& array) {
   if (array.dtype < FUSEDSTEP_FLOAT32 || array.dtype > FUSEDSTEP_INT8) {
-    throw std::invalid_argument("array: there is no dtype " + std::to_string(array.dtype));
+    refuse("array: expected a dtype from 0 to 2, got " + std::to_string(array.dtype));
   }
   if (array.dimensions < 0 || array.dimensions > static_cast<int>(max_span_dimensions)) {
-    throw std::invalid_argument("array: expected at most 8 dimensions, got " + std::to_string(array.dimensions));
+    refuse("array: expected at most 8 dimensions, got " + std::to_string(array.dimensions));
   }
   AnySpan span;
   span.data = array.data;
   span.type = static_cast<Type>(array.dtype);
   span.dimensions = static_cast<std::size_t>(array.dimensions);
   if (span.dimensions > 0) given(array.shape, "array.shape");
-  std::int64_t dense = span.type == Type::int8 ? 1 : span.type == Type::float32 ? 4 : 8;
+  std::int64_t dense = size_of(span.type);
   for (std::size_t k = span.dimensions; k-- > 0;) {
     span.shape[k] = array.shape[k];
     span.strides[k] = array.strides != nullptr ? array.strides[k] : dense;
@@ -109,30 +80,11 @@ AnySpan span_from(const fusedstep_array& array) {
 }
 
 std::vector<AnySpan> spans_from(const fusedstep_array* arrays, std::int64_t count) {
-  if (count < 0) throw std::invalid_argument("count: expected >= 0, got " + std::to_string(count));
+  if (count < 0) refuse("count: expected >= 0, got " + std::to_string(count));
   if (count > 0) given(arrays, "arrays");
   std::vector<AnySpan> spans;
   for (std::int64_t i = 0; i < count; ++i) spans.push_back(span_from(arrays[i]));
   return spans;
-}
-
-template <class Rule>
-std::int32_t step_once(const void* options, std::int64_t time, const fusedstep_array* parameter,
-                       const fusedstep_array* gradient, const fusedstep_array* states, std::int32_t count) {
-  return guarded([&] {
-    fusedstep::step(AnyRule(options_from<Rule>(options)), time, span_from(given(parameter, "parameter")),
-                    span_from(given(gradient, "gradient")), spans_from(states, count));
-  });
-}
-
-AnyRule rule_from(const std::string& name, const void* options) {
-  if (name == "rmsprop") return options_from<RMSprop>(options);
-  if (name == "adagrad") return options_from<Adagrad>(options);
-  if (name == "rprop") return options_from<Rprop>(options);
-  if (name == "proximal_adagrad") return options_from<ProximalAdagrad>(options);
-  if (name == "adagrad_da") return options_from<AdagradDA>(options);
-  if (name == "adagrad_norm") return options_from<AdagradNorm>(options);
-  throw std::invalid_argument("rule: no rule is called '" + name + "'");
 }
 
 constexpr fusedstep_step_options default_step_options{
@@ -145,10 +97,10 @@ StepOptions step_options_from(const fusedstep_step_options* options) {
   std::memcpy(&known, options,
               checked_size(options->size, sizeof known, "step options", "call fusedstep_step_options_init first"));
   if (known.zero_grads > 1) {
-    throw std::invalid_argument("zero_grads: expected a value below 2, got " + std::to_string(known.zero_grads));
+    refuse("zero_grads: expected a value below 2, got " + std::to_string(known.zero_grads));
   }
   if (known.nonfinite > FUSEDSTEP_RAISE) {
-    throw std::invalid_argument("nonfinite: expected a value below 3, got " + std::to_string(known.nonfinite));
+    refuse("nonfinite: expected a value below 3, got " + std::to_string(known.nonfinite));
   }
   result.grad_scale = known.grad_scale;
   result.clip_norm = known.clip_norm;
@@ -161,40 +113,132 @@ StepOptions step_options_from(const fusedstep_step_options* options) {
 
 }  // namespace
 
+struct fusedstep_rule {
+  RuleId id;
+  Options options;
+
+  AnyRule any() const { return RuleAccess::make(id, options); }
+
+  const schema::Field& field(const char* option) const {
+    const RuleSchema& rule = schema_of(id);
+    if (const schema::Field* field = rule.field(&given(option, "option"))) return *field;
+    std::vector<const char*> names;
+    for (const schema::Field& field : rule.fields) names.push_back(field.name);
+    refuse(std::string("'").append(option) + "' is not an option of " + rule.name + "; it has " + listed(names));
+  }
+
+  // Sets an option of one of some kinds, if its value is in range.
+  template <class Write>
+  void set(const char* option, std::initializer_list<schema::Kind> kinds, Write write) {
+    const schema::Field& field = of_kind(option, kinds, "set");
+    Options changed = options;
+    write(changed, field);
+    check(field, changed);
+    options = changed;
+  }
+
+  const schema::Field& of_kind(const char* option, std::initializer_list<schema::Kind> kinds, const char* verb) const {
+    const schema::Field& field = this->field(option);
+    if (std::find(kinds.begin(), kinds.end(), field.kind) != kinds.end()) return field;
+    constexpr const char* expected[] = {"a number", "a pair", "a flag", "a name"};
+    constexpr const char* suffixes[] = {"", "_pair", "", "_choice"};
+    const auto kind = static_cast<std::size_t>(field.kind);
+    refuse(std::string(option) + ": expected " + expected[kind] + ", use fusedstep_rule_" + verb + suffixes[kind]);
+  }
+};
+
 struct fusedstep_optimizer {
-  std::string rule;
   Optimizer optimizer;
   std::map<std::pair<std::int64_t, std::string>, AnySpan> states;  // whose geometry was handed out
 };
 
 extern "C" {
 
-#define FUSEDSTEP_DEFINE(rule, Rule)                                                                              \
-  static_assert(sizeof(fusedstep_##rule) == sizeof(std::uint64_t) + sizeof(Rule));                               \
-  std::int32_t fusedstep_##rule##_init(fusedstep_##rule* options, std::uint64_t size) {                          \
-    return guarded([&] { write(Rule{}, options, size); });                                                       \
-  }                                                                                                              \
-  std::int32_t fusedstep_##rule##_step(const fusedstep_##rule* options, std::int64_t time,                       \
-                                       const fusedstep_array* parameter, const fusedstep_array* gradient,        \
-                                       const fusedstep_array* states, std::int32_t count) {                      \
-    return step_once<Rule>(options, time, parameter, gradient, states, count);                                   \
-  }
-FUSEDSTEP_DEFINE(rmsprop, RMSprop)
-FUSEDSTEP_DEFINE(adagrad, Adagrad)
-FUSEDSTEP_DEFINE(rprop, Rprop)
-FUSEDSTEP_DEFINE(proximal_adagrad, ProximalAdagrad)
-FUSEDSTEP_DEFINE(adagrad_da, AdagradDA)
-FUSEDSTEP_DEFINE(adagrad_norm, AdagradNorm)
-#undef FUSEDSTEP_DEFINE
+std::int32_t fusedstep_rule_create(const char* name, const char* dialect, fusedstep_rule** rule) {
+  return guarded([&] {
+    given(rule, "rule") = nullptr;
+    const AnyRule any = AnyRule::named(&given(name, "name"), dialect == nullptr ? "" : dialect);
+    *rule = new fusedstep_rule{RuleAccess::id(any), RuleAccess::options(any)};
+  });
+}
 
-#define FUSEDSTEP_DEFINE_LIKE(rule, Rule)                                                                          \
-  std::int32_t fusedstep_##rule##_like(fusedstep_##rule* options, std::uint64_t size, const char* dialect) {     \
-    return guarded([&] { write(Rule::like(&given(dialect, "dialect")), options, size); });                       \
+void fusedstep_rule_destroy(fusedstep_rule* rule) { delete rule; }
+
+std::int32_t fusedstep_rule_set(fusedstep_rule* rule, const char* option, double value) {
+  return guarded([&] {
+    given(rule, "rule").set(option, {Kind::real, Kind::flag}, [&](Options& options, const schema::Field& field) {
+      if (field.kind == Kind::real) {
+        options.at<double>(field) = value;
+      } else if (value == 0 || value == 1) {
+        options.at<bool>(field) = value == 1;
+      } else {
+        refuse(std::string(option) + ": expected 0 or 1, got " + schema::text(value));
+      }
+    });
+  });
+}
+
+std::int32_t fusedstep_rule_set_pair(fusedstep_rule* rule, const char* option, double first, double second) {
+  return guarded([&] {
+    given(rule, "rule").set(option, {Kind::pair}, [&](Options& options, const schema::Field& field) {
+      options.at<double[2]>(field)[0] = first;
+      options.at<double[2]>(field)[1] = second;
+    });
+  });
+}
+
+std::int32_t fusedstep_rule_set_choice(fusedstep_rule* rule, const char* option, const char* value) {
+  return guarded([&] {
+    given(rule, "rule").set(option, {Kind::choice}, [&](Options& options, const schema::Field& field) {
+      const auto found = std::find(field.choices.begin(), field.choices.end(), std::string_view(&given(value, "value")));
+      if (found == field.choices.end()) {
+        refuse(std::string(option) + ": expected one of " + listed(field.choices) + ", got '" + value + "'");
+      }
+      options.at<std::uint8_t>(field) = static_cast<std::uint8_t>(found - field.choices.begin());
+    });
+  });
+}
+
+std::int32_t fusedstep_rule_get(const fusedstep_rule* rule, const char* option, double* value) {
+  return guarded([&] {
+    const schema::Field& field = given(rule, "rule").of_kind(option, {Kind::real, Kind::flag}, "get");
+    const Options& options = rule->options;
+    given(value, "value") = field.kind == Kind::real ? options.at<double>(field) : options.at<bool>(field);
+  });
+}
+
+std::int32_t fusedstep_rule_get_pair(const fusedstep_rule* rule, const char* option, double* first, double* second) {
+  return guarded([&] {
+    const schema::Field& field = given(rule, "rule").of_kind(option, {Kind::pair}, "get");
+    const auto& pair = rule->options.at<double[2]>(field);
+    given(first, "first") = pair[0];
+    given(second, "second") = pair[1];
+  });
+}
+
+std::int32_t fusedstep_rule_get_choice(const fusedstep_rule* rule, const char* option, const char** value) {
+  return guarded([&] {
+    const schema::Field& field = given(rule, "rule").of_kind(option, {Kind::choice}, "get");
+    given(value, "value") = field.choices[rule->options.at<std::uint8_t>(field)];
+  });
+}
+
+const char* fusedstep_rule_state(const fusedstep_rule* rule, std::int32_t index) {
+  if (rule == nullptr || index < 0) return nullptr;
+  const RuleSchema& schema = schema_of(rule->id);
+  for (std::size_t s = 0; s < schema.states.size(); ++s) {
+    if (schema.uses(rule->options, s) && index-- == 0) return schema.states[s].name;
   }
-FUSEDSTEP_DEFINE_LIKE(rmsprop, RMSprop)
-FUSEDSTEP_DEFINE_LIKE(adagrad, Adagrad)
-FUSEDSTEP_DEFINE_LIKE(rprop, Rprop)
-#undef FUSEDSTEP_DEFINE_LIKE
+  return nullptr;
+}
+
+std::int32_t fusedstep_step(const fusedstep_rule* rule, std::int64_t step, const fusedstep_array* parameter,
+                            const fusedstep_array* gradient, const fusedstep_array* states, std::int32_t count) {
+  return guarded([&] {
+    fusedstep::step(given(rule, "rule").any(), step, span_from(given(parameter, "parameter")),
+                    span_from(given(gradient, "gradient")), spans_from(states, count));
+  });
+}
 
 std::int32_t fusedstep_norm(const fusedstep_array* gradients, std::int64_t count, double* norm) {
   return guarded([&] {
@@ -202,26 +246,25 @@ std::int32_t fusedstep_norm(const fusedstep_array* gradients, std::int64_t count
   });
 }
 
-std::int32_t fusedstep_optimizer_create(const char* rule, const void* const* options, std::int64_t groups,
+std::int32_t fusedstep_optimizer_create(const fusedstep_rule* const* rules, std::int64_t groups,
                                         const fusedstep_parameter* parameters, std::int64_t count,
                                         fusedstep_optimizer** optimizer) {
   return guarded([&] {
     given(optimizer, "optimizer") = nullptr;
-    const std::string name = &given(rule, "rule");
-    if (groups < 1) throw std::invalid_argument("groups: expected at least 1, got " + std::to_string(groups));
-    if (count < 0) throw std::invalid_argument("count: expected >= 0, got " + std::to_string(count));
+    if (groups < 1) refuse("groups: expected at least 1, got " + std::to_string(groups));
+    if (count < 0) refuse("count: expected >= 0, got " + std::to_string(count));
     if (count > 0) given(parameters, "parameters");
-    given(options, "options");
-    std::vector<AnyRule> rules;
-    for (std::int64_t k = 0; k < groups; ++k) rules.push_back(rule_from(name, options[k]));
-    std::vector<Optimizer::Parameter> list;
+    given(rules, "rules");
+    std::vector<AnyRule> list;
+    for (std::int64_t k = 0; k < groups; ++k) list.push_back(given(rules[k], "rules[]").any());
+    std::vector<Optimizer::Parameter> added;
     for (std::int64_t i = 0; i < count; ++i) {
       const fusedstep_parameter& parameter = parameters[i];
-      if (parameter.group < 0) throw std::invalid_argument("parameters: expected groups from 0");
-      list.push_back({&given(parameter.name, "parameters[].name"), span_from(parameter.array),
-                      static_cast<std::size_t>(parameter.group)});
+      if (parameter.group < 0) refuse("parameters: expected groups from 0, got " + std::to_string(parameter.group));
+      added.push_back({&given(parameter.name, "parameters[].name"), span_from(parameter.array),
+                       static_cast<std::size_t>(parameter.group)});
     }
-    *optimizer = new fusedstep_optimizer{name, Optimizer(std::move(rules), list), {}};
+    *optimizer = new fusedstep_optimizer{Optimizer(std::move(list), added), {}};
   });
 }
 
@@ -251,21 +294,20 @@ std::int32_t fusedstep_optimizer_step(fusedstep_optimizer* optimizer, const fuse
   });
 }
 
-std::int32_t fusedstep_optimizer_set(fusedstep_optimizer* optimizer, std::int64_t group, const void* options) {
+std::int32_t fusedstep_optimizer_set(fusedstep_optimizer* optimizer, std::int64_t group, const fusedstep_rule* rule) {
   return guarded([&] {
-    if (group < 0) throw std::invalid_argument("group: expected >= 0, got " + std::to_string(group));
-    auto& held = given(optimizer, "optimizer");
-    held.optimizer.set_rule(static_cast<std::size_t>(group), rule_from(held.rule, options));
+    if (group < 0) refuse("group: expected >= 0, got " + std::to_string(group));
+    given(optimizer, "optimizer").optimizer.set_rule(static_cast<std::size_t>(group), given(rule, "rule").any());
   });
 }
 
 std::int32_t fusedstep_optimizer_state(fusedstep_optimizer* optimizer, std::int64_t parameter, const char* name,
                                        fusedstep_array* state) {
   return guarded([&] {
-    if (parameter < 0) throw std::invalid_argument("parameter: expected >= 0, got " + std::to_string(parameter));
+    if (parameter < 0) refuse("parameter: expected >= 0, got " + std::to_string(parameter));
     auto& held = given(optimizer, "optimizer");
     const AnySpan span = held.optimizer.state(static_cast<std::size_t>(parameter), &given(name, "name"));
-    if (span.data == nullptr) throw std::invalid_argument("state: there is no '" + std::string(name) + "'");
+    if (span.data == nullptr) refuse("state: there is no '" + std::string(name) + "'");
     const AnySpan& kept = held.states.insert_or_assign({parameter, name}, span).first->second;
     given(state, "state") = {kept.data, kept.shape.data(), kept.strides.data(), static_cast<std::int32_t>(kept.type),
                              static_cast<std::int32_t>(kept.dimensions)};

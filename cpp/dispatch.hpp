@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "include/fusedstep/fusedstep.hpp"  // isa(), available_isas(), force_isa()
-#include "sweep/kernel.hpp"
+#include "loops/kernel.hpp"
 
 namespace fusedstep {
 

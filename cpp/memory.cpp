@@ -6,7 +6,7 @@
 #include <new>
 
 #include "parallel.hpp"
-#include "sweep/kernel.hpp"
+#include "loops/kernel.hpp"
 
 namespace fusedstep {
 namespace {

@@ -3,36 +3,27 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <numeric>
+#include <functional>
 
 #include "dispatch.hpp"
+#include "loops/layout.hpp"
 #include "parallel.hpp"
-#include "sweep/layout.hpp"
+#include "reduction.hpp"
 
 namespace fusedstep {
 namespace {
 
 std::int64_t blocks(const NormOperand& gradient) { return (gradient.size + block - 1) / block; }
 
-double sum_of_block(const NormOperand& gradient, std::int64_t index, const Coefficients& coefficients, double& poison) {
+double sum_of_block(const NormOperand& gradient, std::int64_t index, const Prepared& prepared, double& poison) {
   const std::int64_t begin = index * block;
   const std::int64_t n = std::min(block, gradient.size - begin);
-  const std::int64_t item = item_size(gradient.dtype);
-  const auto sum_of_squares = kernels().norm[static_cast<std::size_t>(gradient.dtype)].sum_of_squares;
-  if (gradient.order == nullptr) return sum_of_squares(coefficients, n, gradient.data + begin * item, poison);
+  const std::int64_t item = size_of(gradient.type);
+  const auto sum_of_squares = kernels().norm[static_cast<std::size_t>(gradient.type)].sum_of_squares;
+  if (gradient.order == nullptr) return sum_of_squares(prepared, n, gradient.data + begin * item, poison);
   alignas(64) char dense[block * sizeof(double)];
   gather(gradient.order->shape, gradient.order->strides.data(), gradient.data, item, begin, n, dense);
-  return sum_of_squares(coefficients, n, dense, poison);
-}
-
-// Neighbours added in pairs, again and again: a tree whose shape depends on the number of summands alone.
-double tree_sum(std::vector<double>& x) {
-  if (x.empty()) return 0.0;
-  for (std::size_t n = x.size(); n > 1; n = (n + 1) / 2) {
-    for (std::size_t i = 0; i < n / 2; ++i) x[i] = x[2 * i] + x[2 * i + 1];
-    if (n % 2 != 0) x[n / 2] = x[n - 1];
-  }
-  return x[0];
+  return sum_of_squares(prepared, n, dense, poison);
 }
 
 }  // namespace
@@ -45,7 +36,7 @@ std::unique_ptr<MemoryOrder> memory_order(const Array& array) {
   std::stable_sort(axes.begin(), axes.end(), [&](std::size_t a, std::size_t b) {
     return std::abs(array.strides[a]) > std::abs(array.strides[b]);
   });
-  std::int64_t dense = array.item_size;
+  std::int64_t dense = array.item_size();
   bool is_dense = true;
   for (std::size_t k = axes.size(); k-- > 0; dense *= array.shape[axes[k]]) is_dense &= array.strides[axes[k]] == dense;
   if (is_dense || array.size() == 0) return nullptr;
@@ -70,8 +61,8 @@ Norm norm(std::span<const NormOperand> gradients, const StepOptions& options) {
   Prologue clipping;
   clipping.unscale = 1.0 / options.grad_scale;
   if (options.clip_value != 0) clipping.clip_value = options.clip_value;
-  Coefficients coefficients[dtype_count];
-  for (int d = 0; d < dtype_count; ++d) kernels().prologue[d](clipping).prepare(clipping, coefficients[d]);
+  Prepared prepared[parameter_types];
+  for (int type = 0; type < parameter_types; ++type) kernels().norm[type].prepare(clipping, prepared[type]);
 
   const auto run = [&](std::int64_t begin, std::int64_t end) {
     const DefaultFloatingPoint guard;
@@ -79,8 +70,8 @@ Norm norm(std::span<const NormOperand> gradients, const StepOptions& options) {
     for (std::int64_t unit = begin; unit < end; ++unit) {
       while (unit >= first[i + 1]) ++i;
       double poison = 0.0;
-      const auto d = static_cast<std::size_t>(gradients[i].dtype);
-      sums[static_cast<std::size_t>(unit)] = sum_of_block(gradients[i], unit - first[i], coefficients[d], poison);
+      const auto type = static_cast<std::size_t>(gradients[i].type);
+      sums[static_cast<std::size_t>(unit)] = sum_of_block(gradients[i], unit - first[i], prepared[type], poison);
       poisoned[static_cast<std::size_t>(unit)] = std::isnan(poison);
     }
   };
@@ -92,7 +83,7 @@ Norm norm(std::span<const NormOperand> gradients, const StepOptions& options) {
     const auto to = poisoned.begin() + first[i + 1];
     if (std::find(from, to, true) != to) result.nonfinite.push_back(i);
   }
-  result.norm = std::sqrt(tree_sum(sums));
+  result.norm = std::sqrt(tree(std::span(sums), std::plus<double>()));
   return result;
 }
 

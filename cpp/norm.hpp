@@ -7,8 +7,8 @@
 #include <span>
 #include <vector>
 
-#include "border.hpp"
-#include "sweep/kernel.hpp"
+#include "checks.hpp"
+#include "include/fusedstep/fusedstep.hpp"
 
 namespace fusedstep {
 
@@ -24,7 +24,7 @@ std::unique_ptr<MemoryOrder> memory_order(const Array& array);
 struct NormOperand {
   const char* data;
   std::int64_t size;
-  DType dtype;
+  Type type;
   const MemoryOrder* order;
 };
 

@@ -18,7 +18,7 @@
 #include <system_error>
 #include <thread>
 
-#include "sweep/kernel.hpp"
+#include "loops/kernel.hpp"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 #include <string>
+#include <vector>
 
 namespace fusedstep::bind {
 namespace {
@@ -11,7 +12,6 @@ namespace {
 using npy = py::detail::npy_api;
 static_assert(sizeof(py::ssize_t) == sizeof(std::int64_t));
 
-constexpr const char* names[] = {"float32", "float64", "int8"};
 constexpr int type_numbers[] = {npy::NPY_FLOAT_, npy::NPY_DOUBLE_, npy::NPY_BYTE_};
 constexpr char foreign_byte_order = std::endian::native == std::endian::little ? '>' : '<';
 
@@ -56,11 +56,11 @@ py::object array_of(py::handle object, const Label& label) {
   }
 }
 
-bool has_element(PyObject* object, Element element) {
+bool has_type(PyObject* object, Type type) {
   const auto* array = proxy(object);
-  if (array->descr == native_descriptors()[static_cast<std::size_t>(element)]) return true;
+  if (array->descr == native_descriptors()[static_cast<std::size_t>(type)]) return true;
   const auto dtype = py::reinterpret_borrow<py::dtype>(array->descr);
-  return dtype.num() == type_numbers[static_cast<int>(element)] && dtype.byteorder() != foreign_byte_order;
+  return dtype.num() == type_numbers[static_cast<int>(type)] && dtype.byteorder() != foreign_byte_order;
 }
 
 std::string dtype_text(PyObject* object) { return py::str(py::handle(proxy(object)->descr)); }
@@ -77,21 +77,18 @@ void check_byte_order(PyObject* object, const Label& label) {
                        "; arrays are borrowed, never converted: pass one of that dtype");
 }
 
-Array view(PyObject* object, const Label& label, Element element, bool written) {
+Array view(PyObject* object, const Label& label, Type type, bool written) {
   const auto* array = proxy(object);
   if (written && (array->flags & npy::NPY_ARRAY_WRITEABLE_) == 0) {
     throw py::value_error(label.text() + ": expected a writeable array, got a read-only one; pass a writeable array");
   }
   if ((array->flags & npy::NPY_ARRAY_ALIGNED_) == 0) {
-    throw py::value_error(label.text() + ": expected an array aligned to its dtype " + names[static_cast<int>(element)] +
+    throw py::value_error(label.text() + ": expected an array aligned to its dtype " + name_of(type) +
                           ", got a misaligned one; pass a copy");
   }
-  Array borrowed;
-  borrowed.label = label;
-  borrowed.data = array->data;
-  borrowed.shape = {reinterpret_cast<const std::int64_t*>(array->dimensions), static_cast<std::size_t>(array->nd)};
-  borrowed.strides = reinterpret_cast<const std::int64_t*>(array->strides);
-  borrowed.item_size = element == Element::int8 ? 1 : item_size(dtype_of(element));
+  const Array borrowed{label, array->data, type,
+                       {reinterpret_cast<const std::int64_t*>(array->dimensions), static_cast<std::size_t>(array->nd)},
+                       reinterpret_cast<const std::int64_t*>(array->strides)};
   check_reach(borrowed);
   return borrowed;
 }
@@ -105,28 +102,40 @@ const Descriptors& native_descriptors() {
   return descriptors;
 }
 
-PyObject* Arrays::make(py::handle object, const Label& label) {
-  return made_.emplace_back(array_of(object, label)).ptr();
+PyObject* as_array(py::handle object, const Label& label, References& references) {
+  if (is_plain_array(object.ptr())) return object.ptr();
+  if (!is_array(object.ptr())) return references.take(array_of(object, label).release().ptr());
+  if (py::isinstance(object, py::module_::import("numpy.ma").attr("MaskedArray"))) {
+    throw py::type_error(label.text() + ": expected a numpy.ndarray, got a masked array, whose mask an update would " +
+                         "ignore; pass its data, or numpy.ma.filled(array, 0)");
+  }
+  return object.ptr();
 }
 
-Borrowed borrow_parameter(py::handle object, const Label& label) {
+Array borrow_parameter(py::handle object, const Label& label) {
   check_is_array(object, label);
-  for (const Element element : {Element::float32, Element::float64}) {
-    if (has_element(object.ptr(), element)) return {view(object.ptr(), label, element, true), element};
+  for (const Type type : {Type::float32, Type::float64}) {
+    if (has_type(object.ptr(), type)) return view(object.ptr(), label, type, true);
   }
   const auto dtype = py::reinterpret_borrow<py::dtype>(proxy(object.ptr())->descr);
   if (dtype.num() == npy::NPY_FLOAT_ || dtype.num() == npy::NPY_DOUBLE_) check_byte_order(object.ptr(), label);
   wrong_dtype(object.ptr(), label, "float32 or float64");
 }
 
-Array borrow(py::handle object, const Label& label, Element element, bool written) {
+Array borrow(py::handle object, const Label& label, Type type, bool written) {
   check_is_array(object, label);
-  if (!has_element(object.ptr(), element)) {
+  if (!has_type(object.ptr(), type)) {
     const auto dtype = py::reinterpret_borrow<py::dtype>(proxy(object.ptr())->descr);
-    if (dtype.num() == type_numbers[static_cast<int>(element)]) check_byte_order(object.ptr(), label);
-    wrong_dtype(object.ptr(), label, names[static_cast<int>(element)]);
+    if (dtype.num() == type_numbers[static_cast<int>(type)]) check_byte_order(object.ptr(), label);
+    wrong_dtype(object.ptr(), label, name_of(type));
   }
-  return view(object.ptr(), label, element, written);
+  return view(object.ptr(), label, type, written);
+}
+
+py::array array_over(const Array& array, py::handle base) {
+  const std::vector<py::ssize_t> shape(array.shape.begin(), array.shape.end());
+  const std::vector<py::ssize_t> strides(array.strides, array.strides + array.shape.size());
+  return py::array(py::dtype(type_numbers[static_cast<int>(array.type)]), shape, strides, array.data, base);
 }
 
 }  // namespace fusedstep::bind

@@ -7,16 +7,16 @@
 #include <string>
 #include <vector>
 
-#include "../description.hpp"
-#include "../step.hpp"
+#include "../work.hpp"
 #include "arrays.hpp"
 #include "hyperparameters.hpp"
-#include "rules_by_name.hpp"
 
 namespace fusedstep::bind {
 namespace {
 
-enum class Role : std::uint8_t { parameter, gradient, state, field, time };
+using schema::Field;
+
+enum class Role : std::uint8_t { parameter, gradient, state, field, step };
 
 struct Argument {
   py::str name;
@@ -24,8 +24,9 @@ struct Argument {
   Role role;
   int state = -1;
   const Field* field = nullptr;
-  const Field* switched = nullptr;  // the flag that giving this argument turns on
+  const Field* turned_on = nullptr;  // the flag that giving this argument turns on
   bool required = false;
+  bool may_be_none = false;  // its default is None
 };
 
 constexpr int max_arguments = 32;
@@ -74,11 +75,7 @@ void collect(const Function& function, PyObject* const* positional, Py_ssize_t c
   }
 }
 
-void set_on(const Field& field, Options& options) {
-  *reinterpret_cast<bool*>(options.bytes + field.offset) = true;
-}
-
-std::int64_t update_count(PyObject* value) {
+std::int64_t step_count(PyObject* value) {
   if (PyBool_Check(value) || PyIndex_Check(value) == 0) {
     throw py::type_error("step: expected a whole number, got " + std::string(py::repr(value)));
   }
@@ -96,68 +93,72 @@ std::int64_t update_count(PyObject* value) {
 }
 
 // A state is passed exactly where the hyperparameters have a use for it.
-void check_states(const Function& function, const Description& rule, const Options& options, PyObject* const* values) {
+void check_states(const Function& function, const RuleSchema& rule, const Options& options, PyObject* const* values) {
   for (std::size_t k = 0; k < function.arguments.size(); ++k) {
     const Argument& argument = function.arguments[k];
     if (argument.role != Role::state || argument.required) continue;
-    const bool used = rule.uses(options.bytes, argument.state);
+    const bool used = rule.uses(options, static_cast<std::size_t>(argument.state));
     if (used == given(values[k])) continue;
     throw py::value_error(argument.text + (used ? ": needed by these hyperparameters, got None; pass an array"
                                                 : ": got an array, but these hyperparameters have no use for it"));
   }
 }
 
+// First all that may run Python code, numbers and arrays of others; then a look at the memory, and the update.
 void update(const Function& function, PyObject* const* values) {
-  const Description& rule = description(function.rule);
+  const RuleSchema& rule = schema_of(function.rule);
   Options options = function.defaults;
-  std::int64_t time = 1;
+  std::int64_t step = 1;
   bool lr_given = true;
+  PyObject* arrays[max_arguments] = {};
+  References references;
   for (std::size_t k = 0; k < function.arguments.size(); ++k) {
     const Argument& argument = function.arguments[k];
+    PyObject* const value = values[k];
     if (argument.role == Role::field) {
-      if (given(values[k]) || (values[k] != nullptr && argument.required)) {
-        set_field(*argument.field, values[k], options.bytes);
-      } else if (values[k] == Py_None && argument.text != "lr") {
-        set_field(*argument.field, values[k], options.bytes);  // raises: None is no value of it
-      } else if (argument.text == "lr") {
-        lr_given = false;
+      if (value == nullptr || (value == Py_None && argument.may_be_none)) {
+        lr_given = lr_given && !(argument.may_be_none && argument.text == "lr");
+      } else {
+        set_field(*argument.field, value, options);
       }
-    } else if (given(values[k]) || (argument.role == Role::time && argument.required)) {
-      if (argument.switched != nullptr) set_on(*argument.switched, options);
-      if (argument.role == Role::time) time = update_count(values[k]);
+    } else if (given(value) || argument.required) {
+      if (argument.turned_on != nullptr) options.at<bool>(*argument.turned_on) = true;
+      if (argument.role == Role::step) {
+        step = step_count(value);
+      } else {
+        arrays[k] = as_array(value, {argument.text.c_str()}, references);
+      }
     }
   }
-  if (const std::string wrong = rule.conflict(options.bytes); !wrong.empty()) throw py::value_error(wrong);
-  const Prologue prologue = rule.prologue(options.bytes);
+  if (const std::string wrong = rule.conflict(options); !wrong.empty()) throw py::value_error(wrong);
+  const Prologue prologue = rule.prologue(options);
   if (!lr_given && prologue.decoupled_weight_decay && prologue.weight_decay != 0) {
     throw py::value_error("lr: needed by decoupled weight decay, got None; pass a number");
   }
   check_states(function, rule, options, values);
 
-  Arrays arrays;
-  Borrowed parameter{};
+  Array parameter;
   Array gradient;
   Array states[max_states];
   for (std::size_t k = 0; k < function.arguments.size(); ++k) {
+    if (arrays[k] == nullptr) continue;
     const Argument& argument = function.arguments[k];
     const Label label{argument.text.c_str()};
     if (argument.role == Role::parameter) {
-      parameter = borrow_parameter(arrays(values[k], label), label);
+      parameter = borrow_parameter(arrays[k], label);
     } else if (argument.role == Role::gradient) {
-      gradient = borrow(arrays(values[k], label), label, parameter.element, false);
-    } else if (argument.role == Role::state && given(values[k])) {
-      const bool int8 = rule.states[static_cast<std::size_t>(argument.state)].storage == Storage::int8;
-      states[argument.state] = borrow(arrays(values[k], label), label, int8 ? Element::int8 : parameter.element, true);
+      gradient = borrow(arrays[k], label, parameter.type, false);
+    } else {
+      const schema::State& state = rule.states[static_cast<std::size_t>(argument.state)];
+      states[argument.state] = borrow(arrays[k], label, type_of_state(state, parameter.type), true);
     }
   }
-  const SingleUpdate prepared(function.rule, options, time, dtype_of(parameter.element), parameter.array, gradient,
-                              {states, rule.states.size()});
-  if (parameter.array.size() < small) {
+  const SingleUpdate prepared(function.rule, options, step, parameter, gradient, {states, rule.states.size()});
+  if (parameter.size() < small) {
     prepared.run();
-    return;
+  } else {
+    without_gil([&] { prepared.run(); });  // the caller's frame holds the arrays
   }
-  const py::gil_scoped_release release;  // the caller's frame holds what the arrays belong to
-  prepared.run();
 }
 
 // What a built-in function is bound to is its module, or else it shows as a method and does not pickle. A call gets to
@@ -186,23 +187,26 @@ PyObject* call(PyObject* self, PyObject* const* positional, Py_ssize_t count, Py
   });
 }
 
-Argument make_argument(const Description& rule, const std::string& text) {
+Argument make_argument(const RuleSchema& rule, const std::string& text) {
   Argument argument{.name = py::reinterpret_steal<py::str>(PyUnicode_InternFromString(text.c_str())),
                     .text = text,
                     .role = Role::field};
+  const auto turn_on = [&](const Field* field) {
+    if (field != nullptr && field->kind == schema::Kind::flag) argument.turned_on = field;
+  };
   if (text == "param") {
     argument.role = Role::parameter;
   } else if (text == "grad") {
     argument.role = Role::gradient;
   } else if (text == "step") {
-    argument.role = Role::time;
-    argument.switched = rule.field("bias_correction");
-  } else if ((argument.field = rule.field(text.c_str())) == nullptr) {
+    argument.role = Role::step;
+    turn_on(rule.step_used_with);
+  } else if ((argument.field = rule.field(text)) == nullptr) {
     for (std::size_t s = 0; s < rule.states.size(); ++s) {
       if (text != rule.states[s].name) continue;
       argument.role = Role::state;
       argument.state = static_cast<int>(s);
-      if (rule.states[s].switched_by != nullptr) argument.switched = rule.field(rule.states[s].switched_by);
+      turn_on(rule.used_with[s]);
     }
     if (argument.role != Role::state) throw py::type_error(std::string(rule.name) + " has no '" + text + "'");
   }
@@ -214,19 +218,20 @@ Argument make_argument(const Description& rule, const std::string& text) {
 py::object make_function(const std::string& rule_name, const std::string& name, const std::string& documentation,
                          const py::list& parameters, int positional) {
   auto function = std::make_unique<Function>();
-  function->rule = rule_by_name(rule_name);
+  function->rule = rule_named(rule_name);
   function->name = name;
   function->documentation = documentation;
   function->positional = positional;
-  const Description& rule = description(function->rule);
-  rule.construct(function->defaults.bytes);
+  const RuleSchema& rule = schema_of(function->rule);
+  function->defaults = rule.defaults();
   if (parameters.size() > max_arguments) throw py::type_error(name + "() has too many arguments");
   for (const py::handle entry : parameters) {
     const auto parameter = entry.cast<py::tuple>();
     Argument argument = make_argument(rule, parameter[0].cast<std::string>());
     argument.required = parameter[2].cast<bool>();
+    argument.may_be_none = !argument.required && parameter[1].is_none();
     if (argument.role == Role::field && !parameter[1].is_none()) {
-      set_field(*argument.field, parameter[1], function->defaults.bytes);
+      set_field(*argument.field, parameter[1], function->defaults);
     }
     function->arguments.push_back(std::move(argument));
   }

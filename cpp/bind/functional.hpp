@@ -1,4 +1,4 @@
-// The functional form of every rule: one function, made from the rule's description and its Python signature.
+// The functional form of every rule: one function, made from the rule's schema and its Python signature.
 #pragma once
 
 #include <pybind11/pybind11.h>

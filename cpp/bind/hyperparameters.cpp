@@ -1,10 +1,13 @@
 #include "hyperparameters.hpp"
 
-#include <stdexcept>
+#include <algorithm>
 #include <string>
 
 namespace fusedstep::bind {
 namespace {
+
+using schema::Field;
+using schema::Kind;
 
 [[noreturn]] void wrong_type(const char* name, const char* expected, py::handle value) {
   throw py::type_error(std::string(name) + ": expected " + expected + ", got " + std::string(py::repr(value)) + " (" +
@@ -32,63 +35,68 @@ double real(py::handle value, const char* name) {
 bool flag(py::handle value, const char* name) {
   if (value.ptr() == Py_True) return true;
   if (value.ptr() == Py_False) return false;
-  if (std::string(py::str(py::type::handle_of(value).attr("__name__"))).starts_with("bool")) return value.cast<bool>();
+  if (py::isinstance(value, py::module_::import("numpy").attr("bool"))) return value.cast<bool>();
   wrong_type(name, "True or False", value);
 }
 
-void set_field(const Field& field, py::handle value, void* options) {
-  void* at = static_cast<unsigned char*>(options) + field.offset;
+void set_field(const Field& field, py::handle value, Options& options) {
   switch (field.kind) {
     case Kind::real:
-      *static_cast<double*>(at) = real(value, field.name);
+      options.at<double>(field) = real(value, field.name);
       break;
     case Kind::pair: {
       if (!(PyTuple_Check(value.ptr()) || PyList_Check(value.ptr())) || PySequence_Size(value.ptr()) != 2) {
         wrong_type(field.name, "a pair of real numbers", value);
       }
       const auto pair = py::reinterpret_borrow<py::sequence>(value);
-      static_cast<double*>(at)[0] = real(pair[0], field.name);
-      static_cast<double*>(at)[1] = real(pair[1], field.name);
+      const double first = real(py::object(pair[0]), field.name);
+      const double second = real(py::object(pair[1]), field.name);
+      options.at<double[2]>(field)[0] = first;
+      options.at<double[2]>(field)[1] = second;
       break;
     }
     case Kind::flag:
-      *static_cast<bool*>(at) = flag(value, field.name);
+      options.at<bool>(field) = flag(value, field.name);
       break;
     case Kind::choice: {
       if (!PyUnicode_Check(value.ptr())) wrong_type(field.name, "a name (str)", value);
-      std::string names;
-      for (std::size_t k = 0; k < field.choices.size(); ++k) {
-        if (PyUnicode_CompareWithASCIIString(value.ptr(), field.choices[k]) == 0) {
-          *static_cast<std::uint8_t*>(at) = static_cast<std::uint8_t>(k);
-          return;
-        }
-        names += (k == 0 ? "'" : ", '") + std::string(field.choices[k]) + "'";
+      const auto found = std::find_if(field.choices.begin(), field.choices.end(), [&](const char* choice) {
+        return PyUnicode_CompareWithASCIIString(value.ptr(), choice) == 0;
+      });
+      if (found == field.choices.end()) {
+        throw py::value_error(std::string(field.name) + ": expected one of " + listed(field.choices) + ", got " +
+                              std::string(py::repr(value)));
       }
-      throw py::value_error(std::string(field.name) + ": expected one of " + names + ", got " +
-                            std::string(py::repr(value)));
+      options.at<std::uint8_t>(field) = static_cast<std::uint8_t>(found - field.choices.begin());
+      break;
     }
   }
   check(field, options);
 }
 
-py::object get_field(const Field& field, const void* options) {
-  const void* at = static_cast<const unsigned char*>(options) + field.offset;
+py::object get_field(const Field& field, const Options& options) {
   switch (field.kind) {
     case Kind::real:
-      return py::float_(*static_cast<const double*>(at));
+      return py::float_(options.at<double>(field));
     case Kind::pair:
-      return py::make_tuple(static_cast<const double*>(at)[0], static_cast<const double*>(at)[1]);
+      return py::make_tuple(options.at<double[2]>(field)[0], options.at<double[2]>(field)[1]);
     case Kind::flag:
-      return py::bool_(*static_cast<const bool*>(at));
+      return py::bool_(options.at<bool>(field));
     case Kind::choice:
-      return py::str(field.choices[*static_cast<const std::uint8_t*>(at)]);
+      return py::str(field.choices[options.at<std::uint8_t>(field)]);
   }
   return py::none();
 }
 
-void set_flag(const Description& rule, const char* name, bool value, void* options) {
-  const Field* field = rule.field(name);
-  *reinterpret_cast<bool*>(static_cast<unsigned char*>(options) + field->offset) = value;
+Options options_from(const RuleSchema& rule, const py::dict& values) {
+  Options options = rule.defaults();
+  for (const auto& [key, value] : values) {
+    const auto name = key.cast<std::string>();
+    const Field* field = rule.field(name);
+    if (field == nullptr) throw py::type_error("'" + name + "' is no hyperparameter of " + rule.name);
+    set_field(*field, value, options);
+  }
+  return options;
 }
 
 }  // namespace fusedstep::bind

@@ -1,9 +1,12 @@
-// Python values -> hyperparameters, by the description of a rule.
+// Python values -> hyperparameters, by the schema of a rule.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
-#include "../description.hpp"
+#include <new>
+#include <stdexcept>
+
+#include "../schema.hpp"
 
 namespace fusedstep::bind {
 
@@ -14,10 +17,11 @@ double real(py::handle value, const char* name);
 bool flag(py::handle value, const char* name);
 
 // Writes a value into the options. TypeError for its type, ValueError for its range.
-void set_field(const Field& field, py::handle value, void* options);
-py::object get_field(const Field& field, const void* options);
+void set_field(const schema::Field& field, py::handle value, Options& options);
+py::object get_field(const schema::Field& field, const Options& options);
 
-void set_flag(const Description& rule, const char* name, bool value, void* options);
+// A dict of hyperparameters over the defaults. TypeError for an unknown name.
+Options options_from(const RuleSchema& rule, const py::dict& values);
 
 // Runs f as the body of a function of the C API: a C++ exception becomes a Python exception.
 template <class F>
@@ -32,6 +36,8 @@ PyObject* raising(F f) {
     PyErr_NoMemory();
   } catch (const std::invalid_argument& error) {
     PyErr_SetString(PyExc_ValueError, error.what());
+  } catch (const std::domain_error& error) {
+    PyErr_SetString(PyExc_FloatingPointError, error.what());
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
   }

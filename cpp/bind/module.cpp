@@ -1,15 +1,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "../dialects.hpp"
 #include "../dispatch.hpp"
-#include "../memory.hpp"
+#include "../overlap.hpp"
 #include "../parallel.hpp"
 #include "arrays.hpp"
 #include "functional.hpp"
 #include "hyperparameters.hpp"
-#include "plan.hpp"
-#include "rules_by_name.hpp"
+#include "optimizer.hpp"
 #include "timing.hpp"
 
 namespace py = pybind11;
@@ -18,58 +16,58 @@ namespace fusedstep::bind {
 namespace {
 
 // Types, ranges and what does not go together, before anything is made of it.
-void check_hyperparameters(const std::string& rule_name, const py::dict& values) {
-  const Description& rule = description(rule_by_name(rule_name));
-  Options options;
-  rule.construct(options.bytes);
-  for (const auto& [key, value] : values) {
-    const auto name = key.cast<std::string>();
-    const Field* field = rule.field(name.c_str());
-    if (field == nullptr) throw py::type_error("'" + name + "' is no hyperparameter of " + rule_name);
-    set_field(*field, value, options.bytes);
-  }
-  check(rule, options.bytes);
+void check_hyperparameters(const std::string& rule, const py::dict& values) {
+  const RuleSchema& schema = schema_of(rule_named(rule));
+  check(schema, options_from(schema, values));
 }
 
 // The names of the states that these hyperparameters use.
-std::vector<std::string> used_states(const std::string& rule_name, const py::dict& values) {
-  const Description& rule = description(rule_by_name(rule_name));
-  Options options;
-  rule.construct(options.bytes);
-  for (const auto& [key, value] : values) {
-    if (const Field* field = rule.field(key.cast<std::string>().c_str())) set_field(*field, value, options.bytes);
-  }
+std::vector<std::string> used_states(const std::string& rule, const py::dict& values) {
+  const RuleSchema& schema = schema_of(rule_named(rule));
+  const Options options = options_from(schema, values);
   std::vector<std::string> names;
-  for (std::size_t s = 0; s < rule.states.size(); ++s) {
-    if (rule.uses(options.bytes, static_cast<int>(s))) names.emplace_back(rule.states[s].name);
+  for (std::size_t s = 0; s < schema.states.size(); ++s) {
+    if (schema.uses(options, s)) names.emplace_back(schema.states[s].name);
   }
   return names;
 }
 
-// {rule: {"fields": {name: default}, "states": {name: "parameter" | "int8" | "scalar"}, "starts": {state: name}}}. What
-// only says where a state starts is no field; a state that is not among the starts starts at 0.
+py::object text_or_none(const char* text) { return text == nullptr ? py::object(py::none()) : py::str(text); }
+
+py::dict described(const schema::Field& field, const Options& defaults) {
+  constexpr const char* kinds[] = {"real", "pair", "flag", "choice"};
+  constexpr const char* purposes[] = {"option", "start", "loss"};
+  py::dict made;
+  made["default"] = get_field(field, defaults);
+  made["kind"] = kinds[static_cast<int>(field.kind)];
+  made["choices"] = py::tuple(py::cast(std::vector<std::string>(field.choices.begin(), field.choices.end())));
+  made["range"] = text_or_none(field.range[0].text);
+  made["purpose"] = purposes[static_cast<int>(field.purpose)];
+  return made;
+}
+
+// {rule: {"fields": {name: ...}, "states": {name: ...}, "step": None, "" or a field}}: what the rules declare.
 py::dict rules() {
+  constexpr const char* storages[] = {"parameter", "int8", "scalar"};
   py::dict all;
-  for (int r = 0; r < rule_count; ++r) {
-    const Description& rule = description(static_cast<RuleId>(r));
-    Options options;
-    rule.construct(options.bytes);
+  for (int rule = 0; rule < Rules::size; ++rule) {
+    const RuleSchema& schema = schema_of(static_cast<RuleId>(rule));
     py::dict fields;
-    for (const Field& field : rule.fields) {
-      if (!field.is_start) fields[field.name] = get_field(field, options.bytes);
-    }
+    for (const schema::Field& field : schema.fields) fields[field.name] = described(field, schema.defaults());
     py::dict states;
-    py::dict starts;
-    for (const State& state : rule.states) {
-      constexpr const char* storages[] = {"parameter", "int8", "scalar"};
-      states[state.name] = storages[static_cast<int>(state.storage)];
-      if (state.starts_at != nullptr) starts[state.name] = state.starts_at;
+    for (const schema::State& state : schema.states) {
+      py::dict made;
+      made["storage"] = storages[static_cast<int>(state.storage)];
+      made["used_with"] = text_or_none(state.used_with);
+      made["starts_at"] = text_or_none(state.starts_at);
+      states[state.name] = made;
     }
     py::dict entry;
     entry["fields"] = fields;
     entry["states"] = states;
-    entry["starts"] = starts;
-    all[rule.name] = entry;
+    entry["step"] = text_or_none(!schema.step_in_formula ? nullptr
+                                 : schema.step_used_with == nullptr ? schema::always : schema.step_used_with->name);
+    all[schema.name] = entry;
   }
   return all;
 }
@@ -77,12 +75,12 @@ py::dict rules() {
 // {rule: [{"name", "source", "takes": [argument], "values": {argument: value}}]}
 py::dict dialects() {
   py::dict all;
-  for (int r = 0; r < rule_count; ++r) {
-    const Description& rule = description(static_cast<RuleId>(r));
+  for (int rule = 0; rule < Rules::size; ++rule) {
+    const RuleSchema& schema = schema_of(static_cast<RuleId>(rule));
     py::list rows;
-    for (const Dialect& dialect : fusedstep::dialects(static_cast<RuleId>(r))) {
+    for (const AnyDialect& dialect : schema.dialects()) {
       py::dict values;
-      for (const Field& field : rule.fields) values[field.name] = get_field(field, dialect.options);
+      for (const schema::Field& field : schema.fields) values[field.name] = get_field(field, dialect.options);
       py::dict row;
       row["name"] = dialect.name;
       row["source"] = dialect.source;
@@ -90,7 +88,7 @@ py::dict dialects() {
       row["values"] = values;
       rows.append(row);
     }
-    if (!rows.empty()) all[rule.name] = rows;
+    if (!rows.empty()) all[schema.name] = rows;
   }
   return all;
 }
@@ -118,49 +116,19 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used(), py::multiple_interpreters
       "check_parameter",
       [](py::handle array, const std::string& name, int group) {
         const Label label{"", &name, group};
-        bind::Arrays arrays;
-        const auto parameter = py::reinterpret_borrow<py::object>(arrays(array, label));
-        // Also here, before memory for its states is asked for: an array of zero strides may seem larger than it is.
-        check_distinct_elements(bind::borrow_parameter(parameter, label).array);
+        bind::References references;
+        const auto parameter = py::reinterpret_borrow<py::object>(bind::as_array(array, label, references));
+        check_distinct_elements(bind::borrow_parameter(parameter, label));
         return parameter;
       },
       py::arg("array"), py::arg("name"), py::arg("group"));
-  module.def(
-      "allocate",
-      [](std::size_t bytes) {
-        Memory memory = allocate(bytes);
-        std::byte* data = memory.get();
-        const py::capsule owner(new Memory(std::move(memory)), [](void* held) { delete static_cast<Memory*>(held); });
-        return py::array_t<std::uint8_t>(static_cast<py::ssize_t>(bytes), reinterpret_cast<std::uint8_t*>(data), owner);
-      },
-      py::arg("bytes"));
   // Swaps the floating-point settings of the calling thread; None: those of IEEE 754. Returns the ones before.
   module.def(
       "exchange_floating_point",
       [](std::optional<std::uint64_t> state) { return exchange_floating_point(state); }, py::arg("state"));
-  module.def(
-      "place",
-      [](const std::vector<std::size_t>& sizes) {
-        const Placement placement = place(sizes);
-        return std::pair(placement.offsets, placement.bytes);
-      },
-      py::arg("sizes"));
-  module.def(
-      "fill",
-      [](const py::array& array, double value) {
-        const bind::Borrowed borrowed = bind::borrow_parameter(array, {"array", nullptr, -1});
-        const std::int64_t n = borrowed.array.size();
-        const py::gil_scoped_release release;
-        if (borrowed.element == bind::Element::float32) {
-          fill(reinterpret_cast<float*>(borrowed.array.data), n, value);
-        } else {
-          fill(reinterpret_cast<double*>(borrowed.array.data), n, value);
-        }
-      },
-      py::arg("array"), py::arg("value"));
   module.def("used_states", &bind::used_states, py::arg("rule"), py::arg("values"));
   module.def("make_function", &bind::make_function, py::arg("rule"), py::arg("name"), py::arg("documentation"),
              py::arg("parameters"), py::arg("positional"));
-  bind::register_plan(module);
+  bind::register_optimizer(module);
   bind::register_timing(module);
 }

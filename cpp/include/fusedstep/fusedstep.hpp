@@ -25,14 +25,12 @@
 #include <vector>
 
 #include "rules.hpp"
+#include "types.hpp"
 
 namespace fusedstep {
 
 /// The most dimensions that an array may have.
 inline constexpr std::size_t max_span_dimensions = 8;
-
-/// The element type of an array: int8 is that of Rprop's prev_sign.
-enum class Type : std::uint8_t { float32, float64, int8 };
 
 /// What arrays may consist of.
 template <class T>
@@ -64,9 +62,8 @@ class span {
   span(T* data, std::span<const std::int64_t> shape, std::span<const std::int64_t> strides)
       : data_(data), dimensions_(shape.size()) {
     if (shape.size() != strides.size() || shape.size() > max_span_dimensions) {
-      throw std::invalid_argument("span: expected a stride for each of at most 8 dimensions, got " +
-                                  std::to_string(shape.size()) + " dimensions and " + std::to_string(strides.size()) +
-                                  " strides");
+      refuse("span: expected a stride for each of at most 8 dimensions, got " + std::to_string(shape.size()) +
+             " dimensions and " + std::to_string(strides.size()) + " strides");
     }
     for (std::size_t k = 0; k < dimensions_; ++k) {
       shape_[k] = shape[k];
@@ -92,8 +89,8 @@ class span {
   span part(std::int64_t begin, std::int64_t n) const {
     const std::int64_t size = dimensions_ == 0 ? 0 : shape_[0];
     if (dimensions_ == 0 || begin < 0 || n < 0 || begin > size || n > size - begin) {
-      throw std::invalid_argument("span: there is no part of " + std::to_string(n) + " elements from " +
-                                  std::to_string(begin) + " in " + std::to_string(size));
+      refuse("span: expected a part of " + std::to_string(size) + " elements, got " + std::to_string(n) +
+             " elements from " + std::to_string(begin));
     }
     span rest = *this;
     rest.data_ += begin * strides_[0];
@@ -137,37 +134,38 @@ struct AnySpan {
   }
 };
 
-/// Any rule with its hyperparameters, which are checked where they are used.
+/// Any rule with its options, which are checked where they are used.
 class FUSEDSTEP_API AnyRule {
  public:
   /// Each of the rules is one.
-  AnyRule(const RMSprop& options);          // NOLINT: implicit conversions are meant
-  AnyRule(const Adagrad& options);          // NOLINT
-  AnyRule(const Rprop& options);            // NOLINT
-  AnyRule(const ProximalAdagrad& options);  // NOLINT
-  AnyRule(const AdagradDA& options);        // NOLINT
-  AnyRule(const AdagradNorm& options);      // NOLINT
+  template <IsRule Rule>
+  AnyRule(const Rule& options)  // NOLINT: an implicit conversion is meant
+      : AnyRule(index_in<Rule>(Rules{}), &options, sizeof options) {}
 
-  /// The rule's states with these hyperparameters, in the order in which step() takes them: "square_avg", ...
+  /// A rule by name ("rmsprop", "adagrad", ...), with its defaults, or with the formula and the defaults of another
+  /// framework ("torch", "keras", ...). std::invalid_argument, which lists the names, for any other.
+  static AnyRule named(std::string_view rule, std::string_view dialect = {});
+
+  /// The rule's name.
+  std::string name() const;
+
+  /// The states that the rule uses with these options, in the order in which step() takes them: "square_avg", ...
   std::vector<std::string> states() const;
 
-  int id() const { return id_; }                          ///< which rule, for the library
-  const void* options() const { return bytes_.data(); }  ///< its struct, for the library
-
  private:
-  template <class Rule>
-  AnyRule(int id, const Rule& options);
+  friend struct RuleAccess;
+  AnyRule(int id, const void* options, std::size_t size);
 
-  int id_;
+  std::uint8_t id_;
   alignas(8) std::array<unsigned char, 160> bytes_{};
 };
 
-/// One update of one parameter in place: its gradient, then the states that the rule uses, in its order
-/// (AnyRule::states), of the parameter's shape, each in whatever layout. `time` counts the updates of this parameter
-/// from 1; bias correction, lr_decay and dual averaging ask for it. States start where the caller lets them start.
-/// std::invalid_argument for a shape, a type, a read-only, misaligned or overlapping array, a state too few or too many,
-/// and a hyperparameter out of range; nothing was written.
-FUSEDSTEP_API void step(const AnyRule& rule, std::int64_t time, const AnySpan& parameter, const AnySpan& gradient,
+/// Updates one parameter in place from its gradient, with the states that the rule uses, in its order (AnyRule::states),
+/// each of the parameter's shape and in any layout. `step` counts the updates of this parameter from 1: bias correction,
+/// lr_decay and dual averaging use it. The caller sets where the states start. std::invalid_argument for a wrong shape or
+/// type, a read-only, misaligned or overlapping array, a missing or superfluous state, and an option out of range; nothing
+/// was written.
+FUSEDSTEP_API void step(const AnyRule& rule, std::int64_t step, const AnySpan& parameter, const AnySpan& gradient,
                         std::span<const AnySpan> states);
 
 /// The same, with a span for each state; the first update.
@@ -177,17 +175,34 @@ void step(const Rule& rule, const span<T>& parameter, const span<G>& gradient, c
   step(AnyRule(rule), 1, parameter, gradient, list);
 }
 
-/// The same, at an update that is told.
+/// The same, for update number `number`.
 template <class Rule, Element T, Element G, Element... S>
-void step(const Rule& rule, std::int64_t time, const span<T>& parameter, const span<G>& gradient,
+void step(const Rule& rule, std::int64_t number, const span<T>& parameter, const span<G>& gradient,
           const span<S>&... states) {
   const std::array<AnySpan, sizeof...(S)> list{AnySpan(states)...};
-  step(AnyRule(rule), time, parameter, gradient, list);
+  step(AnyRule(rule), number, parameter, gradient, list);
 }
 
 /// sqrt(sum of squares) of all gradients together, summed in double with the same bits for any number of threads. inf
 /// or NaN where one of them has such an element. std::invalid_argument for an array of int8.
 FUSEDSTEP_API double norm(std::span<const AnySpan> gradients);
+
+/// What a step does about an inf or a NaN in a gradient.
+enum class Nonfinite : std::uint8_t {
+  propagate,  ///< nothing
+  skip,       ///< changes no byte, and says so in its report
+  raise,      ///< changes no byte, and throws
+};
+
+/// What a whole step does besides the update; 0 turns an option off.
+struct StepOptions {
+  double grad_scale = 1.0;  ///< what the loss was multiplied by, > 0
+  double clip_norm = 0.0;   ///< largest norm of all gradients together
+  double clip_value = 0.0;  ///< largest magnitude of an element
+  bool zero_grads = false;  ///< set the gradients to 0 in the same pass
+  Nonfinite nonfinite = Nonfinite::propagate;
+  std::optional<double> loss{};  ///< the loss at these gradients: Rprop's irprop+ needs it
+};
 
 /// What a step did.
 struct StepReport {

@@ -1,0 +1,63 @@
+// The GIL: given back around the work; and references that outlive the wait for it.
+#pragma once
+
+#include <Python.h>
+
+#include <cstdint>
+#include <exception>
+#include <utility>
+#include <vector>
+
+namespace fusedstep::bind {
+
+// Work on fewer elements than this takes less time than handing the interpreter to another thread.
+inline constexpr std::int64_t small = 4096;
+
+// Whether this thread waits for the GIL, or has been ended while it waited.
+inline thread_local bool waits_for_gil = false;
+
+// Runs f, which touches nothing of Python's, without the GIL. At the interpreter's end a daemon thread never gets it back:
+// Python then ends the thread where it waits, by unwinding its stack. So the wait is in no destructor, and destructors
+// must not touch Python's objects while `waits_for_gil`.
+template <class F>
+void without_gil(F f) {
+  PyThreadState* const state = PyEval_SaveThread();
+  std::exception_ptr failure;
+  try {
+    f();
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  waits_for_gil = true;
+  PyEval_RestoreThread(state);
+  waits_for_gil = false;
+  if (failure) std::rethrow_exception(failure);
+}
+
+// Owned references to objects that a call looks at. Given back at its end, unless the thread was ended.
+class References {
+ public:
+  References() = default;
+  ~References() {
+    if (waits_for_gil) return;
+    for (PyObject* object : objects_) Py_XDECREF(object);
+  }
+  References(const References&) = delete;
+  References& operator=(const References&) = delete;
+
+  // Takes over a new reference.
+  PyObject* take(PyObject* object) {
+    objects_.push_back(object);
+    return object;
+  }
+
+  PyObject* share(PyObject* object) {
+    Py_XINCREF(object);
+    return take(object);
+  }
+
+ private:
+  std::vector<PyObject*> objects_;
+};
+
+}  // namespace fusedstep::bind

@@ -1,0 +1,179 @@
+#include "groups.hpp"
+
+#include <pybind11/critical_section.h>
+#include <pybind11/numpy.h>
+
+#include <algorithm>
+#include <string>
+
+#include "hyperparameters.hpp"
+
+namespace fusedstep::bind {
+namespace {
+
+std::string at(std::size_t index) { return "param_groups[" + std::to_string(index) + "]"; }
+
+std::string type_name(py::handle object) { return py::str(py::type::handle_of(object).attr("__name__")); }
+
+// Whether the same object has the same value: not so a list, or a number of somebody's own type.
+bool is_immutable(PyObject* value) {
+  if (PyFloat_CheckExact(value) || PyLong_CheckExact(value) || PyBool_Check(value) || PyUnicode_CheckExact(value)) {
+    return true;
+  }
+  if (!PyTuple_CheckExact(value)) return false;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(value); ++i) {
+    if (!is_immutable(PyTuple_GET_ITEM(value, i))) return false;
+  }
+  return true;
+}
+
+std::vector<std::pair<py::object, py::object>> entries_of(PyObject* values) {
+  std::vector<std::pair<py::object, py::object>> entries;
+  const py::scoped_critical_section locked(values);
+  Py_ssize_t position = 0;
+  PyObject* key;
+  PyObject* value;
+  while (PyDict_Next(values, &position, &key, &value) != 0) {
+    entries.emplace_back(py::reinterpret_borrow<py::object>(key), py::reinterpret_borrow<py::object>(value));
+  }
+  return entries;
+}
+
+bool is_params(const py::object& key) {
+  return PyUnicode_Check(key.ptr()) && PyUnicode_CompareWithASCIIString(key.ptr(), "params") == 0;
+}
+
+}  // namespace
+
+Groups::Groups(const RuleSchema& rule) : rule_(rule) {
+  for (const schema::Field& field : rule.fields) {
+    names_.push_back(py::reinterpret_steal<py::object>(PyUnicode_InternFromString(field.name)));
+  }
+}
+
+void Groups::own(const py::list& groups) {
+  std::vector<Group> owned;
+  for (const py::handle group : groups) {
+    Group& made = owned.emplace_back();
+    made.dict = py::reinterpret_borrow<py::dict>(group);
+    made.params = group["params"];
+    made.keys = py::len(group);
+  }
+  groups_ = std::move(owned);
+  list_ = groups;
+}
+
+// The same keys with the same objects.
+bool Groups::unchanged(const Group& group, PyObject* values) {
+  const py::scoped_critical_section locked(values);
+  Py_ssize_t position = 0;
+  PyObject* key;
+  PyObject* value;
+  std::size_t k = 0;
+  while (PyDict_Next(values, &position, &key, &value) != 0) {
+    if (k == group.seen.size() || group.seen[k].first.ptr() != key || group.seen[k].second.ptr() != value) return false;
+    ++k;
+  }
+  return k == group.seen.size() && k > 0;
+}
+
+void Groups::read(py::handle groups, OptimizerCore& core) {
+  groups_.resize(core.groups());
+  const bool owned = list_.ptr() != nullptr;
+  if (!PyList_Check(groups.ptr()) || static_cast<std::size_t>(PyList_GET_SIZE(groups.ptr())) != core.groups() ||
+      (owned && !groups.is(list_))) {
+    throw py::value_error("param_groups: expected the list of " + std::to_string(core.groups()) +
+                          " groups that the optimizer was made with; change the values in its dicts instead");
+  }
+  for (std::size_t k = 0; k < core.groups(); ++k) {
+    py::object values;
+    {
+      const py::scoped_critical_section locked(groups);
+      if (k >= static_cast<std::size_t>(PyList_GET_SIZE(groups.ptr()))) {
+        throw py::value_error("param_groups: the list became shorter during the step");
+      }
+      values = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(groups.ptr(), static_cast<Py_ssize_t>(k)));
+    }
+    if (owned && !values.is(groups_[k].dict)) {
+      if (!PyDict_Check(values.ptr())) {
+        throw py::type_error(at(k) + ": expected a dict of hyperparameters, got " + type_name(values));
+      }
+      throw py::value_error(at(k) + ": expected the dict that the optimizer was made with, in its place, got another; " +
+                            "change its values instead");
+    }
+    if (!PyDict_Check(values.ptr())) {
+      throw py::type_error(at(k) + ": expected a dict of hyperparameters, got " + type_name(values));
+    }
+    if (!unchanged(groups_[k], values.ptr())) read_group(k, values.ptr(), core);
+  }
+}
+
+const schema::Field* Groups::field(const py::object& key) const {
+  for (std::size_t f = 0; f < names_.size(); ++f) {
+    if (names_[f].ptr() == key.ptr()) return &rule_.fields[f];
+  }
+  if (!PyUnicode_Check(key.ptr())) return nullptr;
+  for (const schema::Field& field : rule_.fields) {
+    if (PyUnicode_CompareWithASCIIString(key.ptr(), field.name) == 0) return &field;
+  }
+  return nullptr;
+}
+
+void Groups::check_keys(std::size_t index, const Group& group, const Entries& entries) const {
+  for (const auto& [key, value] : entries) {
+    const schema::Field* field = this->field(key);
+    if (is_params(key)) {
+      if (value.is(group.params)) continue;
+      throw py::value_error(at(index) + ": expected the 'params' that the optimizer was made with, got others; write into " +
+                            "the arrays, or make a new optimizer");
+    }
+    if (field == nullptr || field->purpose != schema::Purpose::option) {
+      throw py::type_error(at(index) + ": " + std::string(py::repr(key)) + " is no hyperparameter of this optimizer");
+    }
+  }
+  if (entries.size() == group.keys) return;
+  for (const schema::Field& field : rule_.fields) {
+    if (field.purpose != schema::Purpose::option) continue;
+    const bool present = std::any_of(entries.begin(), entries.end(), [&](const auto& entry) {
+      return this->field(entry.first) == &field;
+    });
+    if (!present) throw py::value_error(at(index) + ": expected a value for '" + field.name + "', got none");
+  }
+  throw py::value_error(at(index) + ": expected 'params', got none");
+}
+
+void Groups::read_group(std::size_t index, PyObject* values, OptimizerCore& core) {
+  Group& group = groups_[index];
+  Entries entries = entries_of(values);
+  if (group.dict) check_keys(index, group, entries);
+  Options options = core.options(index);
+  bool immutable = true;
+  for (const auto& [key, value] : entries) {
+    const schema::Field* field = this->field(key);
+    if (field == nullptr) continue;
+    set_field(*field, value, options);
+    immutable = immutable && is_immutable(value.ptr());
+  }
+  core.set_options(index, options);
+  group.seen = immutable ? std::move(entries) : Entries{};
+}
+
+int Groups::traverse(visitproc visit, void* arg) const {
+  Py_VISIT(list_.ptr());
+  for (const Group& group : groups_) {
+    Py_VISIT(group.dict.ptr());
+    Py_VISIT(group.params.ptr());
+    for (const auto& [key, value] : group.seen) {
+      Py_VISIT(key.ptr());
+      Py_VISIT(value.ptr());
+    }
+  }
+  return 0;
+}
+
+void Groups::clear() {
+  list_ = py::object();
+  std::vector<Group>().swap(groups_);
+}
+
+}  // namespace fusedstep::bind

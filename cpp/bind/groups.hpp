@@ -1,0 +1,49 @@
+// The dicts of hyperparameters that a caller may change between steps.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <utility>
+#include <vector>
+
+#include "../optimizer.hpp"
+
+namespace fusedstep::bind {
+
+namespace py = pybind11;
+
+class Groups {
+ public:
+  explicit Groups(const RuleSchema& rule);
+
+  // From now on read() insists on this list of these dicts, each with its "params" and with exactly the keys that it has.
+  void own(const py::list& groups);
+
+  // Hands what has changed since the last time to the optimizer. May run any Python code.
+  void read(py::handle groups, OptimizerCore& core);
+
+  int traverse(visitproc visit, void* arg) const;
+  void clear();
+
+ private:
+  using Entries = std::vector<std::pair<py::object, py::object>>;
+
+  struct Group {
+    py::object dict;    // null unless owned
+    py::object params;  // likewise
+    std::size_t keys = 0;
+    Entries seen;  // as read last, in the order of the dict; none: it must be read
+  };
+
+  static bool unchanged(const Group& group, PyObject* values);
+  void read_group(std::size_t index, PyObject* values, OptimizerCore& core);
+  void check_keys(std::size_t index, const Group& group, const Entries& entries) const;
+  const schema::Field* field(const py::object& key) const;
+
+  const RuleSchema& rule_;
+  std::vector<py::object> names_;  // of the fields, interned
+  py::object list_;                // null unless owned
+  std::vector<Group> groups_;
+};
+
+}  // namespace fusedstep::bind

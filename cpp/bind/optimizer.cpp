@@ -1,0 +1,395 @@
+#include "optimizer.hpp"
+
+#include "../optimizer.hpp"
+
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "arrays.hpp"
+#include "containers.hpp"
+#include "groups.hpp"
+#include "hyperparameters.hpp"
+
+namespace fusedstep::bind {
+namespace {
+
+enum class Accepted : std::uint8_t { no, to_be_read, to_be_zeroed };
+
+// A parameter and its last gradient as they were when they were checked; the geometry is shape, strides and strides of
+// the gradient, in a row with those of the other parameters.
+struct Bound {
+  PyObject* parameter;
+  const char* data;
+  const char* gradient;
+  std::size_t geometry;
+  std::uint8_t ndim;
+  Type type;
+  Accepted accepted;
+};
+
+class PyOptimizer {
+ public:
+  explicit PyOptimizer(const std::string& rule)
+      : core_(rule_named(rule)),
+        groups_(core_.schema()),
+        report_type_(py::type::of<PyOptimizer>().attr("StepReport")) {}
+
+  py::tuple add_group(const std::vector<std::string>& names, const py::list& arrays, const py::dict& options,
+                      const py::object& states) {
+    const Hold hold(*this);
+    const Options values = options_from(core_.schema(), options);
+    check(core_.schema(), values);
+    const std::size_t first = core_.size();
+    std::vector<py::object> owned;
+    std::vector<OptimizerCore::NewParameter> added;
+    for (std::size_t i = 0; i < names.size(); ++i) {
+      const int group = static_cast<int>(core_.groups());
+      const Label label{"", &names[i], group > 0 ? group : -1};
+      References references;
+      const auto array = py::reinterpret_borrow<py::object>(as_array(arrays[i], label, references));
+      auto& parameter = added.emplace_back();
+      parameter.name = names[i];
+      parameter.group = core_.groups();
+      parameter.array = borrow_parameter(array, label);
+      owned.push_back(array);
+      if (states.is_none()) continue;
+      parameter.states.emplace();
+      const auto given = py::reinterpret_borrow<py::sequence>(py::object(states[py::int_(i)]));
+      for (std::size_t s = 0; s < core_.schema().states.size(); ++s) {
+        const py::object state = given[s];
+        owned.push_back(state);
+        if (state.is_none()) continue;
+        const schema::State& about = core_.schema().states[s];
+        (*parameter.states)[s] = borrow(state, {about.name, &names[i], label.group},
+                                        type_of_state(about, parameter.array.type), true);
+      }
+    }
+    core_.add(std::span(&values, 1), added);
+    owned_.insert(owned_.end(), owned.begin(), owned.end());
+    return bind(first, owned, states.is_none());
+  }
+
+  void set_tree(py::handle tree) { containers_.emplace(tree); }
+  void own(const py::list& groups) { groups_.own(groups); }
+
+  // In this order: everything that may run Python code, and all objects owned; then a look at the memory, with nothing of
+  // Python's run in between; then the work.
+  PyObject* step(py::handle grads, py::handle groups, py::handle loss, py::handle grad_scale, py::handle clip_norm,
+                 py::handle clip_value, py::handle zero_grads, py::handle nonfinite) {
+    const Hold hold(*this, true);
+    StepOptions options;
+    if (!grad_scale.is_none()) options.grad_scale = positive(grad_scale, "grad_scale");
+    if (!clip_norm.is_none()) options.clip_norm = positive(clip_norm, "clip_norm");
+    if (!clip_value.is_none()) options.clip_value = positive(clip_value, "clip_value");
+    options.zero_grads = flag(zero_grads, "zero_grads");
+    options.nonfinite = policy(nonfinite);
+    if (!loss.is_none()) options.loss = real(loss, "loss");
+    References references;
+    std::vector<PyObject*> gradients = collect(grads, references);
+    groups_.read(groups, core_);
+    if (!options.loss && core_.needs_loss()) {
+      throw py::value_error("loss: needed by these hyperparameters, got None; pass step(grads, loss=...)");
+    }
+
+    accept(gradients, options.zero_grads);
+
+    StepReport report;
+    if (core_.elements() < small) {
+      report = core_.step(options);
+    } else {
+      without_gil([&] { report = core_.step(options); });
+    }
+    return make_report(report).release().ptr();
+  }
+
+  // The gradients by parameter, to be copied: fit to be read, and of the size that they should have.
+  py::list gradients(py::handle grads) {
+    const Hold hold(*this, true);
+    References references;
+    const std::vector<PyObject*> found = collect(grads, references);
+    py::list list;
+    for (std::size_t i = 0; i < core_.size(); ++i) {
+      if (found[i] != Py_None) {
+        const Label& label = core_.gradient(i).label;
+        check_shape(borrow(found[i], label, bound_[i].type, false), core_.parameter(i));
+      }
+      list.append(py::handle(found[i]));
+    }
+    return list;
+  }
+
+  void enter() { take(false); }
+  void leave() { give_back(); }
+
+  std::int64_t steps() { return core_.steps(); }
+  void set_steps(std::int64_t steps) { core_.steps() = steps; }
+  std::optional<double> last_loss() { return core_.last_loss(); }
+  void set_last_loss(std::optional<double> loss) { core_.last_loss() = loss; }
+
+  std::vector<std::int64_t> counts() {
+    std::vector<std::int64_t> counts;
+    for (std::size_t i = 0; i < core_.size(); ++i) counts.push_back(core_.count(i));
+    return counts;
+  }
+
+  void set_counts(const std::vector<std::int64_t>& counts) {
+    if (counts.size() != core_.size()) throw py::value_error("counts: expected one for each parameter");
+    for (std::size_t i = 0; i < core_.size(); ++i) core_.count(i) = counts[i];
+  }
+
+  int traverse(visitproc visit, void* arg) const {
+    for (const py::object& object : owned_) Py_VISIT(object.ptr());
+    Py_VISIT(report_type_.ptr());
+    if (const int result = groups_.traverse(visit, arg); result != 0) return result;
+    return containers_ ? containers_->traverse(visit, arg) : 0;
+  }
+
+  // What could be part of a cycle; nobody can reach this object any more.
+  void clear() {
+    containers_.reset();
+    groups_.clear();
+    std::vector<py::object>().swap(owned_);
+    bound_.clear();
+  }
+
+ private:
+  // One use at a time: a step, or what reads or writes all of the optimizer from outside, which may make a step itself. Two
+  // threads in one optimizer are a mistake of the caller.
+  class Hold {
+   public:
+    explicit Hold(PyOptimizer& optimizer, bool in_step = false) : optimizer_(optimizer), outer_(optimizer.holder_) {
+      nested_ = in_step && outer_ == std::this_thread::get_id() && !optimizer.in_step_.exchange(true);
+      if (!nested_) optimizer_.take(in_step);
+    }
+    ~Hold() {
+      if (nested_) {
+        optimizer_.in_step_ = false;
+      } else {
+        optimizer_.give_back();
+      }
+    }
+    Hold(const Hold&) = delete;
+    Hold& operator=(const Hold&) = delete;
+
+   private:
+    PyOptimizer& optimizer_;
+    std::thread::id outer_;
+    bool nested_ = false;
+  };
+
+  void take(bool in_step) {
+    std::thread::id nobody;
+    if (!holder_.compare_exchange_strong(nobody, std::this_thread::get_id())) {
+      throw std::runtime_error(
+          "this optimizer is in use already, by a step, a save or a load in another thread; give each thread its own");
+    }
+    in_step_ = in_step;
+  }
+
+  void give_back() {
+    in_step_ = false;
+    holder_ = std::thread::id();
+  }
+
+  static double positive(py::handle value, const char* name) {
+    const double x = real(value, name);
+    if (std::isfinite(x) && x > 0) return x;
+    throw py::value_error(std::string(name) + ": expected a finite number with " + name + " > 0, got " +
+                          std::string(py::repr(value)));
+  }
+
+  static Nonfinite policy(py::handle value) {
+    if (PyUnicode_Check(value.ptr())) {
+      if (PyUnicode_CompareWithASCIIString(value.ptr(), "propagate") == 0) return Nonfinite::propagate;
+      if (PyUnicode_CompareWithASCIIString(value.ptr(), "skip") == 0) return Nonfinite::skip;
+      if (PyUnicode_CompareWithASCIIString(value.ptr(), "raise") == 0) return Nonfinite::raise;
+    }
+    throw py::value_error("nonfinite: expected one of 'propagate', 'skip', 'raise', got " +
+                          std::string(py::repr(value)));
+  }
+
+  // Remembers the new parameters as they are, and returns them with their states as Python sees these.
+  py::tuple bind(std::size_t first, const std::vector<py::object>& owned, bool make_views) {
+    py::list parameters;
+    py::list states;
+    py::object memory;
+    if (make_views && core_.size() > first && core_.owner(first)) {
+      memory = py::capsule(new OptimizerCore::Owner(core_.owner(first)),
+                           [](void* owner) { delete static_cast<OptimizerCore::Owner*>(owner); });
+    }
+    const std::size_t apart = make_views ? 1 : 1 + core_.schema().states.size();
+    for (std::size_t i = first; i < core_.size(); ++i) {
+      const Array& array = core_.parameter(i);
+      const py::object& parameter = owned[(i - first) * apart];
+      bound_.push_back({parameter.ptr(), array.data, nullptr, geometry_.size(),
+                        static_cast<std::uint8_t>(array.shape.size()), array.type, Accepted::no});
+      geometry_.insert(geometry_.end(), array.shape.begin(), array.shape.end());
+      geometry_.insert(geometry_.end(), array.strides, array.strides + array.shape.size());
+      geometry_.resize(geometry_.size() + array.shape.size());
+      parameters.append(parameter);
+      py::dict by_name;
+      for (std::size_t s = 0; s < core_.schema().states.size(); ++s) {
+        if (core_.state(i, s).data == nullptr) continue;
+        const char* name = core_.schema().states[s].name;
+        by_name[name] = make_views ? py::object(array_over(core_.state(i, s), memory)) : owned[(i - first) * apart + 1 + s];
+      }
+      states.append(by_name);
+    }
+    return py::make_tuple(parameters, states);
+  }
+
+  // The gradients as ndarrays, owned by `references`; None where there is none.
+  std::vector<PyObject*> collect(py::handle grads, References& references) const {
+    if (!containers_) throw py::value_error("the optimizer has no parameters yet");
+    std::vector<PyObject*> found(core_.size(), Py_None);
+    containers_->collect(grads, found, references);
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      if (found[i] == Py_None || is_plain_array(found[i])) continue;
+      found[i] = as_array(found[i], core_.gradient(i).label, references);
+    }
+    return found;
+  }
+
+  // Every parameter is where it was bound, and every gradient fit for this step; nothing is taken for granted but what
+  // was looked at now. The states need no look: they are views, which NumPy does not resize.
+  void accept(const std::vector<PyObject*>& gradients, bool written) {
+    const Descriptors& descriptors = native_descriptors();
+    const Accepted enough = written ? Accepted::to_be_zeroed : Accepted::to_be_read;
+    for (std::size_t i = 0; i < bound_.size(); ++i) {
+      Bound& bound = bound_[i];
+      const PyObject* descriptor = descriptors[static_cast<std::size_t>(bound.type)];
+      const std::int64_t* shape = geometry_.data() + bound.geometry;
+      const std::int64_t* strides = shape + bound.ndim;
+      if (!unchanged(bound.parameter, descriptor, bound.data, bound.ndim, shape, strides, true)) check_bound(i);
+      PyObject* const given = gradients[i];
+      if (given == Py_None) {
+        core_.leave_out(i);
+        continue;
+      }
+      if (bound.accepted >= enough &&
+          unchanged(given, descriptor, bound.gradient, bound.ndim, shape, strides + bound.ndim, written)) {
+        core_.keep(i);
+        continue;
+      }
+      const Array gradient = borrow(given, core_.gradient(i).label, bound.type, written);
+      bound.accepted = Accepted::no;
+      core_.accept(i, gradient, written);
+      bound.gradient = gradient.data;
+      bound.accepted = enough;
+      std::copy_n(gradient.strides, bound.ndim,
+                  geometry_.begin() + static_cast<std::ptrdiff_t>(bound.geometry) + 2 * bound.ndim);
+    }
+  }
+
+  // Says what changed about a parameter, if it did.
+  void check_bound(std::size_t i) const {
+    const Array& bound = core_.parameter(i);
+    const Array now = borrow(bound_[i].parameter, bound.label, bound.type, true);
+    if (now.data == bound.data && std::ranges::equal(now.shape, bound.shape) &&
+        std::equal(now.strides, now.strides + bound.shape.size(), bound.strides)) {
+      return;
+    }
+    throw py::value_error(bound.label.text() + ": was resized, reshaped or moved since the optimizer was made (shape " +
+                          shape_text(bound.shape) + " then, " + shape_text(now.shape) + " now); make a new optimizer");
+  }
+
+  py::object make_report(const StepReport& report) const {
+    auto made = py::reinterpret_steal<py::object>(PyStructSequence_New(reinterpret_cast<PyTypeObject*>(report_type_.ptr())));
+    if (!made) throw py::error_already_set();
+    py::object norm = py::none();
+    py::object nonfinite = py::none();
+    if (report.grad_norm.has_value()) {
+      norm = py::float_(*report.grad_norm);
+      py::tuple names(report.nonfinite.size());
+      for (std::size_t k = 0; k < names.size(); ++k) names[k] = core_.name(report.nonfinite[k]);
+      nonfinite = std::move(names);
+    }
+    PyStructSequence_SetItem(made.ptr(), 0, PyLong_FromLongLong(report.step));
+    PyStructSequence_SetItem(made.ptr(), 1, norm.release().ptr());
+    PyStructSequence_SetItem(made.ptr(), 2, py::bool_(report.skipped).release().ptr());
+    PyStructSequence_SetItem(made.ptr(), 3, nonfinite.release().ptr());
+    return made;
+  }
+
+  OptimizerCore core_;
+  Groups groups_;
+  std::optional<Containers> containers_;
+  std::vector<py::object> owned_;  // parameters, and states of somebody else's
+  std::vector<Bound> bound_;
+  std::vector<std::int64_t> geometry_;
+  py::object report_type_;  // an interpreter's own
+  std::atomic<std::thread::id> holder_{};
+  std::atomic<bool> in_step_{false};
+};
+
+PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
+  return raising([&]() -> PyObject* {
+    if (count != 8) throw py::type_error("step() takes 8 arguments, got " + std::to_string(count));
+    auto& optimizer = *py::cast<PyOptimizer*>(py::handle(self));
+    return optimizer.step(arguments[0], arguments[1], arguments[2], arguments[3], arguments[4], arguments[5],
+                          arguments[6], arguments[7]);
+  });
+}
+
+PyMethodDef step_definition = {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)),
+                               METH_FASTCALL,
+                               "step(grads, groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)"};
+
+PyStructSequence_Field report_fields[] = {
+    {"step", "steps taken so far, this one included"},
+    {"grad_norm", "norm of all gradients after unscaling and clip_value; None where no option needed it"},
+    {"skipped", "whether the step was skipped, and nothing changed, because of an inf or a NaN"},
+    {"nonfinite", "names of the parameters with an inf or a NaN in their gradient; None where no option needed them"},
+    {nullptr, nullptr}};
+
+PyStructSequence_Desc report_description = {"fusedstep.StepReport", "What a step did.", report_fields, 4};
+
+// An optimizer takes part in garbage collection: an array's subclass may hold what holds the optimizer.
+void take_part_in_collection(PyHeapTypeObject* heap_type) {
+  PyTypeObject& type = heap_type->ht_type;
+  type.tp_flags |= Py_TPFLAGS_HAVE_GC;
+  type.tp_traverse = [](PyObject* self, visitproc visit, void* arg) {
+    Py_VISIT(Py_TYPE(self));
+    if (!py::detail::is_holder_constructed(self)) return 0;
+    return py::cast<PyOptimizer&>(py::handle(self)).traverse(visit, arg);
+  };
+  type.tp_clear = [](PyObject* self) {
+    if (py::detail::is_holder_constructed(self)) py::cast<PyOptimizer&>(py::handle(self)).clear();
+    return 0;
+  };
+}
+
+}  // namespace
+
+void register_optimizer(py::module_& module) {
+  const auto report_type =
+      py::reinterpret_steal<py::object>(reinterpret_cast<PyObject*>(PyStructSequence_NewType(&report_description)));
+  if (!report_type) throw py::error_already_set();
+  module.attr("StepReport") = report_type;
+
+  py::class_<PyOptimizer> type(module, "OptimizerCore", py::custom_type_setup(take_part_in_collection));
+  type.def(py::init<const std::string&>(), py::arg("rule"))
+      .def("add_group", &PyOptimizer::add_group, py::arg("names"), py::arg("arrays"), py::arg("options"),
+           py::arg("states") = py::none())
+      .def("set_tree", &PyOptimizer::set_tree, py::arg("tree"))
+      .def("own", &PyOptimizer::own, py::arg("groups"))
+      .def("__enter__", &PyOptimizer::enter)
+      .def("__exit__", [](PyOptimizer& optimizer, const py::args&) { optimizer.leave(); })
+      .def("gradients", &PyOptimizer::gradients, py::arg("grads"))
+      .def_property("steps", &PyOptimizer::steps, &PyOptimizer::set_steps)
+      .def_property("last_loss", &PyOptimizer::last_loss, &PyOptimizer::set_last_loss)
+      .def_property("counts", &PyOptimizer::counts, &PyOptimizer::set_counts);
+  auto method = py::reinterpret_steal<py::object>(
+      PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(type.ptr()), &step_definition));
+  type.attr("step") = method;
+  type.attr("StepReport") = report_type;
+}
+
+}  // namespace fusedstep::bind

@@ -1,0 +1,64 @@
+#include "checks.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+#include <limits>
+#include <vector>
+
+namespace fusedstep {
+
+std::string Label::text() const {
+  if (parameter == nullptr) return role;
+  std::string text = *role == '\0' ? "" : std::string(role) + " of ";
+  text += "parameter '" + *parameter + "'";
+  return group < 0 ? text : text + " (group " + std::to_string(group) + ")";
+}
+
+std::int64_t Array::size() const {
+  std::int64_t n = 1;
+  for (const std::int64_t extent : shape) n *= extent;
+  return n;
+}
+
+std::string shape_text(std::span<const std::int64_t> shape) {
+  std::string text = "(";
+  for (std::size_t k = 0; k < shape.size(); ++k) text += (k == 0 ? "" : ", ") + std::to_string(shape[k]);
+  return text + (shape.size() == 1 ? ",)" : ")");
+}
+
+void refuse_type(const Array& array, const std::string& expected) {
+  refuse(array.label.text() + ": expected dtype " + expected + ", got " + name_of(array.type) +
+         "; arrays are borrowed, never converted: pass one of that dtype");
+}
+
+void check_parameter_type(const Array& array) {
+  if (array.type == Type::int8) refuse_type(array, "float32 or float64");
+}
+
+void check_reach(const Array& array) {
+  // Twice the reach of two arrays, an address between them, and a size of one byte an element still fit 64 bits.
+  constexpr std::int64_t most = std::int64_t{1} << 60;
+  std::int64_t bytes = array.item_size();
+  std::int64_t reach = 0;
+  for (std::size_t k = 0; k < array.shape.size(); ++k) {
+    const std::int64_t extent = array.shape[k];
+    const std::int64_t stride = array.strides[k];
+    std::int64_t along = 0;  // none along an axis of one element, or without any
+    bool beyond = __builtin_mul_overflow(bytes, std::max(extent, std::int64_t{1}), &bytes) || bytes > most;
+    beyond |= stride == std::numeric_limits<std::int64_t>::min();
+    beyond = beyond || (extent > 1 && __builtin_mul_overflow(std::abs(stride), extent - 1, &along));
+    beyond = beyond || __builtin_add_overflow(reach, along, &reach) || reach > most;
+    if (!beyond) continue;
+    const std::vector<std::int64_t> strides(array.strides, array.strides + array.shape.size());
+    refuse(array.label.text() + ": shape " + shape_text(array.shape) + " with strides " +
+                                shape_text(strides) + " is larger than any memory");
+  }
+}
+
+void check_shape(const Array& array, const Array& parameter) {
+  if (std::equal(array.shape.begin(), array.shape.end(), parameter.shape.begin(), parameter.shape.end())) return;
+  refuse(array.label.text() + ": shape " + shape_text(array.shape) + " differs from shape " +
+                              shape_text(parameter.shape) + " of the parameter; pass an array of the parameter's shape");
+}
+
+}  // namespace fusedstep

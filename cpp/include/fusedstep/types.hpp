@@ -1,0 +1,33 @@
+// What public headers share: visibility, and the element types of arrays.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#if defined(FUSEDSTEP_SHARED)
+#define FUSEDSTEP_API __attribute__((visibility("default")))
+#else
+#define FUSEDSTEP_API
+#endif
+
+namespace fusedstep {
+
+/// Throws std::invalid_argument. Headers call this, so that they compile without exceptions, too.
+[[noreturn]] FUSEDSTEP_API void refuse(const std::string& why);
+
+/// The element type of an array. int8 is the type of Rprop's prev_sign.
+enum class Type : std::uint8_t { float32, float64, int8 };
+
+/// The size of an element in bytes.
+constexpr std::int64_t size_of(Type type) {
+  constexpr std::int64_t sizes[] = {4, 8, 1};
+  return sizes[static_cast<int>(type)];
+}
+
+/// NumPy's name of the type.
+constexpr const char* name_of(Type type) {
+  constexpr const char* names[] = {"float32", "float64", "int8"};
+  return names[static_cast<int>(type)];
+}
+
+}  // namespace fusedstep

@@ -1,0 +1,113 @@
+// Reductions over dense streams: what a rule wants to know of all elements before it updates any, and the norm. Sums are in
+// double, in lanes of fixed number, so that every instruction set adds the same numbers in the same order.
+#pragma once
+
+#include "update.hpp"
+
+namespace fusedstep {
+namespace {
+
+inline constexpr std::int64_t lanes = 16;
+
+// The lanes, added in pairs.
+inline double sum_of_lanes(double* lane) {
+  for (std::int64_t half = lanes / 2; half > 0; half /= 2) {
+    for (std::int64_t k = 0; k < half; ++k) lane[k] += lane[k + half];
+  }
+  return lane[0];
+}
+
+// add(i, lane) for each element
+template <class F>
+inline void by_lanes(std::int64_t n, F add) {
+  std::int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    for (std::int64_t lane = 0; lane < lanes; ++lane) add(i + lane, lane);
+  }
+  for (std::int64_t lane = 0; i + lane < n; ++lane) add(i + lane, lane);
+}
+
+template <class Rule, class T, template <class> class Before, class... S>
+[[gnu::noinline]] Reduced reduce_loop(const Loop<Rule, T, Before> c, std::int64_t n, const T* __restrict p,
+                                      const T* __restrict g, const S* __restrict... s) noexcept {
+  const auto term = [&](std::int64_t i) {
+    T parameter = load(p, i);
+    T gradient = load(g, i);
+    prologue(parameter, gradient, c.before);
+    return Rule::template term<T>(parameter, gradient, load(s, i)..., c.rule);
+  };
+  double sum[lanes] = {};
+  by_lanes(n, [&](std::int64_t i, std::int64_t lane) { sum[lane] += term(i).summand; });
+  Reduced reduced{.sum = sum_of_lanes(sum)};
+  if constexpr (requires { Rule::chooses_one; }) {
+    for (std::int64_t i = 0; i < n; ++i) {
+      const double key = term(i).key;
+      if (key < reduced.key) {
+        reduced.key = key;
+        reduced.position = i;
+      }
+    }
+  }
+  return reduced;
+}
+
+template <class T>
+[[gnu::noinline]] double sum_of_squares_loop(const PrologueConstants<T> c, std::int64_t n, const T* __restrict g,
+                                             double& poison) noexcept {
+  double sum[lanes] = {};
+  double bad[lanes] = {};
+  by_lanes(n, [&](std::int64_t i, std::int64_t lane) {
+    const double x = static_cast<double>(clipped(g[i], c));
+    const double raw = static_cast<double>(g[i] * c.unscale);
+    sum[lane] += x * x;
+    bad[lane] += raw - raw;
+  });
+  poison = sum_of_lanes(bad);
+  return sum_of_lanes(sum);
+}
+
+// The same functions with their types erased.
+
+template <class Rule, class T, template <class> class Before>
+struct ErasedReduction {
+  using Constants = Loop<Rule, T, Before>;
+
+  static Reduced reduce(const Prepared& prepared, std::int64_t n, void* const* streams) noexcept {
+    return Erased<Rule, T, Before>::with_types(streams, [&](auto, const T* p, const T* g, const auto*... s) {
+      return reduce_loop(as<Constants>(prepared), n, p, g, s...);
+    });
+  }
+
+  static void settle(double sum, void* scalar, Prepared& prepared) noexcept {
+    Constants c = as<Constants>(prepared);
+    T& s = *static_cast<T*>(scalar);
+    s = Rule::template settle<T>(sum, s, c.rule);
+    new (prepared.bytes) Constants(c);
+  }
+
+  static void update_chosen(double sum, const Prepared& prepared, void* const* streams) noexcept {
+    const Constants& c = as<Constants>(prepared);
+    Erased<Rule, T, Before>::with_types(
+        streams, [&]<std::size_t... k>(std::index_sequence<k...>, T* p, const T* g, auto*... s) {
+          T parameter = load(p, 0);
+          T gradient = load(g, 0);
+          prologue(parameter, gradient, c.before);
+          const auto updated = Rule::template step_chosen<T>(sum, parameter, gradient, load(s, 0)..., c.rule);
+          store(p, 0, get<0>(updated));
+          (store(s, 0, get<1 + k>(updated)), ...);
+        });
+  }
+};
+
+template <class T>
+constexpr NormKernel norm_kernel() {
+  return {[](const Prologue& prologue, Prepared& out) noexcept {
+            new (out.bytes) PrologueConstants<T>(prologue);
+          },
+          [](const Prepared& prepared, std::int64_t n, const void* g, double& poison) noexcept {
+            return sum_of_squares_loop<T>(as<PrologueConstants<T>>(prepared), n, static_cast<const T*>(g), poison);
+          }};
+}
+
+}  // namespace
+}  // namespace fusedstep

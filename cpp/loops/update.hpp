@@ -1,0 +1,210 @@
+// The loops over dense streams: load, compute, store. Written once for every rule, type and instruction set; the compiler
+// vectorises them.
+#pragma once
+
+#include <cstddef>
+#include <new>
+#include <utility>
+
+#include "kernel.hpp"
+
+namespace fusedstep {
+namespace {
+
+// A stream has a storage type, a rule sees the compute type. Here they are the same; a load that widens and a store that
+// rounds are further overloads.
+template <class T>
+inline T load(const T* stream, std::int64_t i) {
+  return stream[i];
+}
+
+template <class T>
+inline void store(T* stream, std::int64_t i, T value) {
+  stream[i] = value;
+}
+
+// Which of its states a rule uses: all, unless it says otherwise.
+template <class Rule, std::size_t k>
+constexpr bool uses() {
+  if constexpr (requires { Rule::uses; }) {
+    return Rule::uses[k];
+  } else {
+    return true;
+  }
+}
+
+template <class T>
+struct NoPrologue {
+  template <class Prologue>
+  explicit NoPrologue(const Prologue&) {}
+};
+
+template <class T>
+inline void prologue(T&, T&, const NoPrologue<T>&) {}
+
+// All that is constant in a loop.
+template <class Rule, class T, template <class> class Before>
+struct Loop {
+  typename Rule::template Constants<T> rule;
+  Before<T> before;
+
+  template <class Options>
+  Loop(const Options& options, const Prologue& prologue, std::int64_t step) : rule(options, step), before(prologue) {}
+};
+
+// One element: the only place where a rule meets memory.
+template <class Rule, class T, template <class> class Before, class... S, std::size_t... k>
+[[gnu::always_inline]] inline void update_element(std::index_sequence<k...>, const Loop<Rule, T, Before>& c,
+                                                  std::int64_t i, T* __restrict p, const T* __restrict g,
+                                                  S* __restrict... s) noexcept {
+  T parameter = load(p, i);
+  T gradient = load(g, i);
+  prologue(parameter, gradient, c.before);
+  const auto updated = Rule::template step<T>(parameter, gradient, (uses<Rule, k>() ? load(s, i) : S{})..., c.rule);
+  store(p, i, get<0>(updated));
+  ((uses<Rule, k>() ? store(s, i, get<1 + k>(updated)) : void()), ...);
+}
+
+// AVX-512 also has vectors of half its width. On those the divider is 1.08 times as fast (Sapphire Rapids; equal on Zen
+// 4), which is what counts for a rule that divides; and a short run is not all tail where a stream of bytes makes the
+// full-width loop take 64 elements at a time.
+#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
+#define FUSEDSTEP_HALF_WIDTH [[gnu::target("prefer-vector-width=256")]]
+inline constexpr bool two_widths = true;
+#else
+#define FUSEDSTEP_HALF_WIDTH
+inline constexpr bool two_widths = false;
+#endif
+
+// What the full-width loop takes at a time of a rule with a stream of bytes; the other takes the rest, and short runs.
+inline constexpr std::int64_t full_width_step = 64;
+inline constexpr std::int64_t short_run = 2 * full_width_step;
+
+// A rule may have another form at half width.
+template <class Rule>
+struct HalfWidth {
+  using type = Rule;
+};
+
+template <class Rule>
+  requires requires { typename Rule::AtHalfWidth; }
+struct HalfWidth<Rule> {
+  using type = typename Rule::AtHalfWidth;
+};
+
+// Free functions, not inlined, with restrict on their parameters: as a lambda over local restrict pointers the same loop
+// silently becomes scalar (4.6 times slower). The two differ in an attribute, which can't be a template argument.
+template <class Rule, class T, template <class> class Before, class... S, std::size_t... k>
+[[gnu::noinline]] void update_loop(std::index_sequence<k...> states, const Loop<Rule, T, Before> c, std::int64_t n,
+                                   T* __restrict p, const T* __restrict g, S* __restrict... s) noexcept {
+  for (std::int64_t i = 0; i < n; ++i) update_element(states, c, i, p, g, s...);
+}
+
+template <class Rule, class T, template <class> class Before, class... S, std::size_t... k>
+FUSEDSTEP_HALF_WIDTH [[gnu::noinline]] void half_width_update_loop(std::index_sequence<k...> states,
+                                                                   const Loop<Rule, T, Before> c, std::int64_t n,
+                                                                   T* __restrict p, const T* __restrict g,
+                                                                   S* __restrict... s) noexcept {
+  for (std::int64_t i = 0; i < n; ++i) update_element(states, c, i, p, g, s...);
+}
+
+// The shortest vector of bytes. The tail of a rule with an int8 state: the last 16 elements are recomputed as one vector
+// that overlaps the main loop's, from copies taken before that loop changed some of them. One by one they would be
+// branches that no processor can predict (31 elements of Rprop: 120 ns, and 32 of them 12). The copies cost as much as a
+// few elements.
+inline constexpr std::int64_t vector_of_bytes = 16;
+inline constexpr std::int64_t few = 4;
+
+template <class E>
+struct Last {
+  alignas(64) E element[vector_of_bytes];
+
+  explicit Last(const E* from) { __builtin_memcpy(element, from, sizeof element); }
+  void store(E* to) const { __builtin_memcpy(to, element, sizeof element); }
+};
+
+template <class Constants>
+const Constants& as(const Prepared& prepared) {
+  static_assert(sizeof(Constants) <= sizeof(Prepared));
+  return *reinterpret_cast<const Constants*>(prepared.bytes);
+}
+
+// From here on: the same functions with their types erased, as the table holds them.
+
+template <class Rule, class T, template <class> class Before>
+struct Erased {
+  using Constants = Loop<Rule, T, Before>;
+
+  template <class Options>
+  static void prepare(const void* options, const Prologue& prologue, std::int64_t step, Prepared& out) noexcept {
+    new (out.bytes) Constants(*static_cast<const Options*>(options), prologue, step);
+  }
+
+  static void update(const Prepared& prepared, std::int64_t n, void* const* streams) noexcept {
+    with_types(streams, [&](auto states, T* p, const T* g, auto*... s) {
+      tail(states, as<Constants>(prepared), n, p, g, s...);
+    });
+  }
+
+  // f(index sequence of the states, parameter, gradient, states ...)
+  template <class F>
+  static auto with_types(void* const* streams, F f) {
+    return with_types(typename Rule::template States<T>{}, streams, f);
+  }
+
+ private:
+  template <class... S, class F>
+  static auto with_types(Types<S...>, void* const* streams, F f) {
+    return [&]<std::size_t... k>(std::index_sequence<k...> states) {
+      return f(states, static_cast<T*>(streams[0]), static_cast<const T*>(streams[gradient_stream]),
+               static_cast<S*>(streams[first_state + k])...);
+    }(std::index_sequence_for<S...>{});
+  }
+
+  template <class States, class... S>
+  static void tail(States states, const Constants& c, std::int64_t n, T* p, const T* g, S*... s) noexcept {
+    if constexpr ((std::is_same_v<S, std::int8_t> || ...)) {
+      const std::int64_t left_over = n % vector_of_bytes;
+      const std::int64_t last = n - vector_of_bytes;
+      if (left_over > few && last > 0) {
+        [&](Last<T>&& last_p, Last<T>&& last_g, Last<S>&&... last_s) {
+          run(states, c, n - left_over, p, g, s...);
+          half_width(states, c, vector_of_bytes, last_p.element, last_g.element, last_s.element...);
+          last_p.store(p + last);
+          (last_s.store(s + last), ...);
+        }(Last<T>(p + last), Last<T>(g + last), Last<S>(s + last)...);
+        return;
+      }
+    }
+    run(states, c, n, p, g, s...);
+  }
+
+  // The full-width loop as far as it takes whole steps, then the other.
+  template <class States, class... S>
+  static void run(States states, const Constants& c, std::int64_t n, T* p, const T* g, S*... s) noexcept {
+    if constexpr (two_widths) {
+      std::int64_t full = 0;
+      if constexpr (!Rule::divides) {
+        full = n < short_run ? 0 : n / full_width_step * full_width_step;
+        if (full > 0) update_loop(states, c, full, p, g, s...);
+      }
+      if (full < n) half_width(states, c, n - full, p + full, g + full, (s == nullptr ? s : s + full)...);
+    } else {
+      update_loop(states, c, n, p, g, s...);
+    }
+  }
+
+  template <class States, class... S>
+  static void half_width(States states, const Constants& c, std::int64_t n, T* p, const T* g, S*... s) noexcept {
+    if constexpr (two_widths) {
+      using Half = Loop<typename HalfWidth<Rule>::type, T, Before>;
+      static_assert(sizeof(Half) == sizeof(Constants));
+      half_width_update_loop(states, reinterpret_cast<const Half&>(c), n, p, g, s...);
+    } else {
+      update_loop(states, c, n, p, g, s...);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace fusedstep

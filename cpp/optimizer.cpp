@@ -1,0 +1,341 @@
+#include "optimizer.hpp"
+
+#include <algorithm>
+#include <map>
+#include <stdexcept>
+
+#include "parallel.hpp"
+#include "reduction.hpp"
+
+namespace fusedstep {
+
+OptimizerCore::OptimizerCore(RuleId rule) : rule_(rule), schema_(schema_of(rule)) {}
+
+void OptimizerCore::add(std::span<const Options> groups, std::span<const NewParameter> parameters) {
+  const DefaultFloatingPoint guard;
+  const std::size_t groups_before = groups_.size();
+  const std::size_t members_before = members_.size();
+  const std::size_t geometry_before = geometry_.size();
+  const std::int64_t elements_before = elements_;
+  try {
+    for (const Options& options : groups) {
+      check(schema_, options);
+      groups_.push_back(options);
+    }
+    for (const NewParameter& parameter : parameters) {
+      if (parameter.group >= groups_.size()) {
+        refuse("parameter '" + parameter.name + "': expected a group below " + std::to_string(groups_.size()) + ", got " +
+               std::to_string(parameter.group));
+      }
+      add_member(parameter);
+    }
+    label_groups();
+    make_states(members_before, parameters);
+    for (std::size_t k = groups_before; k < groups_.size(); ++k) check_states(k, groups_[k]);
+    std::vector<Array> arrays;
+    for (const Member& member : members_) {
+      arrays.push_back(member.parameter);
+      for (const Array& state : member.states) {
+        if (state.data != nullptr) arrays.push_back(state);
+      }
+    }
+    auto written = std::make_unique<WrittenMemory>(std::move(arrays));
+    const std::size_t n = members_.size();
+    tensors_.reserve(n);
+    counts_.reserve(n);
+    kinds_.reserve(n);
+    present_.reserve(n);
+    part_of_.reserve(n);
+    first_block_.reserve(n + 1);
+    written_ = std::move(written);
+  } catch (...) {
+    groups_.resize(groups_before);
+    while (members_.size() > members_before) members_.pop_back();
+    while (geometry_.size() > geometry_before) geometry_.pop_back();
+    elements_ = elements_before;
+    label_groups();
+    throw;
+  }
+  for (std::size_t i = members_before; i < members_.size(); ++i) {
+    kinds_.push_back(members_[i].group * parameter_types + static_cast<std::size_t>(members_[i].parameter.type));
+  }
+  tensors_.resize(members_.size());
+  counts_.resize(members_.size());
+  present_.resize(members_.size());
+  part_of_.resize(members_.size());
+  first_block_.resize(members_.size() + 1);
+  blocks_known_ = false;
+}
+
+OptimizerCore::Member& OptimizerCore::add_member(const NewParameter& parameter) {
+  Member& member = members_.emplace_back();
+  member.name = parameter.name;
+  member.group = parameter.group;
+  member.parameter = own(parameter.array, "", member);
+  check_distinct_elements(member.parameter);  // before memory for states is asked for: it may seem larger than it is
+  member.gradient = own(parameter.array, "gradient", member);
+  member.gradient.data = nullptr;
+  elements_ += member.parameter.size();
+  if (!parameter.states) return member;
+  for (std::size_t s = 0; s < schema_.states.size(); ++s) {
+    if ((*parameter.states)[s].data == nullptr) continue;
+    member.states[s] = own((*parameter.states)[s], schema_.states[s].name, member);
+    check_state(schema_.states[s], member.states[s], member.parameter);
+  }
+  return member;
+}
+
+Array OptimizerCore::own(const Array& array, const char* role, const Member& member) {
+  Array mine = array;
+  const auto& shape = geometry_.emplace_back(array.shape.begin(), array.shape.end());
+  mine.strides = geometry_.emplace_back(array.strides, array.strides + array.shape.size()).data();
+  mine.shape = shape;
+  mine.label = {role, &member.name, -1};
+  return mine;
+}
+
+// Where there is one group, messages do not name it.
+void OptimizerCore::label_groups() {
+  for (Member& member : members_) {
+    const int group = groups_.size() > 1 ? static_cast<int>(member.group) : -1;
+    member.parameter.label.group = member.gradient.label.group = group;
+    for (Array& state : member.states) state.label.group = group;
+  }
+}
+
+// All states of the new members lie in one piece of memory, each in the layout of its parameter. Pages are touched first by
+// the threads that will update them: what starts at 0 in the first step, the rest when it is filled.
+void OptimizerCore::make_states(std::size_t first_member, std::span<const NewParameter> parameters) {
+  struct Made {
+    Member* member;
+    std::size_t state;
+  };
+  std::vector<Made> made;
+  std::vector<std::size_t> sizes;
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    if (parameters[i].states) continue;
+    Member& member = members_[first_member + i];
+    for (std::size_t s = 0; s < schema_.states.size(); ++s) {
+      if (!schema_.uses(groups_[member.group], s)) continue;
+      const schema::State& state = schema_.states[s];
+      Array& array = member.states[s];
+      array.label = {state.name, &member.name, member.parameter.label.group};
+      array.type = type_of_state(state, member.parameter.type);
+      if (state.storage != schema::Storage::scalar) {
+        array.shape = member.parameter.shape;
+        array.strides = geometry_
+                            .emplace_back(dense_strides(array.shape, member.parameter.strides, array.item_size()))
+                            .data();
+      }
+      made.push_back({&member, s});
+      sizes.push_back(static_cast<std::size_t>(array.size() * array.item_size()));
+    }
+  }
+  if (made.empty()) return;
+  const Placement placement = place(sizes);
+  Memory memory = allocate(placement.bytes);
+  std::byte* const begin = memory.get();
+  const Unmap unmap = memory.get_deleter();
+  const Owner owner(memory.release(), unmap);
+  for (std::size_t k = 0; k < made.size(); ++k) {
+    Member& member = *made[k].member;
+    Array& array = member.states[made[k].state];
+    array.data = reinterpret_cast<char*>(begin + placement.offsets[k]);
+    member.owner = owner;
+    if (const char* start = schema_.states[made[k].state].starts_at; start != nullptr) {
+      const double value = groups_[member.group].at<double>(*schema_.field(start));
+      if (array.type == Type::float32) fill(reinterpret_cast<float*>(array.data), array.size(), value);
+      if (array.type == Type::float64) fill(reinterpret_cast<double*>(array.data), array.size(), value);
+    }
+    for (std::size_t axis = 0; axis < array.shape.size(); ++axis) {
+      if (array.strides[axis] < 0) array.data -= (array.shape[axis] - 1) * array.strides[axis];
+    }
+  }
+}
+
+void OptimizerCore::set_options(std::size_t group, const Options& options) {
+  check(schema_, options);
+  check_states(group, options);
+  groups_[group] = options;
+}
+
+void OptimizerCore::check_states(std::size_t group, const Options& options) const {
+  for (const Member& member : members_) {
+    if (member.group != group) continue;
+    for (std::size_t s = 0; s < schema_.states.size(); ++s) {
+      if (!schema_.uses(options, s) || member.states[s].data != nullptr) continue;
+      refuse("parameter '" + member.name + "' has no " + schema_.states[s].name +
+             ", which these hyperparameters need; make the optimizer with them from the start");
+    }
+  }
+}
+
+void OptimizerCore::accept(std::size_t i, const Array& gradient, bool written) {
+  Member& member = members_[i];
+  check_shape(gradient, member.parameter);
+  if (written) check_distinct_elements(gradient);
+  written_->check_disjoint_from(gradient);
+
+  Tensor tensor;
+  auto layout = std::make_unique<Layout>();
+  if (arrange(schema_, member.parameter, gradient, member.states, tensor, *layout)) layout = nullptr;
+  auto order = memory_order(gradient);
+
+  // From here on nothing throws: the member is as before or wholly new.
+  tensor.layout = layout.get();
+  tensors_[i] = tensor;
+  member.layout = std::move(layout);
+  member.gradient_order = std::move(order);
+  member.gradient.data = gradient.data;
+  std::copy_n(gradient.strides, gradient.shape.size(), const_cast<std::int64_t*>(member.gradient.strides));
+  present_[i] = true;
+  blocks_known_ = false;
+  gradients_are_disjoint_ = false;
+}
+
+void OptimizerCore::keep(std::size_t i) {
+  if (present_[i]) return;
+  present_[i] = true;
+  gradients_are_disjoint_ = false;
+}
+
+// Gradients that are to be written must not share memory with each other.
+void OptimizerCore::check_gradients_disjoint() {
+  if (gradients_are_disjoint_) return;
+  std::vector<Array> gradients;
+  for (std::size_t i = 0; i < members_.size(); ++i) {
+    if (present_[i]) gradients.push_back(members_[i].gradient);
+  }
+  WrittenMemory{std::move(gradients)};
+  gradients_are_disjoint_ = true;
+}
+
+bool OptimizerCore::needs_loss() const {
+  return std::any_of(groups_.begin(), groups_.end(), [this](const Options& options) { return schema_.needs_loss(options); });
+}
+
+void OptimizerCore::measure(const StepOptions& options, StepReport& report) const {
+  std::vector<NormOperand> gradients;
+  std::vector<std::size_t> members;
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    if (!present_[i]) continue;
+    const Array& gradient = members_[i].gradient;
+    gradients.push_back({gradient.data, tensors_[i].size, gradient.type, members_[i].gradient_order.get()});
+    members.push_back(i);
+  }
+  const Norm measured = norm(gradients, options);
+  report.grad_norm = measured.norm;
+  for (const std::size_t k : measured.nonfinite) report.nonfinite.push_back(members[k]);
+}
+
+// What is to be done to the members of one group and type, at one step count where the rule uses it.
+std::int32_t OptimizerCore::part_for(std::size_t kind, std::int64_t step, const StepOptions& options,
+                                     double clip_coef) {
+  const auto type = static_cast<Type>(kind % parameter_types);
+  parts_.push_back(
+      {kind, step, make_work(rule_, groups_[kind / parameter_types], step, type, options, clip_coef)});
+  return static_cast<std::int32_t>(parts_.size() - 1);
+}
+
+void OptimizerCore::prepare(const StepOptions& options, double clip_coef) {
+  parts_.clear();
+  present_elements_ = 0;
+  std::map<std::pair<std::size_t, std::int64_t>, std::int32_t> others;
+  std::int32_t part = -1;  // most members need what the one before needed
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    if (!present_[i]) continue;
+    present_elements_ += tensors_[i].size + tensor_overhead;
+    const std::size_t kind = kinds_[i];
+    const std::int64_t step = schema_.uses_step(groups_[kind / parameter_types]) ? counts_[i] + 1 : 0;
+    if (part < 0 || parts_[static_cast<std::size_t>(part)].kind != kind ||
+        parts_[static_cast<std::size_t>(part)].step != step) {
+      const auto [found, is_new] = others.try_emplace({kind, step}, 0);
+      if (is_new) found->second = part_for(kind, step, options, clip_coef);
+      part = found->second;
+    }
+    part_of_[i] = part;
+  }
+  if (blocks_known_) return;
+  for (std::size_t i = 0; i < members_.size(); ++i) first_block_[i + 1] = first_block_[i] + tensors_[i].blocks();
+  blocks_known_ = true;
+}
+
+void OptimizerCore::update_all(int threads) {
+  const auto run = [this](std::int64_t begin, std::int64_t end) {
+    const DefaultFloatingPoint guard;
+    const auto after = std::upper_bound(first_block_.begin(), first_block_.end(), begin);
+    for (auto i = static_cast<std::size_t>(after - first_block_.begin()) - 1;
+         i < tensors_.size() && first_block_[i] < end; ++i) {
+      if (!present_[i]) continue;
+      const std::int64_t first = std::max(begin - first_block_[i], std::int64_t{0});
+      const std::int64_t last = std::min(end, first_block_[i + 1]) - first_block_[i];
+      if (first < last) update(tensors_[i], parts_[static_cast<std::size_t>(part_of_[i])].work, first, last);
+    }
+  };
+  parallel_for(first_block_.back(), threads, body(run));
+}
+
+void OptimizerCore::reduce_and_update_all(int threads) {
+  // A reduction completes constants, which are then an array's own.
+  std::vector<Part> parts;
+  std::vector<Operand> operands;
+  parts.reserve(members_.size());
+  for (std::size_t i = 0; i < members_.size(); ++i) {
+    if (!present_[i]) continue;
+    parts.push_back(parts_[static_cast<std::size_t>(part_of_[i])]);
+    part_of_[i] = static_cast<std::int32_t>(parts.size() - 1);
+    const Member& member = members_[i];
+    Operand& operand = operands.emplace_back(Operand{{&member.parameter, &member.gradient}, &parts.back().work});
+    for (std::size_t s = 0; s < max_states; ++s) operand.stream[first_state + s] = &member.states[s];
+  }
+  parts_ = std::move(parts);
+  Reduction reduction(operands);
+  reduction.settle();
+  update_all(threads);
+  reduction.update_chosen();
+}
+
+StepReport OptimizerCore::step(const StepOptions& options) {
+  const DefaultFloatingPoint guard;
+  check(options);
+  if (needs_loss()) {
+    if (!options.loss) refuse("loss: needed by these hyperparameters; pass the loss at these gradients");
+    const schema::Field& field = *schema_.field("loss_increased");
+    for (Options& group : groups_) group.at<bool>(field) = last_loss_ && *options.loss > *last_loss_;
+  }
+  if (options.zero_grads) check_gradients_disjoint();
+
+  StepReport report;
+  report.step = steps_;
+  double clip_coef = 1.0;
+  if (options.clip_norm != 0 || options.nonfinite != Nonfinite::propagate) {
+    measure(options, report);
+    if (!report.nonfinite.empty() && options.nonfinite == Nonfinite::raise) {
+      std::string names;
+      for (const std::size_t i : report.nonfinite) names += (names.empty() ? "'" : ", '") + name(i) + "'";
+      throw std::domain_error("inf or NaN in the gradient of " + names + "; nothing was changed");
+    }
+    if (!report.nonfinite.empty() && options.nonfinite == Nonfinite::skip) {
+      report.skipped = true;
+      return report;
+    }
+    const double norm = *report.grad_norm;
+    if (options.clip_norm != 0) clip_coef = options.clip_norm / (norm < options.clip_norm ? options.clip_norm : norm);
+  }
+  prepare(options, clip_coef);
+  const int threads = threads_for(present_elements_);  // may throw: before anything is written
+  const bool reduces = std::any_of(parts_.begin(), parts_.end(), [](const Part& part) {
+    return part.work.kernel.reduce != nullptr;
+  });
+  if (reduces) {
+    reduce_and_update_all(threads);
+  } else {
+    update_all(threads);
+  }
+  for (std::size_t i = 0; i < counts_.size(); ++i) counts_[i] += present_[i];
+  if (options.loss) last_loss_ = options.loss;
+  report.step = ++steps_;
+  return report;
+}
+
+}  // namespace fusedstep

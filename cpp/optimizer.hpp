@@ -1,0 +1,128 @@
+// The one optimizer, on which the C++ API, the C interface and Python stand: parameters with their states, groups, and the
+// whole step: unscale, check, norm, clip, decay, update, zero. One reading pass over the gradients if a norm or a check
+// needs it, one update pass.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "checks.hpp"
+#include "memory.hpp"
+#include "norm.hpp"
+#include "overlap.hpp"
+#include "work.hpp"
+
+namespace fusedstep {
+
+// Memory of parameters and gradients is borrowed: what the arrays point at must stay where it is. Shapes and strides are
+// copied.
+class OptimizerCore {
+ public:
+  struct NewParameter {
+    std::string name;
+    std::size_t group;
+    Array array;
+    std::optional<std::array<Array, max_states>> states;  // somebody else's, by the rule's order; else they are made here
+  };
+
+  // The memory of a state that was made here lives as long as this.
+  using Owner = std::shared_ptr<const std::byte>;
+
+  explicit OptimizerCore(RuleId rule);
+
+  // Adds groups, and parameters in these or earlier ones. Throws before anything has changed.
+  void add(std::span<const Options> groups, std::span<const NewParameter> parameters);
+
+  // New options for a group, from the next step on. Throws if a member of the group lacks a state that they need.
+  void set_options(std::size_t group, const Options& options);
+
+  // The gradient of parameter i for the next step: accept() unless it is the array of the last time, in the same place and
+  // shape; that one keep() takes once more. leave_out(): there is none. `written`: it may be set to 0.
+  void accept(std::size_t i, const Array& gradient, bool written);
+  void keep(std::size_t i);
+  void leave_out(std::size_t i) { present_[i] = false; }
+
+  // Throws before anything is written; std::domain_error for Nonfinite::raise.
+  StepReport step(const StepOptions& options);
+
+  RuleId rule() const { return rule_; }
+  const RuleSchema& schema() const { return schema_; }
+  std::size_t size() const { return members_.size(); }
+  std::size_t groups() const { return groups_.size(); }
+  const Options& options(std::size_t group) const { return groups_[group]; }
+  std::int64_t elements() const { return elements_; }  // of all parameters
+  const std::string& name(std::size_t i) const { return members_[i].name; }
+  std::size_t group(std::size_t i) const { return members_[i].group; }
+  const Array& parameter(std::size_t i) const { return members_[i].parameter; }
+  const Array& gradient(std::size_t i) const { return members_[i].gradient; }
+  const Array& state(std::size_t i, std::size_t s) const { return members_[i].states[s]; }
+  const Owner& owner(std::size_t i) const { return members_[i].owner; }
+
+  bool needs_loss() const;
+
+  // What a checkpoint sets back: steps of the whole, updates of each parameter, the last loss.
+  std::int64_t& steps() { return steps_; }
+  std::int64_t& count(std::size_t i) { return counts_[i]; }
+  std::optional<double>& last_loss() { return last_loss_; }
+
+ private:
+  struct Member {
+    std::string name;
+    std::size_t group;
+    Array parameter;
+    Array gradient;  // as last accepted
+    Array states[max_states];
+    Owner owner;
+    std::unique_ptr<Layout> layout;
+    std::unique_ptr<MemoryOrder> gradient_order;  // null: one dense run
+  };
+
+  struct Part {
+    std::size_t kind;
+    std::int64_t step;
+    Work work;
+  };
+
+  Member& add_member(const NewParameter& parameter);
+  Array own(const Array& array, const char* role, const Member& member);
+  void make_states(std::size_t first_member, std::span<const NewParameter> parameters);
+  void label_groups();
+  void check_states(std::size_t group, const Options& options) const;
+  void check_gradients_disjoint();
+  void measure(const StepOptions& options, StepReport& report) const;
+  void prepare(const StepOptions& options, double clip_coef);
+  std::int32_t part_for(std::size_t kind, std::int64_t step, const StepOptions& options, double clip_coef);
+  void update_all(int threads);
+  void reduce_and_update_all(int threads);
+
+  RuleId rule_;
+  const RuleSchema& schema_;
+  std::vector<Options> groups_;
+  std::deque<Member> members_;  // stable addresses: labels point at the names
+  std::deque<std::vector<std::int64_t>> geometry_;
+  std::unique_ptr<WrittenMemory> written_;
+  std::int64_t elements_ = 0;
+  std::int64_t steps_ = 0;
+  std::optional<double> last_loss_;
+  bool gradients_are_disjoint_ = false;  // those accepted last, as far as present
+
+  // By member, apart from the rest: what a step walks through.
+  std::vector<Tensor> tensors_;
+  std::vector<std::int64_t> counts_;
+  std::vector<std::size_t> kinds_;  // group and type in one number
+  std::vector<char> present_;
+  std::vector<std::int32_t> part_of_;
+  std::vector<std::int64_t> first_block_;  // and one more: the number of blocks
+  bool blocks_known_ = false;
+
+  std::vector<Part> parts_;
+  std::int64_t present_elements_ = 0;
+};
+
+}  // namespace fusedstep

@@ -1,0 +1,39 @@
+// Which arrays share memory: exact, also for interleaved slices.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "checks.hpp"
+
+namespace fusedstep {
+
+// Whether any element of one array shares a byte with any element of the other: exact, also for interleaved slices.
+bool share_memory(const Array& a, const Array& b);
+
+// Whether two different elements of the array share a byte (a zero stride, a sliding window).
+bool shares_memory_with_itself(const Array& array);
+
+void check_distinct_elements(const Array& written);
+void check_disjoint(const Array& a, const Array& b);
+
+// Many written arrays, no two of which may share memory, and which further arrays must keep clear of.
+class WrittenMemory {
+ public:
+  // std::invalid_argument if two of the arrays share memory. What the arrays point at must outlive this object.
+  explicit WrittenMemory(std::vector<Array> arrays);
+  void check_disjoint_from(const Array& array) const;
+
+ private:
+  struct Extent {
+    std::uintptr_t begin;
+    std::uintptr_t end;
+    std::uintptr_t furthest;  // the largest end so far, in order of begin
+    std::size_t array;
+  };
+
+  std::vector<Array> arrays_;
+  std::vector<Extent> extents_;
+};
+
+}  // namespace fusedstep

@@ -1,0 +1,114 @@
+#include "reduction.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "parallel.hpp"
+
+namespace fusedstep {
+namespace {
+
+std::int64_t blocks(const Operand& operand) { return (operand.stream[0]->size() + block - 1) / block; }
+
+Reduced reduce_block(const Operand& operand, std::int64_t index) {
+  alignas(64) char dense[max_streams][block * sizeof(double)];
+  const Work& work = *operand.work;
+  const std::int64_t begin = index * block;
+  const std::int64_t n = std::min(block, operand.stream[0]->size() - begin);
+  void* streams[max_streams] = {};
+  for (std::size_t s = 0; s < max_streams; ++s) {
+    if (work.item_size[s] == 0) continue;
+    const Array& array = *operand.stream[s];
+    gather(array.shape, array.strides, array.data, work.item_size[s], begin, n, dense[s]);
+    streams[s] = dense[s];
+  }
+  Reduced reduced = work.kernel.reduce(work.prepared, n, streams);
+  if (reduced.position >= 0) reduced.position += begin;
+  return reduced;
+}
+
+// Of equal keys the first counts.
+Reduced tree_of(std::span<Reduced> blocks) {
+  return tree(blocks, [](Reduced left, const Reduced& right) {
+    left.add(right);
+    return left;
+  });
+}
+
+char* element(const Array& array, std::int64_t index) {
+  char* at = array.data;
+  for (std::size_t axis = array.shape.size(); axis-- > 0; index /= array.shape[axis]) {
+    at += index % array.shape[axis] * array.strides[axis];
+  }
+  return at;
+}
+
+}  // namespace
+
+Reduction::Reduction(std::span<const Operand> operands) {
+  std::vector<std::int64_t> first{0};  // block of each operand; and one more
+  std::int64_t elements = 0;
+  for (const Operand& operand : operands) {
+    first.push_back(first.back() + (operand.needs_reduction() ? blocks(operand) : 0));
+    if (operand.needs_reduction()) elements += operand.stream[0]->size();
+  }
+  std::vector<Reduced> by_block(static_cast<std::size_t>(first.back()));
+  const auto reduce = [&](std::int64_t begin, std::int64_t end) {
+    const DefaultFloatingPoint guard;
+    auto i = static_cast<std::size_t>(std::upper_bound(first.begin(), first.end(), begin) - first.begin()) - 1;
+    for (std::int64_t unit = begin; unit < end; ++unit) {
+      while (unit >= first[i + 1]) ++i;
+      by_block[static_cast<std::size_t>(unit)] = reduce_block(operands[i], unit - first[i]);
+    }
+  };
+  parallel_for(first.back(), threads_for(elements), body(reduce));
+
+  std::vector<Reduced> list;
+  for (std::size_t i = 0; i < operands.size(); ++i) {
+    const Operand& operand = operands[i];
+    if (!operand.needs_reduction()) continue;
+    const auto own = std::span(by_block).subspan(static_cast<std::size_t>(first[i]),
+                                                 static_cast<std::size_t>(first[i + 1] - first[i]));
+    if (operand.work->kernel.settle != nullptr) {
+      of_arrays_.push_back({&operand, tree_of(own).sum});
+      continue;
+    }
+    for (const Reduced& reduced : own) {
+      if (reduced.key < of_list_.key) {
+        of_list_.key = reduced.key;
+        chosen_ = &operand;
+        index_ = reduced.position;
+      }
+    }
+    list.insert(list.end(), own.begin(), own.end());
+  }
+  of_list_ = tree_of(list);
+  if (chosen_ == nullptr) return;
+  for (std::size_t s = 0; s < max_streams; ++s) {
+    const auto size = static_cast<std::size_t>(chosen_->work->item_size[s]);
+    if (size != 0) std::memcpy(kept_[s].bytes, element(*chosen_->stream[s], index_), size);
+  }
+}
+
+void Reduction::settle() {
+  for (const OfArray& each : of_arrays_) {
+    Work& work = *each.operand->work;
+    work.kernel.settle(each.sum, each.operand->stream[first_state]->data, work.prepared);
+  }
+}
+
+void Reduction::update_chosen() const {
+  if (chosen_ == nullptr) return;
+  const Work& work = *chosen_->work;
+  Value values[max_streams];
+  void* streams[max_streams];
+  std::copy(std::begin(kept_), std::end(kept_), values);
+  for (std::size_t s = 0; s < max_streams; ++s) streams[s] = values[s].bytes;
+  work.kernel.update_chosen(of_list_.sum, work.prepared, streams);
+  for (std::size_t s = 0; s < max_streams; ++s) {
+    if (work.item_size[s] == 0 || s == gradient_stream) continue;
+    std::memcpy(element(*chosen_->stream[s], index_), values[s].bytes, static_cast<std::size_t>(work.item_size[s]));
+  }
+}
+
+}  // namespace fusedstep

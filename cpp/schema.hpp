@@ -1,0 +1,100 @@
+// The declarations of the rules with their types erased: what checks, messages, bindings and the C interface are made from.
+#pragma once
+
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "include/fusedstep/fusedstep.hpp"
+#include "loops/kernel.hpp"
+
+namespace fusedstep {
+
+// The largest struct of options of all rules.
+template <class... R>
+consteval std::size_t largest(TypeList<R...>) {
+  std::size_t size = 0;
+  ((size = sizeof(R) > size ? sizeof(R) : size), ...);
+  return size;
+}
+
+// The options of any rule, by value.
+struct alignas(8) Options {
+  unsigned char bytes[largest(AllRules{})];
+
+  template <class T>
+  T& at(const schema::Field& field) {
+    return *reinterpret_cast<T*>(bytes + field.offset);
+  }
+  template <class T>
+  const T& at(const schema::Field& field) const {
+    return *reinterpret_cast<const T*>(bytes + field.offset);
+  }
+
+  // Whether a field is anything but 0 or false.
+  bool is_on(const schema::Field& field) const;
+};
+
+// A dialect, with the options of any rule.
+struct AnyDialect {
+  const char* name;
+  const char* source;
+  const char* takes;
+  Options options;
+};
+
+struct RuleSchema {
+  const char* name;
+  std::size_t size;  // of the options
+  std::span<const schema::Field> fields;
+  std::span<const schema::State> states;
+  const schema::Field* used_with[max_states];  // of a state; null: it is always used
+  bool (*uses_otherwise)(const Options& options, int state);  // null: as `used_with` says
+  bool step_in_formula;
+  const schema::Field* step_used_with;  // null: always, where the step count is in the formula at all
+  Options (*defaults)();
+  bool (*needs_loss)(const Options& options);
+  std::string (*conflict)(const Options& options);  // what is wrong between two fields; empty: nothing
+  Prologue (*prologue)(const Options& options);
+  std::span<const AnyDialect> (*dialects)();
+
+  // Null if there is none of that name.
+  const schema::Field* field(std::string_view name) const;
+
+  // The state must exist where these options are set.
+  bool uses(const Options& options, std::size_t state) const {
+    if (uses_otherwise != nullptr) return uses_otherwise(options, static_cast<int>(state));
+    return used_with[state] == nullptr || options.is_on(*used_with[state]);
+  }
+
+  // The update depends on its number.
+  bool uses_step(const Options& options) const {
+    return step_in_formula && (step_used_with == nullptr || options.is_on(*step_used_with));
+  }
+};
+
+const RuleSchema& schema_of(RuleId rule);
+
+// By name. std::invalid_argument, which lists the names, for any other than those of the rules.
+RuleId rule_named(std::string_view name);
+
+// By name, limits included. For the benchmark.
+RuleId rule_or_limit_named(std::string_view name);
+
+// "'a', 'b', 'c'"
+std::string listed(std::span<const char* const> names);
+
+// std::invalid_argument, with the name, the value and the range, if a field is not finite, out of its range or at odds
+// with another.
+void check(const RuleSchema& rule, const Options& options);
+void check(const schema::Field& field, const Options& options);
+
+// An AnyRule's insides, which embedders do not see.
+struct RuleAccess {
+  static RuleId id(const AnyRule& rule) { return rule.id_; }
+  static const RuleSchema& schema(const AnyRule& rule) { return schema_of(rule.id_); }
+  static Options options(const AnyRule& rule);
+  static AnyRule make(RuleId rule, const Options& options);
+};
+
+}  // namespace fusedstep
