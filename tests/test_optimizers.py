@@ -896,6 +896,7 @@ def test_verification_watches_gradients(zero: bool, monkeypatch: pytest.MonkeyPa
     param, grad = np.ones((2, 2), np.float32), np.ones((2, 2), np.float32)
     true = fs.reference.rmsprop_
 
+    @functools.wraps(true)
     def spoiling(*args: Any, **kwargs: Any) -> None:
         true(*args, **kwargs)
         grad[1, 0] = 7.0
@@ -903,6 +904,20 @@ def test_verification_watches_gradients(zero: bool, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(fs.reference, "rmsprop_", spoiling)
     with pytest.raises(fs.VerificationError, match=r"gradient of parameter '0'.*\(1, 0\)"):
         fs.RMSprop([param], verify="every").step([grad], zero_grads=zero)
+
+
+def test_verification_tells_minus_0_from_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison is one of bits."""
+    true = fs.reference.rmsprop_
+
+    @functools.wraps(true)
+    def negated(param: Array, *args: Any, **kwargs: Any) -> None:
+        true(param, *args, **kwargs)
+        param *= -1
+
+    monkeypatch.setattr(fs.reference, "rmsprop_", negated)
+    with pytest.raises(fs.VerificationError, match=r"parameter '0'.*-0\.0"):
+        fs.RMSprop([np.zeros(3)], verify="every").step([np.zeros(3)])
 
 
 @pytest.mark.parametrize("options", STEP_OPTIONS)
