@@ -153,7 +153,8 @@ def test_classes_refuse_bad_arrays(case: Case, bad: BadArray) -> None:
 @each_dtype
 @each_storage
 def test_arrays_that_seem_larger_than_memory(case: Case, dtype: np.dtype[Any]) -> None:
-    """2^44 elements in the place of one: refused for what is wrong with them, before as much memory is asked for."""
+    """2^44 elements in the place of one: refused for what is wrong with them, before as much memory is asked for. So
+    are two that lie further apart than 64 bits can count in bytes."""
     endless = np.ones(1, dtype)
     shape = (2**22, 2**22)
     many = as_strided(endless, shape, (0, 0))
@@ -163,6 +164,10 @@ def test_arrays_that_seem_larger_than_memory(case: Case, dtype: np.dtype[Any]) -
         sign = arrays[name].dtype == np.int8
         arrays[name] = as_strided(np.zeros(1, np.int8), shape, (0, 0)) if sign else many
         with refused(ValueError, [name, str(shape), "share memory" if name == "param" else "shape"], memory, name):
+            case.call(arrays)
+        arrays = good_arrays(case, dtype, (3,))
+        arrays[name] = as_strided(np.zeros(1, arrays[name].dtype), (3,), (2**62,))
+        with refused(ValueError, [name, "larger than any memory"], memory, name):
             case.call(arrays)
     for verify in ("never", "first", "every"):
         good = np.ones(3, dtype)
@@ -288,6 +293,22 @@ def test_a_gradient_and_a_parameter_of_an_optimizer(case: Case, pair: Pair) -> N
         optimizer.step(grads, zero_grads=True, **loss_of(case))
         assert not a.any()
         assert not b.any()
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(("long", "between", "bad"))], ids=str)
+def test_an_overlap_behind_other_arrays(order: tuple[str, ...]) -> None:
+    """Arrays that lie in the gaps of a long one, between its start and the place where another shares its memory, hide
+    nothing: neither of two parameters nor of a gradient."""
+    memory = fill(np.zeros(64, np.float32))
+    arrays = {"long": memory[0:60:2], "between": memory[1:9:2], "bad": memory[30:32]}
+    with refused(ValueError, ["'long'", "'bad'", "shares memory"], [memory]):
+        fs.Adagrad({name: arrays[name] for name in order})
+    params = {**arrays, "bad": np.ones(2, np.float32)}
+    optimizer = fs.Adagrad({name: params[name] for name in order})
+    grads = {name: arrays["bad"] if name == "bad" else np.ones(param.shape, np.float32)
+             for name, param in params.items()}  # fmt: skip
+    with refused(ValueError, ["gradient of parameter 'bad'", "'long'", "shares memory"], memory_of(optimizer)):
+        optimizer.step(grads)
 
 
 @each_dtype
