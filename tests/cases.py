@@ -1,7 +1,7 @@
-"""Write down updates with what the reference makes of them, for tests/cpp/replay.cpp to run where Python is not.
+"""Write updates with the reference's results to a file, for tests/cpp/replay.cpp to replay without Python.
 
-``python tests/cases.py FILE``: every case and every combination of options of the registry, in both types; short
-lengths, special values, lengths around which work is cut, and hyperparameters drawn at random.
+``python tests/cases.py FILE`` writes every case and every combination of options of the registry, in both types, with
+short lengths, special values, lengths at which work is divided, and hyperparameters drawn at random.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ import dataclasses
 import inspect
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
 import fusedstep as fs
-from c_structs import DTYPE_CODES, rule_struct
 from checks import Problem, make_problem, solve
+from fusedstep import _core
 from registry import CASES, COMBINATIONS, DRAWN, DTYPES, FIRST_OF_RULE, SPECIAL_LENGTH, SWITCHES, Case, ordinary, rose
+
+DTYPE_CODES = {"f": 0, "d": 1, "b": 2}
+"""FUSEDSTEP_FLOAT32, FUSEDSTEP_FLOAT64 and FUSEDSTEP_INT8, by NumPy's characters."""
 
 SHORT = (0, 1, 7, 37)
 CUT = ((1, 1025), (33, 65))
@@ -27,8 +30,26 @@ LARGE = (307, 131)
 DRAWS = 20
 
 
+def c_options(case: Case, now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of C for the functional form at a step: a state or a step that is given turns a flag on."""
+    rule = _core.rules()[case.rule]
+    given = {**case.options, **now}
+    switches = [rule["states"][state.name]["used_with"] for state in case.states]
+    if given.pop("step", None) is not None:
+        switches.append(rule["step"])
+    flags = {name for name, field in rule["fields"].items() if field["kind"] == "flag"}
+    return {**given, **dict.fromkeys(flags.intersection(switches), True)}
+
+
+def as_text(value: Any) -> str:
+    """Write an option's value as tests/cpp/replay.cpp reads it: a number, two numbers, or a name."""
+    if isinstance(value, tuple):
+        return ",".join(map(as_text, value))
+    return value if isinstance(value, str) else repr(float(value))
+
+
 def drawn(case: Case, rng: np.random.Generator) -> Case:
-    """The case with all hyperparameters that it has drawn at random, and with the number of its steps."""
+    """Return the case with its hyperparameters and its first step count drawn at random."""
     takes = {*inspect.signature(getattr(fs.reference, case.function_name)).parameters} - SWITCHES | {*case.options}
     before = int(10 ** rng.uniform(0, 5))
     return dataclasses.replace(
@@ -72,15 +93,15 @@ def write(file: IO[bytes], problem: Problem) -> None:
     text(case.rule)
     numbers(*problem.shape)
     numbers(len(start))
-    for array in start.values():
+    for name, array in start.items():
+        text(name)
         numbers(DTYPE_CODES[array.dtype.char], array.ndim == 0)
         file.write(array.tobytes())
     numbers(len(problem.after))
     for t, (grad, after) in enumerate(zip(problem.values.grads, problem.after, strict=True), 1):
         now = case.at_step(t, rose(t))
-        options = bytes(rule_struct(case, now))
-        numbers(now.get("step", t), len(options))
-        file.write(options)
+        numbers(now.get("step", t))
+        text("".join(f"{name}={as_text(value)}\n" for name, value in c_options(case, now).items()))
         file.write(grad.tobytes())
         for name in start:
             file.write(after[name].tobytes())

@@ -1,4 +1,4 @@
-"""Building C and C++ programs against the library in the tests: found tools, and builds that are made once a run."""
+"""Build C and C++ programs against the library: find the tools, and build each thing once per test run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONSUMER = TESTS / "consumer"
 
 
 def tool(*names: str) -> str:
-    """Return the path of the first of some programs that there is; those installed beside Python come first."""
+    """Return the path of the first of some programs that is installed, with those beside Python first; else skip."""
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
     for name in names:
         if found := shutil.which(name, path=path):
@@ -36,7 +36,7 @@ def cc() -> str:
 
 
 def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
-    """Run a program and return what it prints; a failed one fails the test with all that it said."""
+    """Run a program and return its output. If it fails, the test fails with all its output."""
     words = [str(part) for part in command]
     done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{command} returned {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -49,12 +49,12 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
 
 
 def scratch(name: str) -> Path:
-    """Return a new folder of this run."""
+    """Return a new folder that is deleted after this run."""
     return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=_scratch().name))
 
 
 def once(build: Callable[[], Path]) -> Callable[[], Path]:
-    """Build once a run: one that failed fails again at once."""
+    """Build once per run. A build that failed is not repeated, but fails again at once."""
     failed: list[BaseException] = []
 
     @functools.cache
@@ -71,19 +71,19 @@ def once(build: Callable[[], Path]) -> Callable[[], Path]:
 
 
 def sources() -> Path:
-    """Return the library's source tree; skip where the tests are away from it."""
+    """Return the library's source tree; skip if the tests run without it."""
     if not (ROOT / "CMakeLists.txt").is_file() or not (ROOT / "cpp" / "api.cpp").is_file():
         pytest.skip("the source tree is not here")
     return ROOT
 
 
 def generator() -> list[str]:
-    """Return CMake's options for Ninja, where it is installed beside Python."""
+    """Return CMake's options for Ninja if it is installed beside Python."""
     return ["-G", "Ninja"] if shutil.which("ninja", path=sysconfig.get_path("scripts")) else []
 
 
 def cmake_build(source: Path, build: Path, *options: str) -> None:
-    """Configure and build, with a warning of CMake's own turned into an error."""
+    """Configure and build. CMake's developer warnings are errors."""
     cxx()
     run(tool("cmake"), "-S", source, "-B", build, *generator(), "-DCMAKE_BUILD_TYPE=Release", "-Werror=dev", *options)
     run(tool("cmake"), "--build", build, "--parallel", "2")
@@ -91,7 +91,7 @@ def cmake_build(source: Path, build: Path, *options: str) -> None:
 
 @once
 def installed() -> Path:
-    """Build the library without Python, as static, and install it; return the prefix."""
+    """Build the static library without Python and install it; return the prefix."""
     build = scratch("static")
     prefix = scratch("prefix")
     cmake_build(sources(), build, "-DFUSEDSTEP_PYTHON=OFF", "-DFUSEDSTEP_WERROR=ON", f"-DCMAKE_INSTALL_PREFIX={prefix}")
@@ -101,7 +101,7 @@ def installed() -> Path:
 
 @once
 def subproject() -> Path:
-    """Build the consumer with the library as a part of it, shared; return its build folder."""
+    """Build the consumer with the shared library as a part of it; return the build folder."""
     build = scratch("subproject")
     cmake_build(CONSUMER, build, f"-DFUSEDSTEP_SOURCE={sources()}", "-DBUILD_SHARED_LIBS=ON")
     return build
@@ -114,7 +114,7 @@ def shared_library() -> Path:
 
 
 def consumer_of(name: str, package: str | Path) -> Path:
-    """Build the consumer against an installed package, given its folder of CMake files or its prefix."""
+    """Build the consumer against an installed package, found by the folder of its CMake files or its prefix."""
     build = scratch(name)
     where = f"-Dfusedstep_DIR={package}" if Path(package, "fusedstepConfig.cmake").is_file() else ""
     cmake_build(CONSUMER, build, where or f"-DCMAKE_PREFIX_PATH={package}")

@@ -22,7 +22,7 @@ def test_numpy_loop() -> None:
 
 @native.once
 def built() -> Path:
-    """Build the examples against the installed package, as the first line of their CMake file says."""
+    """Build the examples against the installed package with the command in their CMake file."""
     native.cc()
     build = native.scratch("examples")
     native.cmake_build(EXAMPLES, build, f"-Dfusedstep_DIR={fs.get_cmake_dir()}")
@@ -37,9 +37,20 @@ def test_the_trainer_in_cpp() -> None:
     assert native.run(built() / "trainer").splitlines() == [FITTED, refused]
 
 
+PRINTED_BY_C = [FITTED, "refused: lr: expected a finite number with lr >= 0, got -1"]
+
+
 def test_the_program_in_c() -> None:
-    refused = "refused: lr: expected a finite number with lr >= 0, got -1"
-    assert native.run(built() / "program").splitlines() == [FITTED, refused]
+    assert native.run(built() / "program").splitlines() == PRINTED_BY_C
+
+
+def test_the_program_in_c_with_the_shared_library(tmp_path: Path) -> None:
+    """The header is C11 without a warning."""
+    library = native.shared_library()
+    native.run(native.cc(), "-std=c11", "-Wall", "-Wextra", "-pedantic", "-Werror", "-I",
+               native.sources() / "cpp" / "include", EXAMPLES / "program.c", "-o", tmp_path / "program", library, "-lm",
+               f"-Wl,-rpath,{library.parent}")  # fmt: skip
+    assert native.run(tmp_path / "program").splitlines() == PRINTED_BY_C
 
 
 def test_the_drop_in_for_pytorch() -> None:

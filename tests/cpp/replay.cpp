@@ -1,16 +1,17 @@
-// Runs updates that tests/cases.py wrote down, each with what the NumPy reference makes of it, through the C ABI: every
-// instruction set that this machine has, several layouts, one thread and several, and a caller whose rounding mode and
-// flush-to-zero bits are set otherwise. All bits must be the reference's, but for the sign and payload of a NaN, and no
-// byte between or beside the elements may change. So any processor, and any emulator, is held against the reference
-// without a Python of its own.
+// Replays the updates that tests/cases.py wrote to a file with the NumPy reference's results. They go through the C ABI:
+// every instruction set of this machine, several layouts, one thread and several, and a caller with another rounding
+// mode and flush-to-zero. All bits must be the reference's, except the sign and payload of a NaN, and no byte between or
+// beside the elements may change. This checks any processor, and any emulator, without a Python of its own.
 #include <cfenv>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iterator>
 #include <memory>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -40,22 +41,26 @@ std::uint64_t state() {
 void set_state(std::uint64_t state) { asm volatile("msr fpcr, %0" ::"r"(state)); }
 #endif
 
-// Rounds upwards and flushes subnormals while it lives; says whether a callee left that as it was.
+// Rounds upwards and flushes subnormals while it lives; says whether a callee left these settings alone.
 class Hostile {
  public:
-  explicit Hostile(bool hostile) : before_(state()) {
+  explicit Hostile(bool hostile) : rounding_(std::fegetround()), before_(state()) {
     if (hostile) {
       std::fesetround(FE_UPWARD);
       set_state(state() | flush_to_zero);
     }
     set_ = state();
   }
-  ~Hostile() { set_state(before_); }
+  ~Hostile() {
+    std::fesetround(rounding_);  // of x87 as well, by which strtod rounds
+    set_state(before_);
+  }
   Hostile(const Hostile&) = delete;
   Hostile& operator=(const Hostile&) = delete;
   bool kept() const { return state() == set_; }
 
  private:
+  int rounding_;
   std::uint64_t before_;
   std::uint64_t set_;
 };
@@ -96,20 +101,54 @@ class Reader {
 
 // A dense array of the file: rows x columns in C order, or one number.
 struct Values {
+  std::string name;
   std::int32_t dtype;
   bool scalar;
   std::vector<char> bytes;
 };
 
+void must(std::int32_t code) {
+  if (code != FUSEDSTEP_OK) throw std::runtime_error(fusedstep_last_error());
+}
+
+using Rule = std::unique_ptr<fusedstep_rule, decltype(&fusedstep_rule_destroy)>;
+
+// A value is a number, two numbers with a comma between them, or a name.
+void set(fusedstep_rule* rule, const char* name, const char* value) {
+  char* end = nullptr;
+  const double number = std::strtod(value, &end);
+  must(*end == ','                    ? fusedstep_rule_set_pair(rule, name, number, std::strtod(end + 1, nullptr))
+       : *end == '\0' && end != value ? fusedstep_rule_set(rule, name, number)
+                                      : fusedstep_rule_set_choice(rule, name, value));
+}
+
+// `options` has a line per option, name=value; `start` is the parameter and the states that the rule must use.
+Rule make_rule(const std::string& name, const std::string& options, const std::vector<Values>& start) {
+  fusedstep_rule* made = nullptr;
+  must(fusedstep_rule_create(name.c_str(), nullptr, &made));
+  Rule rule(made, fusedstep_rule_destroy);
+  std::istringstream lines(options);
+  for (std::string option, value; std::getline(lines, option, '=') && std::getline(lines, value);) {
+    set(made, option.c_str(), value.c_str());
+  }
+  for (std::size_t k = 1; k <= start.size(); ++k) {
+    const char* state = fusedstep_rule_state(made, static_cast<std::int32_t>(k - 1));
+    const std::string found = state == nullptr ? "" : state;
+    const std::string expected = k < start.size() ? start[k].name : "";
+    if (found != expected) throw std::runtime_error(name + ": state '" + found + "' in place of '" + expected + "'");
+  }
+  return rule;
+}
+
 struct Step {
-  std::int64_t time;
-  std::vector<char> options;
+  std::int64_t count;
+  Rule rule;
   std::vector<char> gradient;
   std::vector<std::vector<char>> after;  // the parameter, and each state
 };
 
 struct Case {
-  std::string name, rule;
+  std::string name;
   std::int64_t rows, columns;
   std::vector<Values> start;  // the parameter, and each state
   std::vector<Step> steps;
@@ -122,22 +161,23 @@ std::int64_t size_of(std::int32_t dtype) {
 Case read_case(Reader& file) {
   Case made;
   made.name = file.text();
-  made.rule = file.text();
+  const std::string rule = file.text();
   made.rows = file.number();
   made.columns = file.number();
   const auto size = [&](const Values& v) {
     return static_cast<std::size_t>((v.scalar ? 1 : made.rows * made.columns) * size_of(v.dtype));
   };
   for (std::int64_t k = file.number(); k > 0; --k) {
-    Values values{static_cast<std::int32_t>(file.number()), file.number() != 0, {}};
+    Values values;
+    values.name = file.text();
+    values.dtype = static_cast<std::int32_t>(file.number());
+    values.scalar = file.number() != 0;
     values.bytes = file.bytes(size(values));
     made.start.push_back(std::move(values));
   }
   for (std::int64_t k = file.number(); k > 0; --k) {
-    Step step;
-    step.time = file.number();
-    step.options = file.bytes(static_cast<std::size_t>(file.number()));
-    step.gradient = file.bytes(size(made.start[0]));
+    const std::int64_t count = file.number();
+    Step step{count, make_rule(rule, file.text(), made.start), file.bytes(size(made.start[0])), {}};
     for (const Values& values : made.start) step.after.push_back(file.bytes(size(values)));
     made.steps.push_back(std::move(step));
   }
@@ -150,7 +190,7 @@ enum class Layout { dense, offset, every_2nd, reversed, transposed, rows_cut_out
 constexpr Layout layouts[] = {Layout::dense,    Layout::offset,     Layout::every_2nd,
                               Layout::reversed, Layout::transposed, Layout::rows_cut_out};
 
-// An array in a layout, in the middle of memory that is filled with a canary.
+// An array in a layout, in the middle of memory filled with a canary.
 class Placed {
  public:
   Placed(const Values& values, std::int64_t rows, std::int64_t columns, Layout layout)
@@ -193,7 +233,7 @@ class Placed {
     each([&](char* at, std::int64_t k) { std::memcpy(at, dense.data() + k * item_, static_cast<std::size_t>(item_)); });
   }
 
-  // How many elements differ in a bit; any NaN is any other.
+  // How many elements differ in a bit. NaNs are equal.
   std::int64_t differences(const std::vector<char>& dense) {
     std::int64_t count = 0;
     each([&](char* at, std::int64_t k) {
@@ -206,7 +246,7 @@ class Placed {
     return count;
   }
 
-  // Whether a byte that is no element's changed. Afterwards the elements are gone.
+  // Whether a byte outside the elements changed. This overwrites the elements.
   bool damaged() {
     each([&](char* at, std::int64_t) {
       std::memcpy(at, untouched_.data() + (at - memory_.data()), static_cast<std::size_t>(item_));
@@ -242,27 +282,7 @@ class Placed {
 
 // ----------------------------------------------------------------------------------------------------------------- runs
 
-std::int32_t call(const std::string& rule, const Step& step, const fusedstep_array* parameter,
-                  const fusedstep_array* gradient, const std::vector<fusedstep_array>& states) {
-  const auto count = static_cast<std::int32_t>(states.size());
-#define CALL(name)                                                                                                  \
-  if (rule == #name) {                                                                                              \
-    fusedstep_##name options;                                                                                       \
-    if (step.options.size() != sizeof options) throw std::runtime_error(rule + ": options of another size");        \
-    std::memcpy(&options, step.options.data(), sizeof options);                                                     \
-    return fusedstep_##name##_step(&options, step.time, parameter, gradient, states.data(), count);                 \
-  }
-  CALL(rmsprop)
-  CALL(adagrad)
-  CALL(rprop)
-  CALL(proximal_adagrad)
-  CALL(adagrad_da)
-  CALL(adagrad_norm)
-#undef CALL
-  throw std::runtime_error("there is no rule " + rule);
-}
-
-// What is wrong; nothing if all is right.
+// Returns what is wrong, or an empty text.
 std::string run(const Case& problem, Layout layout, Layout of_gradient, bool hostile) {
   Placed parameter(problem.start[0], problem.rows, problem.columns, layout);
   Placed gradient(problem.start[0], problem.rows, problem.columns, of_gradient);
@@ -278,15 +298,15 @@ std::string run(const Case& problem, Layout layout, Layout of_gradient, bool hos
     gradient.fill(step.gradient);
     {
       const Hostile caller(hostile);
-      const std::int32_t code = call(problem.rule, step, &parameter.array(), &gradient.array(), arrays);
+      const std::int32_t code = fusedstep_step(step.rule.get(), step.count, &parameter.array(), &gradient.array(),
+                                               arrays.data(), static_cast<std::int32_t>(arrays.size()));
       if (code != FUSEDSTEP_OK) return where + fusedstep_last_error();
       if (!caller.kept()) return where + "the caller's floating-point state changed";
     }
     for (std::size_t k = 0; k < step.after.size(); ++k) {
       Placed& found = k == 0 ? parameter : *states[k - 1];
       if (const std::int64_t count = found.differences(step.after[k]); count != 0) {
-        return where + std::to_string(count) + " elements of " + (k == 0 ? "the parameter" : "state " + std::to_string(k)) +
-               " differ";
+        return where + std::to_string(count) + " elements of " + problem.start[k].name + " differ";
       }
     }
     if (gradient.differences(step.gradient) != 0) return where + "the gradient changed";
@@ -307,11 +327,11 @@ int main(int argc, char** argv) try {
     ++cases;
     const bool large = problem.rows * problem.columns > 10'000;
     for (const std::string& isa : fusedstep::available_isas()) {
-      if (fusedstep_force_isa(isa.c_str()) != FUSEDSTEP_OK) throw std::runtime_error(fusedstep_last_error());
+      must(fusedstep_force_isa(isa.c_str()));
       for (std::size_t k = 0; k < std::size(layouts); ++k) {
         for (const int threads : large ? std::vector<int>{1, 3} : std::vector<int>{1}) {
-          if (fusedstep_set_num_threads(threads) != FUSEDSTEP_OK) throw std::runtime_error(fusedstep_last_error());
-          // The gradient lies otherwise in every second run, and the caller is hostile in every third.
+          must(fusedstep_set_num_threads(threads));
+          // The gradient has another layout in every second run, and the caller is hostile in every third.
           const Layout of_gradient = runs % 2 == 0 ? layouts[k] : layouts[(k + 3) % std::size(layouts)];
           const std::string told = run(problem, layouts[k], of_gradient, runs % 3 == 0);
           ++runs;

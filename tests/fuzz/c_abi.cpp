@@ -1,8 +1,8 @@
-// libFuzzer over the C ABI: any options, sizes, strides, types, null pointers and overlaps, as long as every element of
-// every view lies in memory that is there; what lies outside is poison to the address sanitizer. Held against:
-// - no error of the library's own (FUSEDSTEP_INTERNAL), and no failure without a message;
-// - a call that fails has written nothing;
-// - a call that succeeds has written elements of the arrays that it may write, and no byte else;
+// libFuzzer over the C ABI: any names, options, sizes, strides, types, null pointers and overlaps, as long as every
+// element of every view lies in allocated memory. The address sanitizer watches what lies outside. It checks that
+// - no call fails with FUSEDSTEP_INTERNAL or without a message;
+// - a call that fails changes nothing;
+// - a call that succeeds writes only elements of the arrays that it may write;
 // - an update of views, in any layout, has the bits of the same update of dense copies.
 #include <algorithm>
 #include <cmath>
@@ -20,6 +20,7 @@
 #include <fuzzer/FuzzedDataProvider.h>
 
 #include <fusedstep/fusedstep.h>
+#include <fusedstep/rules.hpp>
 
 namespace {
 
@@ -33,9 +34,9 @@ using Data = FuzzedDataProvider;
     }                                                                                                       \
   } while (false)
 
-// Where the data is used up, all of it reads as 0: a choice of 0 is the ordinary one.
+// Once the data is used up, it reads as 0: a choice of 0 is the ordinary one.
 
-// Beyond this many elements a call that is right takes too long.
+// A valid call with more elements takes too long.
 constexpr __int128 most_elements = 1 << 16;
 
 constexpr __int128 most_reach = static_cast<__int128>(1) << 100;
@@ -77,7 +78,7 @@ double any_real(Data& data) {
 
 using Memory = std::vector<unsigned char>;
 
-// A view of a piece of memory, and its geometry in memory of its own that is as short as it may be.
+// A view of a piece of memory. Its shape and strides have the shortest memory that they need.
 struct View {
   fusedstep_array array{};
   std::unique_ptr<std::int64_t[]> shape, strides;
@@ -93,7 +94,7 @@ struct View {
     for (std::size_t k = axis + 1; k < dimensions(); ++k) dense *= static_cast<std::uint64_t>(array.shape[k]);
     return static_cast<std::int64_t>(dense);
   }
-  // Saturated; 0 where there are none.
+  // Saturated.
   __int128 elements() const {
     constexpr __int128 limit = static_cast<__int128>(1) << 100;
     __int128 n = 1;
@@ -160,7 +161,7 @@ View make_view(Data& data, Memory& memory, std::int32_t usual_type, const View* 
     return view;
   }
 
-  // Into memory, with all that is reached from the first element; what does not fit becomes one element.
+  // Place it in memory with all that its strides reach. A view that does not fit is cut to one element.
   const auto available = static_cast<std::int64_t>(memory.size());
   for (const bool second_try : {false, true}) {
     if (view.elements() == 0) break;
@@ -186,53 +187,133 @@ View make_view(Data& data, Memory& memory, std::int32_t usual_type, const View* 
   return view;
 }
 
-// ------------------------------------------------------------------------------------------------------------- options
+void check_code(std::int32_t code) {
+  REQUIRE(code == FUSEDSTEP_OK || code == FUSEDSTEP_INVALID_ARGUMENT || code == FUSEDSTEP_NONFINITE ||
+          code == FUSEDSTEP_OUT_OF_MEMORY);
+  REQUIRE(code == FUSEDSTEP_OK || *fusedstep_last_error() != '\0');
+}
 
-struct Rule {
+// --------------------------------------------------------------------------------------------------------------- rules
+
+using fusedstep::schema::Kind;
+
+// What a rule declares.
+struct Schema {
   const char* name;
-  std::size_t size;
-  std::int32_t (*init)(void*);
-  std::int32_t (*step)(const void*, std::int64_t, const fusedstep_array*, const fusedstep_array*, const fusedstep_array*,
-                       std::int32_t);
-  std::vector<std::size_t> reals;
-  std::vector<std::size_t> bytes;
+  std::span<const fusedstep::schema::Field> fields;
+  std::span<const fusedstep::schema::State> states;
+  std::vector<const char*> dialects;
 };
 
-#define RULE(name, ...)                                                                                               \
-  {                                                                                                                   \
-    #name, sizeof(fusedstep_##name), [](void* o) { return fusedstep_##name##_init(static_cast<fusedstep_##name*>(o), sizeof(fusedstep_##name)); }, \
-        [](const void* o, std::int64_t t, const fusedstep_array* p, const fusedstep_array* g, const fusedstep_array* s, \
-           std::int32_t n) {                                                                                          \
-          return fusedstep_##name##_step(static_cast<const fusedstep_##name*>(o), t, p, g, s, n);                      \
-        },                                                                                                            \
-        __VA_ARGS__                                                                                                   \
+const std::vector<Schema> schemas = [] {
+  std::vector<Schema> all;
+  fusedstep::for_each_rule([&]<class R>() {
+    using Declared = fusedstep::Schema<R>;
+    Schema& made = all.emplace_back(Schema{Declared::name, Declared::fields, Declared::states, {}});
+    if constexpr (requires { Declared::dialects; }) {
+      for (const auto& dialect : Declared::dialects) made.dialects.push_back(dialect.name);
+    }
+  });
+  return all;
+}();
+
+template <class List>
+const auto& pick(Data& data, const List& from) {
+  return from[data.ConsumeIntegralInRange<std::size_t>(0, from.size() - 1)];
+}
+
+using Rule = std::unique_ptr<fusedstep_rule, decltype(&fusedstep_rule_destroy)>;
+
+Rule create(const char* name, const char* dialect) {
+  fusedstep_rule* rule = nullptr;
+  const std::int32_t code = fusedstep_rule_create(name, dialect, &rule);
+  check_code(code);
+  REQUIRE((code == FUSEDSTEP_OK) == (rule != nullptr));
+  return {rule, fusedstep_rule_destroy};
+}
+
+// One number, two numbers or a name.
+struct Value {
+  double numbers[2] = {};
+  std::string name;
+
+  bool operator==(const Value& other) const {
+    const auto same = [](double x, double y) { return x == y || (std::isnan(x) && std::isnan(y)); };
+    return same(numbers[0], other.numbers[0]) && same(numbers[1], other.numbers[1]) && name == other.name;
   }
-#define AT(rule, member) offsetof(fusedstep_##rule, member)
-
-const std::vector<Rule> rules{
-    RULE(rmsprop,
-         {AT(rmsprop, lr), AT(rmsprop, alpha), AT(rmsprop, eps), AT(rmsprop, momentum), AT(rmsprop, weight_decay)},
-         {AT(rmsprop, eps_inside_sqrt), AT(rmsprop, centered), AT(rmsprop, nesterov), AT(rmsprop, momentum_form),
-          AT(rmsprop, bias_correction), AT(rmsprop, decoupled_weight_decay), AT(rmsprop, maximize)}),
-    RULE(adagrad, {AT(adagrad, lr), AT(adagrad, eps), AT(adagrad, lr_decay), AT(adagrad, weight_decay)},
-         {AT(adagrad, eps_inside_sqrt), AT(adagrad, decoupled_weight_decay), AT(adagrad, maximize)}),
-    RULE(rprop,
-         {AT(rprop, lr), AT(rprop, etas[0]), AT(rprop, etas[1]), AT(rprop, step_sizes[0]), AT(rprop, step_sizes[1]),
-          AT(rprop, weight_decay)},
-         {AT(rprop, variant), AT(rprop, loss_increased), AT(rprop, decoupled_weight_decay), AT(rprop, maximize)}),
-    RULE(proximal_adagrad,
-         {AT(proximal_adagrad, lr), AT(proximal_adagrad, l1), AT(proximal_adagrad, l2),
-          AT(proximal_adagrad, weight_decay)},
-         {AT(proximal_adagrad, decoupled_weight_decay), AT(proximal_adagrad, maximize)}),
-    RULE(adagrad_da, {AT(adagrad_da, lr), AT(adagrad_da, l1), AT(adagrad_da, l2), AT(adagrad_da, weight_decay)},
-         {AT(adagrad_da, decoupled_weight_decay), AT(adagrad_da, maximize)}),
-    RULE(adagrad_norm, {AT(adagrad_norm, lr), AT(adagrad_norm, eps), AT(adagrad_norm, weight_decay)},
-         {AT(adagrad_norm, decoupled_weight_decay), AT(adagrad_norm, maximize)}),
 };
+
+Value value_of(const fusedstep_rule* rule, const fusedstep::schema::Field& field) {
+  Value value;
+  const char* name = "";
+  REQUIRE((field.kind == Kind::pair     ? fusedstep_rule_get_pair(rule, field.name, value.numbers, value.numbers + 1)
+           : field.kind == Kind::choice ? fusedstep_rule_get_choice(rule, field.name, &name)
+                                        : fusedstep_rule_get(rule, field.name, value.numbers)) == FUSEDSTEP_OK);
+  value.name = name;
+  return value;
+}
+
+// Sets an option, mostly by its own name and kind. A refused value changes nothing.
+void set_option(Data& data, fusedstep_rule* rule, const fusedstep::schema::Field& field) {
+  const int whim = data.ConsumeIntegralInRange(0, 63);
+  const std::string name = whim == 1 ? data.ConsumeRandomLengthString(9) : field.name;
+  const Kind kind = whim == 2 ? static_cast<Kind>(data.ConsumeIntegralInRange(0, 3)) : field.kind;
+  const Value before = value_of(rule, field);
+  Value value;
+  std::int32_t code = FUSEDSTEP_OK;
+  if (kind == Kind::choice) {
+    value.name = whim == 3 || field.choices.empty() ? data.ConsumeRandomLengthString(9) : pick(data, field.choices);
+    code = fusedstep_rule_set_choice(rule, name.c_str(), value.name.c_str());
+  } else if (kind == Kind::pair) {
+    for (double& x : value.numbers) x = data.ConsumeBool() ? data.ConsumeIntegralInRange(0, 3) : any_real(data);
+    code = fusedstep_rule_set_pair(rule, name.c_str(), value.numbers[0], value.numbers[1]);
+  } else {
+    value.numbers[0] = data.ConsumeBool() ? data.ConsumeIntegralInRange(0, 1) : any_real(data);
+    code = fusedstep_rule_set(rule, name.c_str(), value.numbers[0]);
+  }
+  check_code(code);
+  REQUIRE(name != field.name || value_of(rule, field) == (code == FUSEDSTEP_OK ? value : before));
+}
+
+Rule make_rule(Data& data, const Schema& schema) {
+  const bool from_dialect = data.ConsumeIntegralInRange(0, 7) == 7 && !schema.dialects.empty();
+  Rule rule = create(schema.name, from_dialect ? pick(data, schema.dialects) : nullptr);
+  REQUIRE(rule != nullptr);
+  for (const auto& field : schema.fields) {
+    if (data.ConsumeIntegralInRange(0, 3) == 3) set_option(data, rule.get(), field);
+  }
+  return rule;
+}
+
+std::vector<std::string> states_of(const fusedstep_rule* rule) {
+  std::vector<std::string> names;
+  while (const char* name = fusedstep_rule_state(rule, static_cast<std::int32_t>(names.size()))) names.push_back(name);
+  return names;
+}
+
+void any_names(Data& data) {
+  const std::string name = data.ConsumeBool() ? pick(data, schemas).name : data.ConsumeRandomLengthString(9);
+  const std::string other = data.ConsumeRandomLengthString(9);
+  const bool without = data.ConsumeBool();
+  const Rule rule = create(name.c_str(), without ? nullptr : other.c_str());
+  REQUIRE(create(nullptr, other.c_str()) == nullptr);
+  check_code(fusedstep_rule_create(name.c_str(), nullptr, nullptr));
+  REQUIRE(fusedstep_rule_state(rule.get(), data.ConsumeIntegralInRange(-2, -1)) == nullptr);
+  const auto result = std::make_unique<double>();
+  const char* text = nullptr;
+  for (const char* option : {other.c_str(), static_cast<const char*>(nullptr)}) {
+    check_code(fusedstep_rule_set(rule.get(), option, 0));
+    check_code(fusedstep_rule_set_pair(rule.get(), option, 0, 0));
+    check_code(fusedstep_rule_set_choice(rule.get(), option, nullptr));
+    check_code(fusedstep_rule_get(rule.get(), option, result.get()));
+    check_code(fusedstep_rule_get_pair(rule.get(), option, result.get(), nullptr));
+    check_code(fusedstep_rule_get_choice(rule.get(), option, &text));
+  }
+}
 
 using Struct = std::unique_ptr<unsigned char[]>;
 
-// The first bytes of a struct of `whole` bytes, in memory that ends where its `size` says.
+// A copy of a struct of `whole` bytes, mostly whole, in memory that ends where its `size` says.
 Struct cut(Data& data, const unsigned char* full, std::size_t whole) {
   std::uint64_t size = whole;
   if (data.ConsumeIntegralInRange(0, 31) == 31) {
@@ -245,31 +326,9 @@ Struct cut(Data& data, const unsigned char* full, std::size_t whole) {
   return made;
 }
 
-Struct make_options(Data& data, const Rule& rule) {
-  std::vector<unsigned char> full(rule.size);
-  REQUIRE(rule.init(full.data()) == FUSEDSTEP_OK);
-  for (const std::size_t at : rule.reals) {
-    if (data.ConsumeIntegralInRange(0, 3) != 3) continue;
-    const double x = any_real(data);
-    std::memcpy(full.data() + at, &x, sizeof x);
-  }
-  for (const std::size_t at : rule.bytes) {
-    const int whim = data.ConsumeIntegralInRange(0, 127);
-    if (whim > 64) full[at] = static_cast<unsigned char>(whim % (rule.name[1] == 'p' && at == rule.bytes[0] ? 7 : 2));
-    if (whim == 0) full[at] = data.ConsumeIntegral<unsigned char>();
-  }
-  return cut(data, full.data(), rule.size);
-}
-
 // -------------------------------------------------------------------------------------------------------------- checks
 
-void check_code(std::int32_t code) {
-  REQUIRE(code == FUSEDSTEP_OK || code == FUSEDSTEP_INVALID_ARGUMENT || code == FUSEDSTEP_NONFINITE ||
-          code == FUSEDSTEP_OUT_OF_MEMORY);
-  REQUIRE(code == FUSEDSTEP_OK || *fusedstep_last_error() != '\0');
-}
-
-// A call that failed has changed nothing; one that did not, elements of `written` alone.
+// A call that failed changed nothing; one that succeeded changed only elements of `written`.
 void check_memory(const Memory& memory, const Memory& before, std::int32_t code, const std::vector<const View*>& written) {
   if (code != FUSEDSTEP_OK) {
     REQUIRE(memory == before);
@@ -300,7 +359,7 @@ struct Dense {
   Dense(const Dense&) = delete;
   Dense(Dense&&) = default;
 
-  // Whether a view has these bits; any NaN is any other.
+  // Whether a view has these bits. NaNs are equal.
   bool same(const View& view) const {
     bool all = true;
     view.each([&](const char* at, std::int64_t i) {
@@ -328,26 +387,27 @@ struct Dense {
   std::size_t size;
 };
 
-std::int32_t state_type(const Rule& rule, std::size_t k, std::int32_t parameter) {
-  return rule.name == rules[2].name && k == 1 ? static_cast<std::int32_t>(FUSEDSTEP_INT8) : parameter;
-}
-
 void update_once(Data& data, Memory& memory) {
-  const Rule& rule = rules[data.ConsumeIntegralInRange<std::size_t>(0, rules.size() - 1)];
-  const Struct options = make_options(data, rule);
+  const Schema& schema = pick(data, schemas);
+  const Rule rule = make_rule(data, schema);
   const std::int32_t type = data.ConsumeIntegralInRange(0, 1);
   const View parameter = make_view(data, memory, type, nullptr);
   const View gradient = make_view(data, memory, type, &parameter);
   std::vector<View> states;
   const int whim = data.ConsumeIntegralInRange(0, 255);
-  const std::size_t usual = rule.name == rules[2].name || rule.name == rules[4].name ? 2 : 1;
-  const std::size_t count = whim < 64 ? data.ConsumeIntegralInRange<std::size_t>(0, 4) : usual;
+  const std::vector<std::string> usual = states_of(rule.get());
+  const std::size_t count = whim < 64 ? data.ConsumeIntegralInRange<std::size_t>(0, 4) : usual.size();
   const View scalar;
   for (std::size_t k = 0; k < count; ++k) {
-    const bool one = rule.name == rules[5].name && whim > 8;
-    states.push_back(make_view(data, memory, state_type(rule, k, type), one ? &scalar : &parameter));
+    auto storage = fusedstep::schema::Storage::as_parameter;
+    for (const auto& state : schema.states) {
+      if (k < usual.size() && state.name == usual[k]) storage = state.storage;
+    }
+    const bool bytes = storage == fusedstep::schema::Storage::int8;
+    const bool one = storage == fusedstep::schema::Storage::scalar && whim > 8;
+    states.push_back(make_view(data, memory, bytes ? std::int32_t{FUSEDSTEP_INT8} : type, one ? &scalar : &parameter));
   }
-  const std::int64_t time = data.ConsumeIntegralInRange(0, 15) == 15 ? any_number(data) : data.ConsumeIntegralInRange(1, 9);
+  const std::int64_t step = data.ConsumeIntegralInRange(0, 15) == 15 ? any_number(data) : data.ConsumeIntegralInRange(1, 9);
   const auto arrays = std::make_unique<fusedstep_array[]>(count);
   for (std::size_t k = 0; k < count; ++k) arrays[k] = states[k].array;
   const std::int32_t passed = static_cast<std::int32_t>(count) - (whim == 1 ? data.ConsumeIntegralInRange(1, 9) : 0);
@@ -363,8 +423,8 @@ void update_once(Data& data, Memory& memory) {
     }
   }
   const std::int32_t code =
-      rule.step(whim == 2 ? nullptr : options.get(), time, whim == 3 ? nullptr : &parameter.array,
-                whim == 4 ? nullptr : &gradient.array, whim == 5 ? nullptr : arrays.get(), passed);
+      fusedstep_step(whim == 2 ? nullptr : rule.get(), step, whim == 3 ? nullptr : &parameter.array,
+                     whim == 4 ? nullptr : &gradient.array, whim == 5 ? nullptr : arrays.get(), passed);
   check_code(code);
   std::vector<const View*> written{&parameter};
   for (const View& state : states) written.push_back(&state);
@@ -374,7 +434,7 @@ void update_once(Data& data, Memory& memory) {
   REQUIRE(dense.size() == views.size());
   std::vector<fusedstep_array> copies;
   for (std::size_t k = 2; k < dense.size(); ++k) copies.push_back(dense[k].array);
-  REQUIRE(rule.step(options.get(), time, &dense[0].array, &dense[1].array, copies.data(), passed) == FUSEDSTEP_OK);
+  REQUIRE(fusedstep_step(rule.get(), step, &dense[0].array, &dense[1].array, copies.data(), passed) == FUSEDSTEP_OK);
   for (std::size_t k = 0; k < views.size(); ++k) REQUIRE(dense[k].same(*views[k]));
 }
 
@@ -400,16 +460,16 @@ void norm(Data& data, Memory& memory) {
 
 // ----------------------------------------------------------------------------------------------------------- optimizers
 
-constexpr const char* state_names[] = {"square_avg", "grad_avg",  "momentum_buffer", "square_sum", "grad_sum",
-                                       "step_size",  "prev_sign", "",                "step"};
-
 // All states of all parameters, as bytes.
-std::vector<std::string> states_of(fusedstep_optimizer* optimizer, std::size_t count) {
+std::vector<std::string> contents(fusedstep_optimizer* optimizer, std::size_t count,
+                                  const std::vector<std::string>& names) {
   std::vector<std::string> all;
   for (std::size_t i = 0; i < count; ++i) {
-    for (const char* name : state_names) {
+    for (const std::string& name : names) {
       View state;
-      if (fusedstep_optimizer_state(optimizer, static_cast<std::int64_t>(i), name, &state.array) != FUSEDSTEP_OK) continue;
+      if (fusedstep_optimizer_state(optimizer, static_cast<std::int64_t>(i), name.c_str(), &state.array) != FUSEDSTEP_OK) {
+        continue;
+      }
       std::string bytes;
       state.each([&](const char* at, std::int64_t) {
         bytes.append(at, static_cast<std::size_t>(size_of(state.array.dtype)));
@@ -435,13 +495,18 @@ Struct make_step_options(Data& data) {
 }
 
 void optimize(Data& data, Memory& memory) {
-  const Rule& rule = rules[data.ConsumeIntegralInRange<std::size_t>(0, rules.size() - 1)];
+  const Schema& schema = pick(data, schemas);
+  const auto mostly_that = [&]() -> const Schema& {
+    return data.ConsumeIntegralInRange(0, 31) == 31 ? pick(data, schemas) : schema;
+  };
   const auto groups = data.ConsumeIntegralInRange<std::size_t>(1, 2);
-  std::vector<Struct> options;
-  const auto pointers = std::make_unique<const void*[]>(groups);
+  std::vector<Rule> rules;
+  std::vector<std::string> states{"", "step"};
+  const auto pointers = std::make_unique<const fusedstep_rule*[]>(groups);
   for (std::size_t k = 0; k < groups; ++k) {
-    options.push_back(make_options(data, rule));
-    pointers[k] = options.back().get();
+    rules.push_back(make_rule(data, mostly_that()));
+    pointers[k] = rules.back().get();
+    for (const std::string& name : states_of(pointers[k])) states.push_back(name);
   }
   const auto count = data.ConsumeIntegralInRange<std::size_t>(0, 3);
   std::vector<View> views;
@@ -457,17 +522,19 @@ void optimize(Data& data, Memory& memory) {
   Memory before = memory;
   fusedstep_optimizer* optimizer = nullptr;
   std::int32_t code = fusedstep_optimizer_create(
-      whim == 1 ? nullptr : whim == 2 ? "rm" : rule.name, whim == 3 ? nullptr : pointers.get(),
-      whim == 4 ? any_number(data) % 2 - 1 : static_cast<std::int64_t>(groups), whim == 5 ? nullptr : parameters.get(),
+      whim == 3 ? nullptr : pointers.get(), whim == 4 ? any_number(data) % 2 - 1 : static_cast<std::int64_t>(groups),
+      whim == 5 ? nullptr : parameters.get(),
       whim == 6 ? -1 : static_cast<std::int64_t>(count), whim == 7 ? nullptr : &optimizer);
   check_code(code);
   REQUIRE(memory == before);
   REQUIRE((code == FUSEDSTEP_OK) == (optimizer != nullptr));
+  rules.clear();  // the optimizer has copies
   for (int t = data.ConsumeIntegralInRange(0, 4); optimizer != nullptr && t > 0; --t) {
     if (data.ConsumeIntegralInRange(0, 3) == 3) {
-      const Struct changed = make_options(data, rule);
+      const Rule changed = make_rule(data, mostly_that());
       check_code(fusedstep_optimizer_set(
-          optimizer, data.ConsumeIntegralInRange(0, 7) == 7 ? any_number(data) : data.ConsumeIntegralInRange(0, 1), data.ConsumeIntegralInRange(0, 31) == 31 ? nullptr : changed.get()));
+          optimizer, data.ConsumeIntegralInRange(0, 7) == 7 ? any_number(data) : data.ConsumeIntegralInRange(0, 1),
+          data.ConsumeIntegralInRange(0, 31) == 31 ? nullptr : changed.get()));
     }
     std::vector<View> gradients;
     const auto arrays = std::make_unique<fusedstep_array[]>(count);
@@ -490,7 +557,7 @@ void optimize(Data& data, Memory& memory) {
     fusedstep_step_report report{};
     report.size = sizeof report;
     const Struct told = cut(data, reinterpret_cast<const unsigned char*>(&report), sizeof report);
-    const std::vector<std::string> states = states_of(optimizer, count);
+    const std::vector<std::string> held = contents(optimizer, count, states);
     before = memory;
     code = fusedstep_optimizer_step(optimizer, odd == 1 ? nullptr : arrays.get(),
                                     odd == 2 ? -1 : static_cast<std::int64_t>(count),
@@ -498,13 +565,13 @@ void optimize(Data& data, Memory& memory) {
                                     odd < 64 ? nullptr : reinterpret_cast<fusedstep_step_report*>(told.get()));
     check_code(code);
     check_memory(memory, before, code, written);
-    REQUIRE(code == FUSEDSTEP_OK || states == states_of(optimizer, count));
+    REQUIRE(code == FUSEDSTEP_OK || held == contents(optimizer, count, states));
   }
   View state;
   if (optimizer != nullptr) {
-    check_code(fusedstep_optimizer_state(optimizer, any_number(data), data.PickValueInArray(state_names), &state.array));
+    check_code(fusedstep_optimizer_state(optimizer, any_number(data), pick(data, states).c_str(), &state.array));
     check_code(fusedstep_optimizer_state(optimizer, 0, nullptr, &state.array));
-    check_code(fusedstep_optimizer_state(optimizer, 0, data.PickValueInArray(state_names), nullptr));
+    check_code(fusedstep_optimizer_state(optimizer, 0, pick(data, states).c_str(), nullptr));
   }
   fusedstep_optimizer_destroy(optimizer);
 }
@@ -528,7 +595,6 @@ void settings(Data& data) {
       check_code(fusedstep_force_isa(nullptr));
       break;
     default:
-      for (const Rule& rule : rules) check_code(rule.init(nullptr));
       check_code(fusedstep_step_options_init(nullptr, sizeof(fusedstep_step_options)));
   }
   REQUIRE(*fusedstep_isa() != '\0' && fusedstep_num_threads() >= 1);
@@ -540,7 +606,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* bytes, std::size_t siz
   Data data(bytes, size);
   Memory memory(data.ConsumeIntegralInRange<std::size_t>(0, 2) == 0 ? data.ConsumeIntegralInRange<std::size_t>(0, 64) : 4096);
   memory.shrink_to_fit();
-  // Elements of all kinds: small ones from the data, then numbers of ordinary size.
+  // Elements of several kinds, as float32 or float64.
   const std::vector<double> reals{0.5, -1.5, 0.0, 3e-39, INFINITY, -2.0, NAN, 1e30, -1e-3};
   const auto kinds = data.ConsumeIntegralInRange<std::size_t>(1, reals.size());
   const bool single = data.ConsumeBool();
@@ -552,7 +618,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* bytes, std::size_t siz
   while (data.remaining_bytes() > 0) {
     switch (data.ConsumeIntegralInRange(0, 7)) {
       case 0:
-        settings(data);
+        data.ConsumeBool() ? any_names(data) : settings(data);
         break;
       case 1:
         norm(data, memory);

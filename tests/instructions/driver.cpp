@@ -1,6 +1,6 @@
-// What callgrind counts: kernels and the call path, one call each between two markers, the names printed in order.
+// Calls kernels and the call path for callgrind to count: one call each between two markers. Prints the names in order.
 //
-// The marker is getppid(), at which callgrind is told to write down what it counted so far.
+// The marker is getppid(), at which callgrind writes down its counts so far.
 #include <unistd.h>
 
 #include <cstdio>
@@ -16,7 +16,7 @@ namespace fs = fusedstep;
 
 namespace {
 
-// Where an array starts must not change from run to run.
+// An array whose alignment does not change from run to run.
 template <class T>
 class Array {
  public:
@@ -33,7 +33,7 @@ class Array {
   std::int64_t n_;
 };
 
-// Called twice: the first call makes what is made once, and does not count.
+// Calls twice, because the first call also does what is done only once.
 template <class F>
 void count(const std::string& name, const F& f) {
   f();
@@ -46,34 +46,27 @@ void count(const std::string& name, const F& f) {
 template <class T, class Rule>
 void count_kernel(const std::string& name, const Rule& rule, std::int64_t n) {
   const Array<T> p(n, T(1)), g(n, T(0.5));
-  std::vector<Array<T>> floats;
-  const Array<std::int8_t> signs(n, std::int8_t{1});
+  const fs::Optimizer like({rule}, {{"p", p.span()}});
+  std::vector<Array<T>> memory;
   std::vector<fs::AnySpan> states;
   for (const std::string& state : fs::AnyRule(rule).states()) {
-    if (state == "prev_sign") {
-      states.emplace_back(signs.span());
-    } else {
-      floats.emplace_back(n, T(0.25));
-      states.emplace_back(floats.back().span());
-    }
+    memory.emplace_back(n, T(0.25));  // enough for any type of element
+    states.push_back(like.state(0, state));
+    states.back().data = memory.back().span().data();
   }
-  // Adagrad-Norm has one number for the whole array.
-  if constexpr (std::is_same_v<Rule, fs::AdagradNorm>) states[0] = fs::AnySpan(fs::span(floats[0].span().data(), {}, {}));
   count(name, [&] { fs::step(rule, 1, p.span(), g.span(), states); });
 }
 
+// Each rule with its defaults, and options that choose another kernel.
 template <class T>
 void count_kernels(const std::string& type) {
   constexpr std::int64_t n = 10'000;
-  count_kernel<T>("RMSprop, " + type, fs::RMSprop{}, n);
-  count_kernel<T>("RMSprop centred with momentum, " + type, fs::RMSprop{.centered = true, .momentum = 0.9}, n);
-  count_kernel<T>("RMSprop with weight decay, " + type, fs::RMSprop{.weight_decay = 0.01}, n);
-  count_kernel<T>("Adagrad, " + type, fs::Adagrad{}, n);
-  count_kernel<T>("ProximalAdagrad, " + type, fs::ProximalAdagrad{}, n);
-  count_kernel<T>("AdagradDA, " + type, fs::AdagradDA{}, n);
-  count_kernel<T>("AdagradNorm, " + type, fs::AdagradNorm{}, n);
-  count_kernel<T>("Rprop, " + type, fs::Rprop{}, n);
-  count_kernel<T>("Rprop irprop-, " + type, fs::Rprop{.variant = fs::RpropVariant::irprop_minus}, n);
+  fs::for_each_rule([&]<class Rule>() {
+    count_kernel<T>(std::string(fs::AnyRule(Rule{}).name()) + ", " + type, Rule{}, n);
+  });
+  count_kernel<T>("rmsprop centred with momentum, " + type, fs::RMSprop{.centered = true, .momentum = 0.9}, n);
+  count_kernel<T>("rmsprop with weight decay, " + type, fs::RMSprop{.weight_decay = 0.01}, n);
+  count_kernel<T>("rprop irprop-, " + type, fs::Rprop{.variant = fs::RpropVariant::irprop_minus}, n);
   const Array<T> g(n, T(0.5));
   const std::vector<fs::AnySpan> gradients{g.span()};
   count("norm, " + type, [&] { fs::norm(gradients); });

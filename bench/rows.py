@@ -1,7 +1,8 @@
-"""The rows of the benchmark: which cases, sizes, types, threads and ways of calling are timed beside which limits."""
+"""The rows: which cases, sizes, types, threads and ways of calling are timed, beside which measured rates."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,27 +11,24 @@ from typing import Any
 
 import numpy as np
 
-from .. import _config, _core
+import fusedstep as fs
+from fusedstep import _bench
+from fusedstep._bench import Case, Contender, Timing, alternate, divider, kernel, repeated, streaming
+
 from .cases import (
     CASES,
     LAYOUTS,
-    Case,
-    Data,
-    bound,
-    bound_cpp,
+    Arrays,
     by_name,
-    divider,
+    cpp_function,
+    cpp_optimizer,
     error,
     error_of_optimizers,
     lists,
-    traffic,
-    traffic_bytes,
+    optimizer,
 )
-from .instrument import Contender, Native, Timing, alternate
-from .models import MODELS, PEERS_OF_LISTS, verdict_of_list, verdict_of_whole_step, whole_step
+from .lists import MODELS, PEERS_OF_LISTS, verdict_of_list, verdict_of_whole_step, whole_step
 from .peers import PEERS, verdict
-
-__all__ = ["OURS", "QUICK", "Row", "Setting", "full", "groups", "machine", "measure", "table"]
 
 MAIN = ("RMSprop", "Adagrad", "Rprop", "Rprop, irprop-")
 """The cases that peers have too; the last is torch's Rprop."""
@@ -39,6 +37,7 @@ SLOW_AT = (1_000, 1_000_000, 16_000_000)
 """Sizes at which peers that take seconds to be made are timed."""
 
 OURS = "fusedstep"
+STREAMING, DIVIDER = "streaming rate", "divider rate"
 
 
 @dataclass(frozen=True)
@@ -96,12 +95,12 @@ def full() -> Setting:
 
 
 def _one_and_all() -> tuple[int, ...]:
-    return tuple(sorted({1, _config.get_num_threads()}))
+    return tuple(sorted({1, fs.get_num_threads()}))
 
 
 @dataclass(frozen=True)
 class Row:
-    """One timing, beside the limit of its group; ``n`` elements in all."""
+    """One timing, beside the slower of the measured rates of its group; ``n`` elements in all."""
 
     case: str
     what: str
@@ -117,7 +116,7 @@ class Row:
     upper: float | None
     rounds: int
     gigabytes_per_second: float | None
-    share_of_limit: float | None
+    share_of_rate: float | None
     bound_by: str
 
     @property
@@ -129,8 +128,12 @@ class Row:
         return self.way.startswith(OURS)
 
     @property
-    def is_limit(self) -> bool:
-        return self.way.startswith("limit")
+    def is_rate(self) -> bool:
+        return is_rate(self.way)
+
+
+def is_rate(way: str) -> bool:
+    return way.startswith((STREAMING, DIVIDER))
 
 
 @dataclass(frozen=True)
@@ -175,82 +178,65 @@ def groups(setting: Setting) -> list[Group]:
 
 def measure(made: list[Group], progress: Callable[[int, str], None] = lambda done, name: None) -> Iterator[Row]:
     """Measure the groups, and yield the rows as they come."""
-    before = _config.get_num_threads()
+    before = fs.get_num_threads()
     try:
         for k, group in enumerate(made):
             progress(k, f"{group.name}, {group.threads} thread{'s' if group.threads > 1 else ''}")
-            _config.set_num_threads(group.threads)
+            fs.set_num_threads(group.threads)
             yield from group.rows()
     finally:
-        _config.set_num_threads(before)
+        fs.set_num_threads(before)
 
 
 def _array(
     case: Case, n: int, dtype: np.dtype[Any], threads: int, setting: Setting, layout: str = LAYOUTS[0]
 ) -> Iterator[Row]:
-    data = Data(case, n, dtype, layout)
+    data = Arrays(case, n, dtype, layout)
     contenders: dict[str, Contender] = {
-        "limit: traffic": traffic(data),
-        f"{OURS}, kernel": data.kernel(),
-        f"{OURS}, C++ function": data.step_cpp(),
-        f"{OURS}, Python function": data.update,
+        STREAMING: streaming(data),
+        f"{OURS}, kernel": kernel(data),
+        f"{OURS}, C++ function": cpp_function(data),
+        f"{OURS}, Python function": repeated(data.call),
     }
     if layout == LAYOUTS[0]:
-        aligned = Data(case, n, dtype, "aligned")
-        contenders["limit: traffic, aligned"] = traffic(aligned)
-        contenders[f"{OURS}, kernel, aligned"] = aligned.kernel()
-        contenders[f"{OURS}, C++ optimizer"] = bound_cpp(case, [data.param], [data.grad])
-        contenders[f"{OURS}, Python optimizer"] = bound(case, [data.param], [data.grad])
-        for isa in _config.available_isas() if setting.isas else ():
-            if isa != _config.isa():
+        aligned = Arrays(case, n, dtype, "aligned")
+        contenders[f"{STREAMING}, aligned"] = streaming(aligned)
+        contenders[f"{OURS}, kernel, aligned"] = kernel(aligned)
+        contenders[f"{OURS}, C++ optimizer"] = cpp_optimizer(case, [data.param], [data.grad])
+        contenders[f"{OURS}, Python optimizer"] = optimizer(case, [data.param], [data.grad])
+        for isa in fs.available_isas() if setting.isas else ():
+            if isa != fs.isa():
                 contenders[f"{OURS}, kernel, {isa}"] = _forced(isa, data)
-    in_registers = divider(case, n, dtype)
-    if in_registers is not None:
-        contenders["limit: divider"] = in_registers
+    if (in_registers := divider(data)) is not None:
+        contenders[DIVIDER] = in_registers
     own = error(case, dtype, layout)
     of_optimizers = error_of_optimizers(case, dtype)
     says = {way: of_optimizers if "optimizer" in way else own for way in contenders if way.startswith(OURS)}
     for peer in PEERS if setting.peers else ():
         if peer.slow and not (setting.slow_peers and n in SLOW_AT and layout == LAYOUTS[0]):
             continue
-        says[peer.name], step = verdict(peer, case, data, threads)
-        if step is not None:
-            contenders[peer.name] = step
-
+        says[peer.name], contender = verdict(peer, case, data, threads)
+        if contender is not None:
+            contenders[peer.name] = contender
     timings = alternate(contenders, setting.seconds)
-    moved = case.bytes_per_element(dtype)
     make = partial(_row, case.name, layout, str(dtype), threads)
-    yield from _rows(make, n, says, timings, moved, moved / traffic_bytes(case, dtype))
+    yield from _rows(make, data.size, says, timings, case.bytes_per_element(dtype))
 
 
 def _rows(
-    make: Callable[..., Row], n: int, says: dict[str, str], timings: dict[str, Timing], moved: int, passes: float = 1.0
+    make: Callable[..., Row], n: int, says: dict[str, str], timings: dict[str, Timing], moved: int
 ) -> Iterator[Row]:
-    """Make rows of timings; ``passes`` is how often the rule moves what the traffic's limit moves once."""
-    traffic_ways = [way for way in timings if way.startswith("limit: traffic")]
-    limits: dict[str, float] = {}
-    if traffic_ways:
-        limits["traffic"] = min(timings[way].median for way in traffic_ways) * passes
-    if "limit: divider" in timings:
-        limits["divider"] = timings["limit: divider"].median
-    bound_by = max(limits, key=lambda name: limits[name], default="")
-
-    def limit_in(k: int) -> float:
-        if bound_by == "divider":
-            return timings["limit: divider"].by_round[k]
-        return min(timings[way].by_round[k] for way in traffic_ways) * passes
-
+    rates: dict[str, Timing] = {}
+    if streams := [timings[way] for way in timings if way.startswith(STREAMING)]:
+        shared = set.intersection(*(set(each) for each in streams))
+        rates["streaming"] = {k: min(each[k] for each in streams) for k in shared}
+    if DIVIDER in timings:
+        rates["divider"] = timings[DIVIDER]
+    bound_by = max(rates, key=lambda name: _bench.median(rates[name]), default="")
     for way in [*timings, *(name for name in says if name not in timings)]:
-        timing = timings.get(way)
-        limit = way.startswith("limit")
-        share = None
-        if timing and bound_by and not limit:
-            # Within a round, for on several threads the memory changes its speed from one second to the next.
-            shared = [
-                k for k in timing.by_round if all(k in timings[each].by_round for each in timings if "limit" in each)
-            ]
-            share = statistics.median(limit_in(k) / timing.by_round[k] for k in shared)
-        yield make(way, n, says.get(way, ""), timing, moved=moved, share=share, bound_by="" if limit else bound_by)
+        timing, of_rate = timings.get(way), is_rate(way)
+        share = _bench.share(rates[bound_by], timing) if timing and bound_by and not of_rate else None
+        yield make(way, n, says.get(way, ""), timing, moved=moved, share=share, bound_by="" if of_rate else bound_by)
 
 
 def _row(
@@ -267,29 +253,17 @@ def _row(
     share: float | None = None,
     bound_by: str = "",
 ) -> Row:
-    return Row(
-        case=case,
-        what=what,
-        way=way,
-        n=n,
-        dtype=dtype,
-        threads=threads,
-        isa=_config.isa(),
-        error=said,
-        ns_per_element=None if timing is None else timing.median / n * 1e9,
-        lower=None if timing is None else timing.lower / n * 1e9,
-        upper=None if timing is None else timing.upper / n * 1e9,
-        rounds=0 if timing is None else len(timing.by_round),
-        gigabytes_per_second=None if timing is None or way == "limit: divider" else moved * n / timing.median / 1e9,
-        share_of_limit=share,
-        bound_by=bound_by,
-    )
+    lower, median, upper = statistics.quantiles(timing.values(), n=4, method="inclusive") if timing else (None,) * 3
+    middle, low, high = (None if seconds is None else seconds / n * 1e9 for seconds in (median, lower, upper))
+    rate = None if median is None or way == DIVIDER else moved * n / median / 1e9
+    rounds = len(timing or ())
+    return Row(case, what, way, n, dtype, threads, fs.isa(), said, middle, low, high, rounds, rate, share, bound_by)
 
 
-def _forced(isa: str, data: Data) -> Native:
+def _forced(isa: str, data: Arrays) -> Contender:
     """Return the kernel of another instruction set: a prepared update keeps the one it was prepared with."""
-    with _config.use_isa(isa):
-        return data.kernel()
+    with fs.use_isa(isa):
+        return kernel(data)
 
 
 def _model(case: Case, model: str, threads: int, seconds: float, peers: bool) -> Iterator[Row]:
@@ -299,14 +273,14 @@ def _model(case: Case, model: str, threads: int, seconds: float, peers: bool) ->
     params, grads = lists(case, sizes, dtype)
     own = error_of_optimizers(case, dtype)
     contenders: dict[str, Contender] = {
-        f"{OURS}, C++ optimizer": bound_cpp(case, params, grads),
-        f"{OURS}, Python optimizer": bound(case, params, grads),
+        f"{OURS}, C++ optimizer": cpp_optimizer(case, params, grads),
+        f"{OURS}, Python optimizer": optimizer(case, params, grads),
     }
     says = dict.fromkeys(contenders, own)
     for peer in PEERS_OF_LISTS if peers else ():
-        says[peer.name], step = verdict_of_list(peer, case, params, grads, threads)
-        if step is not None:
-            contenders[peer.name] = step
+        says[peer.name], contender = verdict_of_list(peer, case, params, grads, threads)
+        if contender is not None:
+            contenders[peer.name] = contender
     timings = alternate(contenders, seconds)
     make = partial(_row, case.name, model, "float32", threads)
     yield from _rows(make, sum(sizes), says, timings, case.bytes_per_element(dtype))
@@ -323,9 +297,9 @@ def _whole_step(threads: int, seconds: float) -> Iterator[Row]:
     way = f"{OURS}, Python optimizer"
     contenders: dict[str, Contender] = {way: whole_step(params, grads, alpha=1.0)}
     says = {way: error_of_optimizers(case, dtype)}
-    says["torch foreach"], step = verdict_of_whole_step(params, grads, threads)
-    if step is not None:
-        contenders["torch foreach"] = step
+    says["torch foreach"], contender = verdict_of_whole_step(params, grads, threads)
+    if contender is not None:
+        contenders["torch foreach"] = contender
     timings = alternate(contenders, seconds)
     make = partial(_row, case.name, "whole step: unscale, norm, clip, update, zero", "float32", threads)
     # The norm reads g once more, and zeroing writes it.
@@ -333,28 +307,13 @@ def _whole_step(threads: int, seconds: float) -> Iterator[Row]:
 
 
 def machine() -> dict[str, Any]:
-    """Return what a number is worth nothing without."""
-    import importlib.metadata
-    import platform
-
-    model = ""
-    try:
-        with open("/proc/cpuinfo") as info:
-            flags = next((line for line in info if line.startswith("model name")), "")
-            model = flags.partition(":")[2].strip()
-    except OSError:
-        model = platform.processor()
-    versions = {"python": platform.python_version(), "fusedstep": _core.version}
+    """Return processor, system and versions: a number is worth nothing without them."""
+    facts = _bench.machine()
+    versions = {"python": facts["python"], "fusedstep": facts["version"]}
     for package in ("numpy", "numexpr", "numba", "torch", "jax", "optax", "deepspeed"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "missing"
-    return {
-        "processor": model,
-        "system": platform.platform(),
-        "compiler": _core.compiler,
-        "instruction set": _config.isa(),
-        "threads": _config.get_num_threads(),
-        "versions": versions,
-    }
+    named = {"instruction set": fs.isa(), "threads": fs.get_num_threads(), "versions": versions}
+    return {name: facts[name] for name in ("processor", "system", "compiler")} | named

@@ -1,8 +1,9 @@
-"""What people use today: each peer optional, and checked to give the right answer before it is timed."""
+"""What people use today: each peer is optional, and is checked against the reference before it is timed."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib
 import sys
@@ -13,13 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .cases import Case, Data
+from fusedstep._bench import CHECKED, Case, Contender, numpy_out, repeated
 
-__all__ = ["ACCEPTED", "PEERS", "Peer", "numba_loops", "ulps", "verdict"]
+from .cases import Arrays
 
-Step = Callable[[], object]
-Made = tuple[Step, Callable[[], Any]] | None
-"""A step, and a function that reads the parameter; None: the peer has no such rule."""
+Made = tuple[Contender, Callable[[], Any]] | None
+"""What is timed, and a function that reads the parameter; None: the peer has no such rule."""
 
 
 @dataclass(frozen=True)
@@ -28,40 +28,36 @@ class Peer:
 
     name: str
     needs: tuple[str, ...]
-    make: Callable[[Data, int], Made]
+    make: Callable[[Arrays, int], Made]
     slow: bool = False
     """Whether it takes seconds to be made."""
 
-
-CHECKED = 4099
-"""Elements of the check: blocks, a tail and odd ends."""
 
 ACCEPTED = 4.0
 """Units of the last place by which a peer's parameter may differ from the reference after a step."""
 
 
-def verdict(peer: Peer, case: Case, data: Data, threads: int) -> tuple[str, Step | None]:
-    """Return what is to be said of a peer (its error in ulp, or what is wrong) and its step, if it may be timed."""
-    with contextlib.redirect_stdout(sys.stderr):  # what peers have to say is no part of a table
+def verdict(peer: Peer, case: Case, data: Arrays, threads: int) -> tuple[str, Contender | None]:
+    """Return a peer's error in ulp, or what is wrong with it, and the contender if it may be timed."""
+    with contextlib.redirect_stdout(sys.stderr):  # what peers print is no part of a table
         return _verdict(peer, case, data, threads)
 
 
-def _verdict(peer: Peer, case: Case, data: Data, threads: int) -> tuple[str, Step | None]:
+def _verdict(peer: Peer, case: Case, data: Arrays, threads: int) -> tuple[str, Contender | None]:
     try:
         for module in peer.needs:
             importlib.import_module(module)
     except ImportError as problem:
         return f"missing: {problem.name or peer.needs[0]} is not installed", None
     try:
-        small = Data(case.to_check(), CHECKED, data.param.dtype, data.layout)
-        expected = small.copy()
+        small, expected = (Arrays(case, CHECKED, data.dtype, data.layout) for _ in range(2))
         before = small.param.copy()
         made = peer.make(small, threads)
         if made is None:
             return "has no such rule", None
-        step, parameter = made
-        step()
-        expected.update_plain()
+        contender, parameter = made
+        contender(1)
+        expected.reference()
         ulp = ulps(np.asarray(parameter()), expected.param, before)
         if not ulp <= ACCEPTED:
             return f"wrong: {ulp:.3g} ulp from the reference after one step", None
@@ -73,13 +69,13 @@ def _verdict(peer: Peer, case: Case, data: Data, threads: int) -> tuple[str, Ste
 
 
 def ulps(found: NDArray[Any], expected: NDArray[Any], before: NDArray[Any]) -> float:
-    """Return the largest error in units of the last place of what was added: near 0 the sum's own would say nothing."""
+    """Return the largest error, in units of the last place of the larger of the parameter before and after."""
     spacing = np.spacing(np.maximum(np.abs(expected), np.abs(before))).astype(np.float64)
     return float(np.max(np.abs(found.astype(np.float64) - expected.astype(np.float64)) / spacing))
 
 
-def _numpy_naive(data: Data, threads: int) -> Made:
-    p, g, o = data.param, data.grad, data.case.options
+def _numpy(data: Arrays, threads: int) -> Made:
+    p, g, o = data.param, data.grad, data.case.values
     T = p.dtype.type
     match data.case.name:
         case "RMSprop":
@@ -87,107 +83,55 @@ def _numpy_naive(data: Data, threads: int) -> Made:
 
             def step() -> None:
                 nonlocal p, v
-                v = T(0.9) * v + T(1 - 0.9) * g * g
-                p = p - T(o["lr"]) * g / (np.sqrt(v) + T(1e-8))
+                v = T(o["alpha"]) * v + T(1 - o["alpha"]) * g * g
+                p = p - T(o["lr"]) * g / (np.sqrt(v) + T(o["eps"]))
         case "Adagrad":
             s = data.states["square_sum"]
 
             def step() -> None:
                 nonlocal p, s
                 s = s + g * g
-                p = p - T(o["lr"]) * g / (np.sqrt(s) + T(1e-10))
+                p = p - T(o["lr"]) * g / (np.sqrt(s) + T(o["eps"]))
         case "Rprop":
             D, ps = data.states["step_size"], data.states["prev_sign"].astype(p.dtype)
-            lo, hi = map(T, o["step_sizes"])
+            minus, plus, lo, hi = map(T, (*o["etas"], *o["step_sizes"]))
 
             def step() -> None:
                 nonlocal p, D, ps
                 sg = np.sign(g)
                 agree = sg * ps
-                D = np.clip(np.where(agree > 0, D * T(1.2), np.where(agree < 0, D * T(0.5), D)), lo, hi)
+                D = np.clip(np.where(agree > 0, D * plus, np.where(agree < 0, D * minus, D)), lo, hi)
                 p = p - sg * D
                 ps = sg
         case _:
             return None
-    return step, lambda: p
+    return repeated(step), lambda: p
 
 
-def _numpy_out(data: Data, threads: int) -> Made:
-    p, g, o = data.param, data.grad, data.case.options
-    T = p.dtype.type
-    a, b = np.empty_like(p), np.empty_like(p)
-    match data.case.name:
-        case "RMSprop":
-            v = data.states["square_avg"]
-            alpha, rest, eps, lr = T(0.9), T(1 - 0.9), T(1e-8), T(o["lr"])
-
-            def step() -> None:
-                np.multiply(g, rest, out=a)
-                np.multiply(a, g, out=a)
-                np.multiply(v, alpha, out=v)
-                np.add(v, a, out=v)
-                np.sqrt(v, out=a)
-                np.add(a, eps, out=a)
-                np.multiply(g, lr, out=b)
-                np.divide(b, a, out=b)
-                np.subtract(p, b, out=p)
-        case "Adagrad":
-            s = data.states["square_sum"]
-            eps, lr = T(1e-10), T(o["lr"])
-
-            def step() -> None:
-                np.multiply(g, g, out=a)
-                np.add(s, a, out=s)
-                np.sqrt(s, out=a)
-                np.add(a, eps, out=a)
-                np.multiply(g, lr, out=b)
-                np.divide(b, a, out=b)
-                np.subtract(p, b, out=p)
-        case "Rprop":
-            D, ps = data.states["step_size"], data.states["prev_sign"].astype(p.dtype)
-            one, minus, plus = T(1), T(0.5), T(1.2)
-            lo, hi = map(T, o["step_sizes"])
-
-            # Without masks: `where=` costs 5 ns an element more where signs cannot be predicted. With e = 1, 0, -1 for
-            # a sign that stayed, is new or flipped, max(plus e, 1) is plus, 1, 1, and e + 1 + minus, which is exact
-            # for e = -1, is at least 1 otherwise and at least plus for e = 1: the smaller of the two is the factor.
-            def step() -> None:
-                nonlocal a, ps
-                np.sign(g, out=a)
-                np.multiply(a, ps, out=b)
-                np.multiply(b, plus, out=ps)
-                np.maximum(ps, one, out=ps)
-                np.add(b, one, out=b)
-                np.add(b, minus, out=b)
-                np.minimum(ps, b, out=ps)
-                np.multiply(D, ps, out=D)
-                np.clip(D, lo, hi, out=D)
-                np.multiply(a, D, out=b)
-                np.subtract(p, b, out=p)
-                a, ps = ps, a
-        case _:
-            return None
-    return step, lambda: p
+def _numpy_out(data: Arrays, threads: int) -> Made:
+    contender = numpy_out(copy.copy(data))
+    return None if contender is None else (contender, lambda: data.param)
 
 
-def _numexpr(data: Data, threads: int) -> Made:
+def _numexpr(data: Arrays, threads: int) -> Made:
     import numexpr
 
     numexpr.set_num_threads(threads)
-    p, g, o = data.param, data.grad, data.case.options
+    p, g, o = data.param, data.grad, data.case.values
     T = p.dtype.type
-    names: dict[str, Any] = {"p": p, "g": g, "lr": T(o.get("lr", 0.0))}
+    names: dict[str, Any] = {"p": p, "g": g, "lr": T(o["lr"])}
     match data.case.name:
         case "RMSprop":
-            names |= {"v": data.states["square_avg"], "alpha": T(0.9), "rest": T(1 - 0.9), "eps": T(1e-8)}
+            names |= {"v": data.states["square_avg"], "alpha": T(o["alpha"])}
+            names |= {"rest": T(1 - o["alpha"]), "eps": T(o["eps"])}
             lines = [("v", "alpha * v + rest * g * g"), ("p", "p - lr * g / (sqrt(v) + eps)")]
         case "Adagrad":
-            names |= {"s": data.states["square_sum"], "eps": T(1e-10)}
+            names |= {"s": data.states["square_sum"], "eps": T(o["eps"])}
             lines = [("s", "s + g * g"), ("p", "p - lr * g / (sqrt(s) + eps)")]
         case "Rprop":
-            lo, hi = map(T, o["step_sizes"])
-            names |= {"D": data.states["step_size"], "ps": data.states["prev_sign"].astype(T), "lo": lo, "hi": hi}
-            names |= {"plus": T(1.2), "minus": T(0.5), "zero": T(0), "one": T(1)}
+            names |= {"D": data.states["step_size"], "ps": data.states["prev_sign"].astype(T)}
+            names |= zip(("minus", "plus", "lo", "hi"), map(T, (*o["etas"], *o["step_sizes"])), strict=True)
+            names |= {"zero": T(0), "one": T(1)}
             lines = [
                 ("D", "D * where(g * ps > zero, plus, where(g * ps < zero, minus, one))"),
                 ("D", "where(D < lo, lo, where(D > hi, hi, D))"),
@@ -201,7 +145,15 @@ def _numexpr(data: Data, threads: int) -> Made:
         for name, expression in lines:
             numexpr.evaluate(expression, local_dict=names, out=names[name], casting="same_kind")
 
-    return step, lambda: p
+    return repeated(step), lambda: p
+
+
+NUMBA_SCALARS: dict[str, Callable[[dict[str, Any]], tuple[float, ...]]] = {
+    "RMSprop": lambda o: (o["lr"], o["alpha"], 1 - o["alpha"], o["eps"]),
+    "Adagrad": lambda o: (o["lr"], o["eps"]),
+    "Rprop": lambda o: (*o["etas"], *o["step_sizes"], 0, 1),
+}
+"""What the loops take beside the arrays, from the options of a rule."""
 
 
 @functools.cache
@@ -253,72 +205,68 @@ def _numba_by_rows(loop: Any) -> Any:
     return by_rows
 
 
-def _numba(parallel: bool) -> Callable[[Data, int], Made]:
-    def make(data: Data, threads: int) -> Made:
+def _numba(parallel: bool) -> Callable[[Arrays, int], Made]:
+    def make(data: Arrays, threads: int) -> Made:
         import numba
 
         numba.set_num_threads(threads if parallel else 1)
-        p, g, o = data.param, data.grad, data.case.options
+        p, g, o = data.param, data.grad, data.case.values
         states = list(data.states.values())
-        T = p.dtype.type
-        scalars: tuple[Any, ...]
-        match data.case.name:
-            case "RMSprop":
-                scalars = (T(o["lr"]), T(0.9), T(1 - 0.9), T(1e-8))
-            case "Adagrad":
-                scalars = (T(o["lr"]), T(1e-10))
-            case "Rprop" if p.ndim == 1:
-                states[1] = states[1].astype(p.dtype)
-                scalars = (T(0.5), T(1.2), *map(T, o["step_sizes"]), T(0), T(1))
-            case _:
-                return None
+        if data.case.name not in NUMBA_SCALARS or (p.ndim > 1 and (parallel or len(states) > 1)):
+            return None
+        if len(states) > 1:
+            states[1] = states[1].astype(p.dtype)
+        scalars = tuple(map(p.dtype.type, NUMBA_SCALARS[data.case.name](o)))
         loop = numba_loops(parallel)[data.case.name]
         if p.ndim == 1:
-            return (lambda: loop(p, g, *states, *scalars)), lambda: p
-        if parallel:
-            return None
+            return repeated(lambda: loop(p, g, *states, *scalars)), lambda: p
         by_rows = _numba_by_rows(loop)
-        return (lambda: by_rows(p, g, states[0], scalars)), lambda: p
+        return repeated(lambda: by_rows(p, g, states[0], scalars)), lambda: p
 
     return make
 
 
-def _torch(way: str) -> Callable[[Data, int], Made]:
-    def make(data: Data, threads: int) -> Made:
+def _torch(way: str) -> Callable[[Arrays, int], Made]:
+    def make(data: Arrays, threads: int) -> Made:
         import torch
 
         torch.set_num_threads(threads)
         p = torch.from_numpy(data.param).requires_grad_()
         p.grad = torch.from_numpy(data.grad)
-        o, states = data.case.options, data.states
+        states = data.states
         keys: dict[str, Any] = {"fused": True} if way == "fused" else {"foreach": way == "foreach"}
         match data.case.name:
             case "RMSprop" | "RMSprop, centered" | "RMSprop, momentum" | "RMSprop, centered, momentum" if (
                 way != "fused"
             ):
-                centered = "grad_avg" in states
-                optimizer: Any = torch.optim.RMSprop([p], alpha=0.9, eps=1e-8, centered=centered, **o, **keys)
+                optimizer: Any = torch.optim.RMSprop([p], **torch_options(data.case), **keys)
                 state = {name: torch.from_numpy(array) for name, array in states.items()}
             case "Adagrad":
-                optimizer = torch.optim.Adagrad([p], lr=o["lr"], eps=1e-10, **keys)
+                optimizer = torch.optim.Adagrad([p], **torch_options(data.case), **keys)
                 state = {"sum": torch.from_numpy(states["square_sum"])}
             case "Rprop, irprop-" if way != "fused":  # its one variant
-                optimizer = torch.optim.Rprop([p], lr=1e-9, etas=(0.5, 1.2), step_sizes=o["step_sizes"], **keys)
+                optimizer = torch.optim.Rprop([p], **torch_options(data.case), **keys)
                 prev = torch.from_numpy(states["prev_sign"].astype(data.param.dtype))
                 state = {"step_size": torch.from_numpy(states["step_size"]), "prev": prev}
             case _:
                 return None
         optimizer.state[p] = {"step": torch.tensor(0.0), **state}
         if way != "compiled":
-            return optimizer.step, lambda: p.detach().numpy()
+            return repeated(optimizer.step), lambda: p.detach().numpy()
         torch._dynamo.reset()  # after eight compilations it would quietly run what is not compiled
         step = torch.compile(optimizer.step)
-        return step, lambda: p.detach().numpy()
+        return repeated(step), lambda: p.detach().numpy()
 
     return make
 
 
-def _optax(data: Data, threads: int) -> Made:
+def torch_options(case: Case) -> dict[str, Any]:
+    """Return what PyTorch's optimizer of a rule takes."""
+    names = {"rmsprop": "lr alpha eps momentum centered", "adagrad": "lr eps", "rprop": "lr etas step_sizes"}
+    return {name: case.values[name] for name in names[case.rule].split()}
+
+
+def _optax(data: Arrays, threads: int) -> Made:
     """With as many threads as XLA likes: it cannot be told once it runs."""
     import jax
     import jax.numpy as jnp
@@ -326,19 +274,18 @@ def _optax(data: Data, threads: int) -> Made:
 
     config: Any = jax.config
     config.update("jax_enable_x64", True)
-    o, states = data.case.options, data.states
+    o, states = data.case.values, data.states
     match data.case.name:
         case "RMSprop":
-            optimizer = optax.rmsprop(o["lr"], decay=0.9, eps=1e-8, eps_in_sqrt=False)
+            optimizer = optax.rmsprop(o["lr"], decay=o["alpha"], eps=o["eps"], eps_in_sqrt=False)
             field = "nu"
         case "Adagrad":
             if data.param.dtype != np.float32:
                 return None  # its eps stands under the root: that shows in double
-            optimizer = optax.adagrad(o["lr"], eps=1e-10)
+            optimizer = optax.adagrad(o["lr"], eps=o["eps"])
             field = "sum_of_squares"
         case "Rprop, irprop-":
-            lo, hi = o["step_sizes"]
-            optimizer = optax.rprop(1e-9, 0.5, 1.2, lo, hi)
+            optimizer = optax.rprop(o["lr"], *o["etas"], *o["step_sizes"])
             field = "step_sizes"
         case _:
             return None
@@ -364,10 +311,10 @@ def _optax(data: Data, threads: int) -> Made:
         p, state = jitted(p, g, state)
         p.block_until_ready()
 
-    return step, lambda: p
+    return repeated(step), lambda: p
 
 
-def _deepspeed(data: Data, threads: int) -> Made:
+def _deepspeed(data: Arrays, threads: int) -> Made:
     if data.case.name != "Adagrad":
         return None
     import torch
@@ -376,13 +323,13 @@ def _deepspeed(data: Data, threads: int) -> Made:
     torch.set_num_threads(threads)
     p = torch.nn.Parameter(torch.from_numpy(data.param))
     p.grad = torch.from_numpy(data.grad)
-    optimizer = DeepSpeedCPUAdagrad([p], lr=data.case.options["lr"], eps=1e-10)
+    optimizer = DeepSpeedCPUAdagrad([p], **torch_options(data.case))
     optimizer.state[p] = {"step": 0, "exp_avg_sq": torch.from_numpy(data.states["square_sum"])}
-    return optimizer.step, lambda: p.detach().numpy()
+    return repeated(optimizer.step), lambda: p.detach().numpy()
 
 
 PEERS = [
-    Peer("NumPy", (), _numpy_naive),
+    Peer("NumPy", (), _numpy),
     Peer("NumPy out=", (), _numpy_out),
     Peer("numexpr", ("numexpr",), _numexpr),
     Peer("numba", ("numba",), _numba(False)),

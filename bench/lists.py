@@ -1,4 +1,4 @@
-"""Lists of parameters, and what people use today to update all of them: checked, like all peers, before it is timed."""
+"""Lists of parameters, and what people use today to update them. Each peer is checked before it is timed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import optimizers
-from .cases import Case, by_name, lists, optimizer_options
-from .peers import ACCEPTED, numba_loops, ulps
+import fusedstep as fs
+from fusedstep._bench import CHECKED, Case, Contender, repeated
 
-__all__ = ["MODELS", "PEERS_OF_LISTS", "verdict_of_list", "verdict_of_whole_step", "whole_step"]
+from .cases import by_name, first_states, lists, stepped
+from .peers import ACCEPTED, NUMBA_SCALARS, numba_loops, torch_options, ulps
 
 Array = NDArray[Any]
-Step = Callable[[], object]
 
 MODELS = {
     "1 x 16": [16],
@@ -35,28 +34,25 @@ class PeerOfLists:
 
     name: str
     needs: str
-    make: Callable[[Case, list[Array], list[Array], int], Step | None]
+    make: Callable[[Case, list[Array], list[Array], int], Contender | None]
 
 
 def verdict_of_list(
     peer: PeerOfLists, case: Case, params: list[Array], grads: list[Array], threads: int
-) -> tuple[str, Step | None]:
-    """Return what is to be said of a peer and its step, if it may be timed; states start as those of an optimizer."""
+) -> tuple[str, Contender | None]:
+    """Return a peer's error or what is wrong with it, and the contender if it may be timed."""
     try:
         importlib.import_module(peer.needs)
     except ImportError:
         return f"missing: {peer.needs} is not installed", None
     try:
-        shown = case.to_check()
-        small, small_grads = lists(shown, [4099, 16, 1], params[0].dtype)
+        small, small_grads = lists(case, [CHECKED, 16, 1], params[0].dtype)
         before = [p.copy() for p in small]
-        step = peer.make(shown, small, small_grads, threads)
-        if step is None:
+        contender = peer.make(case, small, small_grads, threads)
+        if contender is None:
             return "has no such rule", None
-        step()
-        expected = [p.copy() for p in before]
-        for p, g in zip(expected, small_grads, strict=True):
-            shown.plain(p, g, **shown.first_states(p), **shown.options, **shown.functional)
+        contender(1)
+        expected = [stepped(case, p, g) for p, g in zip(before, small_grads, strict=True)]
         ulp = max(map(ulps, small, expected, before))
         if not ulp <= ACCEPTED:
             return f"wrong: {ulp:.3g} ulp from the reference after one step", None
@@ -66,11 +62,11 @@ def verdict_of_list(
         return f"failed: {type(problem).__name__}: {lines[0]}", None
 
 
-def _torch(way: str) -> Callable[[Case, list[Array], list[Array], int], Step | None]:
-    def make(case: Case, params: list[Array], grads: list[Array], threads: int) -> Step | None:
+def _torch(way: str) -> Callable[[Case, list[Array], list[Array], int], Contender | None]:
+    def make(case: Case, params: list[Array], grads: list[Array], threads: int) -> Contender | None:
         import torch
 
-        from .. import torch as ours
+        from fusedstep import torch as ours
 
         if case.name == "Rprop" or (way == "fused" and case.name != "Adagrad"):
             return None
@@ -78,39 +74,29 @@ def _torch(way: str) -> Callable[[Case, list[Array], list[Array], int], Step | N
         tensors = [torch.from_numpy(p).requires_grad_() for p in params]
         for tensor, grad in zip(tensors, grads, strict=True):
             tensor.grad = torch.from_numpy(grad)
-        options = optimizer_options(case)
-        options.pop("variant", None)
-        if case.rule == "rmsprop":
-            options["alpha"] = 0.9
+        options = torch_options(case)
         if way != "adaptor":
             options |= {"fused": True} if way == "fused" else {"foreach": way == "foreach"}
         optimizer: Any = getattr(ours if way == "adaptor" else torch.optim, case.class_.__name__)(tensors, **options)
-        return optimizer.step  # type: ignore[no-any-return]
+        return repeated(optimizer.step)
 
     return make
 
 
-def _numba(case: Case, params: list[Array], grads: list[Array], threads: int) -> Step | None:
+def _numba(case: Case, params: list[Array], grads: list[Array], threads: int) -> Contender | None:
     """Call a user's own compiled loop for each array."""
+    if case.name not in NUMBA_SCALARS:
+        return None
     T = params[0].dtype.type
-    scalars: tuple[Any, ...]
-    match case.name:
-        case "RMSprop":
-            scalars = (T(case.options["lr"]), T(0.9), T(1 - 0.9), T(1e-8))
-        case "Adagrad":
-            scalars = (T(case.options["lr"]), T(1e-10))
-        case "Rprop":
-            scalars = (T(0.5), T(1.2), *map(T, case.options["step_sizes"]), T(0), T(1))
-        case _:
-            return None
+    scalars = tuple(map(T, NUMBA_SCALARS[case.name](case.values)))
     loop = numba_loops(False)[case.name]
-    states = [[state.astype(T) for state in case.first_states(p).values()] for p in params]
+    states = [[state.astype(T) for state in first_states(case, p).values()] for p in params]
 
     def step() -> None:
         for p, g, own in zip(params, grads, states, strict=True):
             loop(p, g, *own, *scalars)
 
-    return step
+    return repeated(step)
 
 
 PEERS_OF_LISTS = [
@@ -126,13 +112,13 @@ SCALE, NORM = 1024.0, 1.0
 """What the loss was multiplied by, and the largest norm."""
 
 
-def whole_step(params: list[Array], grads: list[Array], alpha: float) -> Step:
+def whole_step(params: list[Array], grads: list[Array], alpha: float) -> Contender:
     """Return a step of RMSprop that unscales and clips the gradients and sets them to 0."""
-    optimizer = optimizers.RMSprop(params, lr=1e-3, alpha=alpha)
-    return lambda: optimizer.step(grads, grad_scale=SCALE, clip_norm=NORM, zero_grads=True)
+    optimizer = fs.RMSprop(params, lr=1e-3, alpha=alpha)
+    return repeated(lambda: optimizer.step(grads, grad_scale=SCALE, clip_norm=NORM, zero_grads=True))
 
 
-def _whole_step_of_torch(params: list[Array], grads: list[Array], alpha: float, threads: int) -> Step:
+def _whole_step_of_torch(params: list[Array], grads: list[Array], alpha: float, threads: int) -> Contender:
     import torch
 
     torch.set_num_threads(threads)
@@ -147,21 +133,21 @@ def _whole_step_of_torch(params: list[Array], grads: list[Array], alpha: float, 
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
 
-    return step
+    return repeated(step)
 
 
-def verdict_of_whole_step(params: list[Array], grads: list[Array], threads: int) -> tuple[str, Step | None]:
-    """Return what is to be said of torch's whole step, beside ours, and its step if it may be timed."""
+def verdict_of_whole_step(params: list[Array], grads: list[Array], threads: int) -> tuple[str, Contender | None]:
+    """Return the error of torch's whole step against ours, and its contender if it may be timed."""
     try:
         importlib.import_module("torch")
     except ImportError:
         return "missing: torch is not installed", None
-    small, small_grads = lists(by_name("RMSprop"), [4099, 16, 1], params[0].dtype)
+    small, small_grads = lists(by_name("RMSprop"), [CHECKED, 16, 1], params[0].dtype)
     small_grads = [grad * 100_000 for grad in small_grads]
     before = [p.copy() for p in small]
     expected = [p.copy() for p in small]
-    whole_step(expected, [grad.copy() for grad in small_grads], 0.9)()
-    _whole_step_of_torch(small, small_grads, 0.9, threads)()
+    whole_step(expected, [grad.copy() for grad in small_grads], 0.9)(1)
+    _whole_step_of_torch(small, small_grads, 0.9, threads)(1)
     ulp = max(map(ulps, small, expected, before))
     if not ulp <= ACCEPTED or any(map(np.any, small_grads)):
         return f"wrong: {ulp:.3g} ulp from ours after one step", None
