@@ -153,7 +153,8 @@ def test_classes_refuse_bad_arrays(case: Case, bad: BadArray) -> None:
 @each_dtype
 @each_storage
 def test_arrays_that_seem_larger_than_memory(case: Case, dtype: np.dtype[Any]) -> None:
-    """2^44 elements in the place of one: refused for what is wrong with them, before as much memory is asked for."""
+    """2^44 elements in the place of one: refused for what is wrong with them, before as much memory is asked for. So
+    are two that lie further apart than 64 bits can count in bytes."""
     endless = np.ones(1, dtype)
     shape = (2**22, 2**22)
     many = as_strided(endless, shape, (0, 0))
@@ -163,6 +164,10 @@ def test_arrays_that_seem_larger_than_memory(case: Case, dtype: np.dtype[Any]) -
         sign = arrays[name].dtype == np.int8
         arrays[name] = as_strided(np.zeros(1, np.int8), shape, (0, 0)) if sign else many
         with refused(ValueError, [name, str(shape), "share memory" if name == "param" else "shape"], memory, name):
+            case.call(arrays)
+        arrays = good_arrays(case, dtype, (3,))
+        arrays[name] = as_strided(np.zeros(1, arrays[name].dtype), (3,), (2**62,))
+        with refused(ValueError, [name, "larger than any memory"], memory, name):
             case.call(arrays)
     for verify in ("never", "first", "every"):
         good = np.ones(3, dtype)
@@ -288,6 +293,22 @@ def test_a_gradient_and_a_parameter_of_an_optimizer(case: Case, pair: Pair) -> N
         optimizer.step(grads, zero_grads=True, **loss_of(case))
         assert not a.any()
         assert not b.any()
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(("long", "between", "bad"))], ids=str)
+def test_an_overlap_behind_other_arrays(order: tuple[str, ...]) -> None:
+    """Arrays that lie in the gaps of a long one, between its start and the place where another shares its memory, hide
+    nothing: neither of two parameters nor of a gradient."""
+    memory = fill(np.zeros(64, np.float32))
+    arrays = {"long": memory[0:60:2], "between": memory[1:9:2], "bad": memory[30:32]}
+    with refused(ValueError, ["'long'", "'bad'", "shares memory"], [memory]):
+        fs.Adagrad({name: arrays[name] for name in order})
+    params = {**arrays, "bad": np.ones(2, np.float32)}
+    optimizer = fs.Adagrad({name: params[name] for name in order})
+    grads = {name: arrays["bad"] if name == "bad" else np.ones(param.shape, np.float32)
+             for name, param in params.items()}  # fmt: skip
+    with refused(ValueError, ["gradient of parameter 'bad'", "'long'", "shares memory"], memory_of(optimizer)):
+        optimizer.step(grads)
 
 
 @each_dtype
@@ -533,7 +554,7 @@ def test_the_loss_where_it_is_needed() -> None:
     param, grad = np.ones(3, np.float32), np.ones(3, np.float32)
     optimizer = fs.Rprop([param], variant="irprop+")
     mirror = Mirror(next(case for case in CASES if case.name == "rprop-irprop+"), {"0": param})
-    with refused(ValueError, ["loss", "irprop+", "None"], memory_of(optimizer, grad)):
+    with refused(ValueError, ["loss", "needed", "None"], memory_of(optimizer, grad)):
         optimizer.step([grad])
     for t, now in enumerate((2.0, 2.0, 1.0, 1.5, 1.5, 1.0)):
         optimizer.step([np.full(3, np.inf, np.float32)], loss=now - 5 * (-1) ** t, nonfinite="skip")
@@ -669,19 +690,20 @@ def test_a_state_that_changed_since(case: Case) -> None:
 
 
 @pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("zeroed", [False, True], ids=("read", "zeroed"))
 @each_storage
-def test_a_gradient_that_changed_since(case: Case, change: str) -> None:
-    """A gradient that was accepted before is looked at again: changed in place it is refused; read-only it is not,
-    unless it is to be set to 0."""
+def test_a_gradient_that_changed_since(case: Case, zeroed: bool, change: str) -> None:
+    """A gradient that was accepted before, to be read or to be set to 0, is looked at again: changed in place it is
+    refused; read-only it is not, unless it is to be set to 0."""
     params = {"other": np.ones(5, np.float64), "w": np.ones((3, 4), np.float32)}
     optimizer = case.new(params)
     grads = {"other": np.ones(5, np.float64), "w": np.ones((3, 4), np.float32)}
-    optimizer.step(grads, **loss_of(case))
+    optimizer.step(grads, zero_grads=zeroed, **loss_of(case))
     try:
         CHANGES[change](grads["w"])
     except (AttributeError, TypeError, ValueError) as error:
         pytest.skip(f"this NumPy does not allow it: {error}")
-    if change == "read-only":
+    if change == "read-only" and not zeroed:
         assert optimizer.step(grads, **loss_of(case)).step == 2
     error = TypeError if "type" in change or "order" in change else ValueError
     for more in ({"zero_grads": True}, {"zero_grads": change == "read-only", "clip_norm": 1.0}):

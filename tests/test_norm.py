@@ -149,6 +149,15 @@ def test_squares_that_overflow() -> None:
     assert report.nonfinite == ()
 
 
+def test_the_names_of_nonfinite_gradients() -> None:
+    """Of the parameters whose gradient has an inf or a NaN, in whichever block; also where others have no gradient."""
+    bad = np.ones(5000)
+    bad[4321] = np.nan
+    optimizer = fs.RMSprop([np.zeros(2), np.zeros(3), np.zeros(5000), np.zeros(1)])
+    report = optimizer.step([None, np.ones(3), bad, None], nonfinite="skip")
+    assert (report.skipped, report.nonfinite) == (True, ("2",))
+
+
 def test_the_order_counts() -> None:
     """A sum in another order has other bits: so the equalities above say something."""
     grad = np.exp(5 * np.random.default_rng(6).standard_normal(5000))

@@ -195,6 +195,7 @@ def test_nothing_runs_before_an_instruction_set_is_chosen(core: dict[str, Object
 # What the core keeps beside its constants, and what guards it. It must be true in a process without a GIL.
 GLOBALS = {
     "chosen()::isa": "atomic, made once",
+    "dialects()::rows": "const, made once",
     "current_pool": "atomic, made under a lock",
     "creation": "is that lock",
     "chosen_threads": "atomic",

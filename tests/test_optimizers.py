@@ -916,6 +916,20 @@ def test_verification_watches_gradients(zero: bool, monkeypatch: pytest.MonkeyPa
         fs.RMSprop([param], verify="every").step([grad], zero_grads=zero)
 
 
+def test_verification_tells_minus_0_from_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison is one of bits."""
+    true = fs.reference.rmsprop_
+
+    @functools.wraps(true)
+    def negated(param: Array, *args: Any, **kwargs: Any) -> None:
+        true(param, *args, **kwargs)
+        param *= -1
+
+    monkeypatch.setattr(fs.reference, "rmsprop_", negated)
+    with pytest.raises(fs.VerificationError, match=r"parameter '0'.*-0\.0"):
+        fs.RMSprop([np.zeros(3)], verify="every").step([np.zeros(3)])
+
+
 @pytest.mark.parametrize("options", STEP_OPTIONS)
 @each_full_rule
 def test_verified_steps_are_like_others(case: Case, options: str) -> None:
