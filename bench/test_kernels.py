@@ -1,27 +1,17 @@
 """The microbenchmarks as a pytest-benchmark suite: `python -m pytest bench/`; each asserts its answer.
 
-What `python -m fusedstep bench` measures, in the form that pytest-benchmark can store and compare between commits.
+What `python -m bench` measures, in the form that pytest-benchmark can store and compare between commits.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from fusedstep.bench.cases import (
-    CASES,
-    LAYOUTS,
-    Data,
-    bound,
-    by_name,
-    divider,
-    error,
-    error_of_optimizers,
-    lists,
-    traffic,
-)
-from fusedstep.bench.models import MODELS, PEERS_OF_LISTS, verdict_of_list
-from fusedstep.bench.peers import PEERS, verdict
+from fusedstep._bench import divider, kernel, streaming
+
+from .cases import CASES, LAYOUTS, RIGHT, Arrays, by_name, error, error_of_optimizers, lists
+from .lists import MODELS, PEERS_OF_LISTS, verdict_of_list
+from .peers import PEERS, verdict
 
 SIZES = (16, 1_000, 30_000, 1_000_000)
 
@@ -37,62 +27,63 @@ def group(case, n, dtype="float32", what=LAYOUTS[0]):
 @each_size
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_function(benchmark, case, n, dtype):
-    assert error(case, dtype) == "0 ulp"
+    assert error(case, dtype) == RIGHT
     benchmark.group = group(case, n, dtype)
-    benchmark(Data(case, n, dtype).update)
+    benchmark(Arrays(case, n, dtype).call)
 
 
 @each_case
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
 def test_layout(benchmark, case, layout):
-    assert error(case, "float32", layout) == "0 ulp"
+    assert error(case, "float32", layout) == RIGHT
     n = 1_000_000
     benchmark.group = group(case, n, what=layout)
-    benchmark(Data(case, n, "float32", layout).update)
+    benchmark(Arrays(case, n, "float32", layout).call)
 
 
 @each_case
 @each_size
 def test_kernel_from_cpp(benchmark, case, n):
-    assert error(case, "float32") == "0 ulp"
+    assert error(case, "float32") == RIGHT
     benchmark.group = group(case, n)
-    benchmark(Data(case, n, "float32").kernel().seconds, 1)
+    benchmark(kernel(Arrays(case, n, "float32")), 1)
 
 
 @each_case
 @each_size
-def test_traffic(benchmark, case, n):
-    data = Data(case, n, "float32")
+def test_streaming_rate(benchmark, case, n):
+    data = Arrays(case, n, "float32")
     before = data.param.copy()
     benchmark.group = group(case, n)
-    benchmark(traffic(data).seconds, 1)
+    benchmark(streaming(data), 1)
     assert before.tobytes() == data.param.tobytes()
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.divisions], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [case for case in CASES if any(case.roots_and_divisions)], ids=lambda case: case.name)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_divider(benchmark, case, dtype):
+def test_divider_rate(benchmark, case, dtype):
     n = 30_000
     benchmark.group = group(case, n, dtype)
-    assert benchmark(divider(case, n, np.dtype(dtype)).seconds, 1) > 0
+    assert benchmark(divider(Arrays(case, n, dtype)), 1) > 0
 
 
 @each_case
 @pytest.mark.parametrize("model", MODELS)
 def test_optimizer(benchmark, case, model):
-    assert error_of_optimizers(case, "float32") == "0 ulp"
+    assert error_of_optimizers(case, "float32") == RIGHT
     sizes = MODELS[model]
     benchmark.group = group(case, sum(sizes), what=model)
-    report = benchmark(bound(case, *lists(case, sizes, "float32")))
+    params, grads = lists(case, sizes, "float32")
+    report = benchmark(case.class_(params, **case.options).step, grads)
     assert report.step > 0
     assert not report.skipped
 
 
-def answered(said, step):
+def answered(said, contender):
     """Skip a peer that is missing or has no such rule; one with a wrong answer is expected to fail."""
-    if step is None:
+    if contender is None:
         (pytest.xfail if said.startswith(("wrong", "failed")) else pytest.skip)(said)
-    return step
+    return contender
 
 
 @pytest.mark.parametrize("name", ["RMSprop", "Adagrad", "Rprop", "Rprop, irprop-"])
@@ -100,11 +91,11 @@ def answered(said, step):
 @pytest.mark.filterwarnings("ignore")  # what peers warn of is theirs
 def test_peer(benchmark, name, peer):
     case, n = by_name(name), 30_000
-    said, step = verdict(peer, case, Data(case, n, "float32"), threads=1)
-    step = answered(said, step)
+    said, contender = verdict(peer, case, Arrays(case, n, "float32"), threads=1)
+    contender = answered(said, contender)
     benchmark.group = group(case, n)
     benchmark.extra_info["error"] = said
-    benchmark(step)
+    benchmark(contender, 1)
 
 
 @pytest.mark.parametrize("name", ["RMSprop", "Adagrad", "Rprop", "Rprop, irprop-"])
@@ -113,8 +104,8 @@ def test_peer(benchmark, name, peer):
 @pytest.mark.filterwarnings("ignore")
 def test_peer_of_lists(benchmark, name, model, peer):
     case, sizes = by_name(name), MODELS[model]
-    said, step = verdict_of_list(peer, case, *lists(case, sizes, "float32"), threads=1)
-    step = answered(said, step)
+    said, contender = verdict_of_list(peer, case, *lists(case, sizes, "float32"), threads=1)
+    contender = answered(said, contender)
     benchmark.group = group(case, sum(sizes), what=model)
     benchmark.extra_info["error"] = said
-    benchmark(step)
+    benchmark(contender, 1)

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx_gallery.scrapers import figure_rst, matplotlib_scraper
 
 import fusedstep as fs
-from fusedstep import gallery
 from fusedstep.optimizers import Optimizer
 
 project = "fusedstep"
 copyright = author = "the fusedstep developers"
 version = release = fs.__version__
 
-extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc"]
-exclude_patterns = ["benchmark.md"]  # a part of performance.md, written by the benchmark
+extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc", "sphinx_gallery.gen_gallery"]
+# benchmark.md is a part of performance.md, written by the benchmark; gallery.md lists the pages of the gallery.
+exclude_patterns = ["benchmark.md", "gallery/index.rst"]
 suppress_warnings = ["config.cache"]
 
 myst_enable_extensions = ["dollarmath"]
@@ -40,14 +41,38 @@ html_static_path = ["_static"]
 html_css_files = ["guide.css"]
 html_math_renderer = "mathml"
 
-PICTURES = Path(__file__).parent / "_gallery"
+GALLERY = Path(__file__).with_name("gallery.md").read_text(encoding="utf-8")
 
 
-def draw_gallery(app: Sphinx) -> None:
-    """Draw the pictures, unless they are there: remove the folder to have them drawn again."""
-    if not PICTURES.exists():
-        with contextlib.redirect_stdout(None):
-            gallery.draw_all(PICTURES)
+def set_resolution(conf: dict[str, Any], script: str) -> None:
+    """Draw the pictures sharp enough for dense screens."""
+    plt.rcParams["figure.dpi"] = 150
+
+
+def save_figures(block: Any, variables: dict[str, Any], conf: dict[str, Any]) -> str:
+    """Save the figures of a block; where it makes an ``animation``, save that as a GIF, which needs no script."""
+    animation = variables["example_globals"].pop("animation", None)
+    if animation is None:
+        return str(matplotlib_scraper(block, variables, conf))
+    path = Path(next(variables["image_path_iterator"])).with_suffix(".gif")
+    animation.save(path, writer="pillow")
+    plt.close("all")
+    return str(figure_rst([str(path)], conf["src_dir"], "The paths in motion"))
+
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples/gallery",
+    "gallery_dirs": "gallery",
+    "backreferences_dir": "gallery/backreferences",
+    "minigallery_sort_order": lambda path: GALLERY.index(Path(path).stem),  # as the table of contents in gallery.md
+    "image_scrapers": (save_figures,),
+    "reset_modules": ("matplotlib", set_resolution),
+    "capture_repr": (),
+    "download_all_examples": False,
+    "min_reported_time": 60,
+    "show_signature": False,
+    "write_computation_times": False,
+}
 
 
 def correct_signature(
@@ -76,6 +101,5 @@ def visit_math_block(translator: nodes.NodeVisitor, node: nodes.math_block) -> N
 
 def setup(app: Sphinx) -> None:
     """Connect the above."""
-    app.connect("builder-inited", draw_gallery)
     app.connect("autodoc-process-signature", correct_signature)
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))

@@ -15,7 +15,7 @@ import numpy as np
 
 import fusedstep as fs
 from fusedstep import _core
-from registry import CLASS_ONLY, STEPS, VALUES, C, Case, Layout, Shape, Values, rose
+from registry import STEP_PROLOGUE, STEPS, VALUES, C, Case, Layout, Shape, Values, rose
 
 Array = np.ndarray[Any, Any]
 
@@ -209,17 +209,17 @@ class Mirror:
         self.last_loss: float | None = None
 
     def _states(self, name: str, param: Array) -> dict[str, Array]:
-        made = {}
-        for state in self.case.states:
-            start = state.start
-            if state.name == "step_size":
-                start = self.options[name].get("lr", start)
-            made[state.name] = np.full(state.shape(param.shape), start, state.dtype(param.dtype))
-        return made
+        own = self.options[name]
+        return {
+            state.name: np.full(
+                state.shape(param.shape), own.get(state.starts_at, state.start), state.dtype(param.dtype)
+            )
+            for state in self.case.states
+        }
 
     def _of_reference(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Leave out what says which states there are and where they start: the class's business alone."""
-        return {key: value for key, value in options.items() if key not in CLASS_ONLY}
+        """Leave out what only the class takes: which states there are, and where they start."""
+        return {key: value for key, value in options.items() if key in self.case.reference_takes}
 
     def step(
         self,
@@ -253,7 +253,7 @@ class Mirror:
                 **self.case.at_step(t, rises),
                 **self.case.reference_at_step(t, rises),
             }
-            prologue = {"grad_scale": grad_scale, "clip_value": clip_value, "clip_coef": coef}
+            prologue = dict(zip(STEP_PROLOGUE, (grad_scale, clip_value, coef), strict=True))
             members[name] = (self.arrays[name], grad, self._of_reference(options) | prologue)
         more = self.case.across(list(members.values()))
         for (arrays, grad, options), own in zip(members.values(), more, strict=True):
@@ -294,6 +294,8 @@ def shows(message: str, value: Any) -> bool:
     """Whether a message shows a value, in one of the ways in which numbers are written."""
     if isinstance(value, tuple | list) and value:
         return repr(value) in message or any(shows(message, part) for part in value)
+    if isinstance(value, int) and abs(value) >= 2**1024:
+        return "range of double" in message
     texts = {repr(value), str(value)}
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         texts |= {f"{float(value):g}", repr(float(value)), np.format_float_positional(float(value), trim="-")}

@@ -2,43 +2,123 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fusedstep import _core
-from fusedstep.__main__ import main
-from fusedstep.bench import cases, models, peers, report, rows
-from fusedstep.bench.cases import CASES, LAYOUTS, Data
-from fusedstep.bench.instrument import FEWEST, Native, alternate
+from fusedstep import _bench, _core
+from fusedstep._bench import Case, alternate, repeated
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `bench`, which is not installed
+
+from bench import cases, history, lists, peers, report, rows
+from bench.__main__ import main
+from bench.cases import CASES, LAYOUTS, RIGHT, WRONG, Arrays
 
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def small_bench(monkeypatch, *arguments, sizes=(16, 64)):
+    """Run the installed command on few elements; return its exit code."""
+    monkeypatch.setattr(_bench, "QUICK", {("float32", 1): sizes, ("float64", 2): (16,)})
+    parser = argparse.ArgumentParser()
+    _bench.add_arguments(parser)
+    return _bench.run(parser.parse_args(["--quick", *map(str, arguments)]))
+
+
+def test_the_installed_command_times_every_rule_and_concludes_in_five_lines(tmp_path, monkeypatch, capsys):
+    stored = tmp_path / "rows.json"
+    assert small_bench(monkeypatch, "--json", stored) == 0
+    found = json.loads(stored.read_text())
+    assert found["machine"]["processor"]
+    timed = {(row["rule"].lower(), row["contender"]) for row in found["rows"]}
+    for rule in _core.rules():
+        name = rule.replace("_", "")
+        assert {(name, way) for way in ("streaming", "kernel", "function", "optimizer", "NumPy")} <= timed
+    assert all(row["ns"] > 0 and row["share"] > 0 for row in found["rows"])
+    assert {(row["dtype"], row["threads"], row["elements"]) for row in found["rows"]} == {
+        ("float32", 1, 16), ("float32", 1, 64), ("float64", 2, 16)
+    }  # fmt: skip
+    text = capsys.readouterr().out
+    assert "float64, 2 threads: ns per element" in text
+    *_, before, exact, share, numpy, call, slower = text.splitlines()
+    assert before == ""
+    assert exact == "Every result had the bits of fs.reference."
+    assert share.startswith("64 elements: the kernels reach ")
+    assert numpy.startswith("64 elements: NumPy ")
+    assert call.startswith("16 elements: a call of the function adds ")
+    assert slower.startswith("NumPy is faster than the function: ")
+
+
+def test_the_installed_command_says_what_is_wrong_and_does_not_time_it(tmp_path, monkeypatch, capsys):
+    stored = tmp_path / "rows.json"
+    monkeypatch.setitem(_bench.OURS, "function", lambda data: repeated(lambda: None))
+    monkeypatch.setattr(_core, "rules", lambda rules=_core.rules(): {"rprop": rules["rprop"]})
+    assert small_bench(monkeypatch, "--json", stored, sizes=(16,)) == 1
+    assert "WRONG, and not timed: " in capsys.readouterr().out
+    assert "function" not in {row["contender"] for row in json.loads(stored.read_text())["rows"]}
+
+
+def test_the_installed_command_looks_at_its_output_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(_bench, "measure", lambda *arguments: pytest.fail("it measured"))
+    assert small_bench(monkeypatch, "--json", tmp_path / "missing" / "rows.json") == 2
+    assert small_bench(monkeypatch, "--json", tmp_path) == 2
+    assert capsys.readouterr().err.count("bench: cannot write ") == 2
+
+
+def test_progress_is_said_on_stderr_after_two_seconds(monkeypatch, capsys):
+    now = iter([0.0, 1.9, 2.1, 3.0, 4.3])
+    monkeypatch.setattr(_bench.time, "perf_counter", lambda: next(now))
+    say = _bench.progress()
+    for k in range(4):
+        say(k / 4, f"part {k}")
+    assert capsys.readouterr().err == "25%, 2 s part 1\n75%, 4 s part 3\n"
+
+
+@pytest.mark.parametrize(
+    ("case", "roots_and_divisions", "bytes_per_element"),
+    [
+        (Case("rmsprop"), (1, 1), 20),
+        (Case("rmsprop", {"centered": True, "momentum": 0.9}), (1, 1), 36),
+        (Case("rmsprop", {"bias_correction": True}), (1, 2), 20),
+        (Case("proximal_adagrad"), (1, 2), 20),
+        (Case("adagrad_norm"), (0, 1), 16),
+        (Case("rprop"), (0, 0), 22),
+    ],
+)
+def test_what_a_rule_asks_of_the_machine_is_derived(case, roots_and_divisions, bytes_per_element):
+    assert case.roots_and_divisions == roots_and_divisions
+    assert case.bytes_per_element(np.dtype("float32")) == bytes_per_element
 
 
 @each_case
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_what_is_timed_gives_the_bits_of_the_reference(case, dtype):
     for layout in LAYOUTS:
-        assert cases.error(case, dtype, layout) == "0 ulp", layout
-    assert cases.error_of_optimizers(case, dtype) == "0 ulp"
+        assert cases.error(case, dtype, layout) == RIGHT, layout
+    assert cases.error_of_optimizers(case, dtype) == RIGHT
+    for make in (_bench.OURS | _bench.NUMPY).values():
+        assert _bench.is_right(make, case, dtype)
 
 
 def test_a_wrong_kernel_is_said_to_be_wrong(monkeypatch):
-    monkeypatch.setattr(Data, "update", lambda data: None)
-    assert cases.error(CASES[0], "float32") == cases.WRONG
+    monkeypatch.setattr(Arrays, "call", lambda data: None)
+    assert cases.error(CASES[0], "float32") == WRONG
 
 
 @each_case
-def test_the_limit_moves_the_bytes_of_the_case_and_leaves_its_values(case):
-    data = Data(case, 3001, "float32")
+def test_the_streaming_rate_leaves_the_values(case):
+    data = Arrays(case, 3001, "float32")
     before = [array.copy() for array in data.arrays]
-    cases.traffic(data).seconds(2)  # twice: a sign that is turned is turned back
+    _bench.streaming(data)(2)  # twice: a sign that is flipped is flipped back
     for was, array in zip(before, data.arrays, strict=True):
         assert was.tobytes() == array.tobytes()
-    arrays = sum(array.nbytes for array in [data.param, *data.states.values()] if array.ndim)
-    assert cases.traffic_bytes(case, data.param.dtype) * 3001 == 2 * arrays + data.grad.nbytes
 
 
 @pytest.mark.parametrize(("roots", "divisions"), [(0, 0), (2, 1), (1, 3), (0, 2), (-1, 1)])
@@ -50,20 +130,17 @@ def test_a_divider_that_was_not_compiled_is_refused(roots, divisions):
 def test_contenders_take_turns_and_slow_ones_are_timed_less_often():
     order: list[str] = []
 
-    def contender(name, seconds):
-        def timed(calls):
-            order.append(name)
-            return seconds * calls
+    def contender(name, seconds, calls):
+        order.append(name)
+        return seconds * calls
 
-        return Native(timed)
-
-    timings = alternate({"fast": contender("fast", 1e-4), "slow": contender("slow", 1.0)}, seconds=0.1, rounds=9)
-    assert len(timings["fast"].by_round) == 9
-    assert len(timings["slow"].by_round) == FEWEST
-    assert timings["fast"].median == pytest.approx(1e-4)
-    measured = order[-(9 + FEWEST) :]
-    every_fourth_round = [set(measured[k : k + 2]) for k in (0, 5, 10)]
-    assert every_fourth_round == [{"fast", "slow"}] * FEWEST
+    contenders = {"fast": partial(contender, "fast", 1e-4), "slow": partial(contender, "slow", 1.0)}
+    timings = alternate(contenders, seconds=0.1, rounds=9)
+    assert sorted(timings["fast"]) == list(range(9))
+    assert sorted(timings["slow"]) == [0, 4, 8]
+    assert _bench.median(timings["fast"]) == pytest.approx(1e-4)
+    measured = order[-12:]
+    assert [set(measured[k : k + 2]) for k in (0, 5, 10)] == [{"fast", "slow"}] * 3
 
 
 def peer_of(change):
@@ -71,10 +148,10 @@ def peer_of(change):
 
     def make(data, threads):
         def step():
-            data.update_plain()
+            data.reference()
             change(data.param)
 
-        return step, lambda: data.param
+        return repeated(step), lambda: data.param
 
     return peers.Peer("somebody", (), make)
 
@@ -91,9 +168,9 @@ def peer_of(change):
     ],
 )
 def test_a_peer_is_timed_only_if_it_is_right(peer, said):
-    found, step = peers.verdict(peer, CASES[0], Data(CASES[0], 64, "float32"), threads=1)
+    found, contender = peers.verdict(peer, CASES[0], Arrays(CASES[0], 64, "float32"), threads=1)
     assert found.startswith(said)
-    assert (step is not None) == (said == "0 ulp")
+    assert (contender is not None) == (said == "0 ulp")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -101,54 +178,49 @@ def test_a_peer_is_timed_only_if_it_is_right(peer, said):
 @pytest.mark.parametrize("peer", [peer for peer in peers.PEERS if not peer.needs], ids=lambda peer: peer.name)
 def test_numpy_peers_are_right_for_many_steps(name, peer, dtype):
     case = cases.by_name(name)
-    data = Data(case.to_check(), 997, dtype)
-    expected = data.copy()
-    data.states = {key: state.copy() for key, state in data.states.items()}
-    made = peer.make(data, 1)
-    assert made is not None
-    step, parameter = made
+    data, expected = (Arrays(case, 997, dtype) for _ in range(2))
+    contender, parameter = peer.make(data, 1)
     rng = np.random.default_rng(1)
     for _ in range(20):
         data.grad[...] = expected.grad[...] = rng.integers(-1, 2, 997)  # signs that stay, flip and vanish
         before = expected.param.copy()
-        step()
-        expected.update_plain()
+        contender(1)
+        expected.reference()
         assert peers.ulps(np.asarray(parameter()), expected.param, before) <= 20 * peers.ACCEPTED
 
 
 def test_lists_of_the_peers_start_like_an_optimizer():
     for name in rows.MAIN:
         case = cases.by_name(name)
-        for peer in models.PEERS_OF_LISTS:
-            said, _ = models.verdict_of_list(peer, case, *cases.lists(case, [16], "float32"), 1)
+        for peer in lists.PEERS_OF_LISTS:
+            said, _ = lists.verdict_of_list(peer, case, *cases.lists(case, [16], "float32"), 1)
             assert said.endswith((" ulp", "has no such rule", "is not installed")), (name, peer.name, said)
 
 
-def test_the_command_writes_rows_a_table_and_says_where_it_loses(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_rows_a_table_and_says_where_it_loses(tmp_path, monkeypatch):
+    from bench.__main__ import END, SHORT_START, START
+
     monkeypatch.setattr(rows, "PEERS", [peer for peer in peers.PEERS if not peer.needs])
     monkeypatch.setattr(rows, "PEERS_OF_LISTS", [])
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{report.START}\nold\n{report.END}\nafter\n")
-    stored = tmp_path / "rows.json"
+    page, short, stored = tmp_path / "page.md", tmp_path / "short.md", tmp_path / "rows.json"
+    page.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    short.write_text(f"{SHORT_START}\n{END}")
     few = ["--rules", "RMSprop", "Rprop", "--sizes", "16", "1000", "--threads", "1", "--seconds", "0.05"]
-    assert main(["bench", "--table", str(page), "--json", str(stored), *few]) == 0
+    assert main(["--table", str(page), str(short), "--json", str(stored), *few]) == 0
     text = page.read_text()
-    assert text.startswith(f"before\n{report.START}\n")
-    assert text.endswith(f"\n{report.END}\nafter\n")
+    assert text.startswith(f"before\n{START}\n")
+    assert text.endswith(f"\n{END}\nafter\n")
     assert "old" not in text
-    assert "| RMSprop | limit | " in text
+    assert "| RMSprop | measured rate | " in text
     assert "| | **fusedstep**, the kernel alone | 0 ulp, " in text
-
-    page.write_text(f"{report.SHORT_START}\n{report.END}")
-    assert main(["bench", "--table", str(page), *few]) == 0
-    text = page.read_text()
+    text = short.read_text()
     assert "C++ function | 0 ulp, " in text
     assert "the kernel alone" not in text
     assert "As fast as ours, " in text or "Faster than ours: " in text or "No peer is as fast." in text
 
     found = [rows.Row(**row) for row in json.loads(stored.read_text())["rows"]]
-    assert {row.error for row in found if row.is_ours} == {"0 ulp"}
-    assert {row.bound_by for row in found if row.case == "Rprop" and not row.is_limit} == {"traffic"}
+    assert {row.error for row in found if row.is_ours} == {RIGHT}
+    assert {row.bound_by for row in found if row.case == "Rprop" and not row.is_rate} == {"streaming"}
     slow = [replace(row, ns_per_element=1e9) if row.is_ours else row for row in found]
     lost = report.defeats(slow)
     assert any(
@@ -158,16 +230,36 @@ def test_the_command_writes_rows_a_table_and_says_where_it_loses(tmp_path, monke
     assert report.defeats([replace(row, ns_per_element=1e9) for row in found if not row.is_ours]) == []
 
 
-def test_a_file_without_a_place_for_the_table_is_refused_before_minutes_are_spent(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("nothing\n")
-    with pytest.raises(SystemExit, match="bench:start"):
-        main(["bench", "--table", str(page)])
+@pytest.mark.parametrize("option", ["--table", "--json", "--plot", "--history"])
+def test_outputs_are_looked_at_before_minutes_are_spent(option, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(rows, "measure", lambda *arguments: pytest.fail("it measured"))
+    (tmp_path / "page.md").write_text("no place for a table\n")
+    assert main([option, str(tmp_path / "page.md" if option == "--table" else tmp_path / "missing" / "file.svg")]) == 2
+    assert ("bench:start" if option == "--table" else "missing/file.svg") in capsys.readouterr().err
+
+
+def test_history_tells_what_changed_between_the_last_two_runs(tmp_path):
+    row = rows.Row("RMSprop", "", "way", 16, "float32", 1, "avx2", RIGHT, 1.0, 0.9, 1.1, 9, 20.0, 1.0, "streaming")
+    runs = tmp_path / "runs.jsonl"
+    facts = {"processor": "some", "compiler": "GNU", "versions": {"numpy": "2", "numba": "missing"}}
+    noisy = replace(row, way="noisy", ns_per_element=1.3, upper=1.5)
+    history.append(runs, [row, noisy, replace(row, way="other", ns_per_element=None)], facts)
+    assert list(history.compare(runs)) == [f"{runs}: one run, nothing to compare it with"]
+    slower = replace(row, ns_per_element=2.0, lower=1.9, upper=2.1)
+    history.append(runs, [slower, replace(noisy, ns_per_element=1.4, lower=1.2)], facts)
+    *_, change, summary = history.compare(runs)
+    assert change == "2 times as long: RMSprop  way 16 float32 1 avx2"
+    assert summary == "2 rows compared, 1 changed by more than 5%"
+    history.append(runs, [row], facts | {"processor": "another"})
+    assert list(history.compare(runs))[-1] == "not compared: another processor"
 
 
 def test_the_plot_draws_every_rule(tmp_path):
     pytest.importorskip("matplotlib")
+    from bench import plot
+
     setting = replace(rows.QUICK, sizes=(16, 1000), peers=False, models=(), whole_step=False, seconds=0.02)
     found = list(rows.measure(rows.groups(setting)))
-    report.plot(found, rows.machine(), tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").stat().st_size > 10_000
+    plot.plot(found, rows.machine(), tmp_path / "plot.svg")
+    drawn = (tmp_path / "plot.svg").read_text()
+    assert all(f">{name}<" in drawn for name in rows.MAIN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import os
 import pickle
 import re
@@ -26,7 +27,7 @@ import pytest
 
 import fusedstep as fs
 from checks import Mirror, Unchanged, difference, memory_of, threads
-from fusedstep import _core, checkpoint
+from fusedstep import _core
 from registry import FIRST_OF_RULE
 
 Array = np.ndarray[Any, Any]
@@ -77,17 +78,21 @@ USES: dict[str, Use] = {
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
-    """A gate in the middle of every use that Python code makes of an optimizer."""
+    """A gate in the middle of every use that Python code makes of an optimizer: where it calls these functions."""
     gate = Gate()
-    for name in ("_description", "_checked", "_params"):
-        true = getattr(checkpoint, name)
+    for module, name in CALLED:
+        true = getattr(module, name)
 
-        def gated(*args: Any, true: Any = true) -> Any:
+        def gated(*args: Any, true: Any = true, **options: Any) -> Any:
             gate()
-            return true(*args)
+            return true(*args, **options)
 
-        monkeypatch.setattr(checkpoint, name, gated)
+        monkeypatch.setattr(module, name, gated)
     return gate
+
+
+CALLED = ((np, "array"), (np, "copyto"), (os, "fsync"), (json, "loads"))
+"""Functions that a state dict, its load, a save and a load of a file call, before anything is written."""
 
 
 HOLDING = [name for name in USES if name not in ("deepcopy", "pickle")]  # these let go when they have read the counters
@@ -153,32 +158,30 @@ def test_an_error_lets_go(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
             raise error
 
         with monkeypatch.context() as patch:
-            for part in ("_description", "_checked"):
-                patch.setattr(checkpoint, part, fail)
+            for module, called in CALLED:
+                patch.setattr(module, called, fail)
             grads = {"w": type("Failing", (), {"__dlpack__": fail, "__dlpack_device__": fail})()}
-            with pytest.raises((error, TypeError)):  # an Exception of an exporter becomes the cause of a TypeError
+            # An Exception of an exporter becomes the cause of a TypeError, and one of a file's reader of a ValueError.
+            with pytest.raises((error, TypeError, ValueError)):
                 USES[name](opt, grads, tmp_path)
         opt.step({"w": np.ones(3)})
 
 
 def test_saves_during_steps() -> None:
-    """One thread steps, another takes state dicts, as fast as they can: each dict is that of a whole number of steps,
-    and each of the two was refused at times."""
+    """One thread steps, another takes state dicts, as fast as they can: each dict is that of a whole number of steps.
+    Where they meet, one of them is refused."""
     case = FIRST_OF_RULE[0]
     rng = np.random.default_rng(1)
     start, grad = {"w": rng.standard_normal(300_000)}, {"w": rng.standard_normal(300_000)}
     params = {"w": start["w"].copy()}
     opt, mirror = case.new(params), Mirror(case, start)
-    refused = {"step": 0, "state_dict": 0}
     saved: list[dict[str, Any]] = []
     stop = threading.Event()
 
     def save() -> None:
         while not stop.is_set():
-            try:
+            with contextlib.suppress(RuntimeError):
                 saved.append(opt.state_dict())
-            except RuntimeError:
-                refused["state_dict"] += 1
             del saved[3:-3]
             time.sleep(0)  # else whoever has the GIL keeps it for a switch interval
 
@@ -188,16 +191,13 @@ def test_saves_during_steps() -> None:
     with threads(2):
         saver.start()
         try:
-            while time.monotonic() < end and steps < 500 and not (all(refused.values()) and len(saved) > 3):
-                try:
+            while time.monotonic() < end and steps < 500 and (steps < 20 or len(saved) < 6):
+                with contextlib.suppress(RuntimeError):
                     steps = opt.step(grad).step
-                except RuntimeError:
-                    refused["step"] += 1
                 time.sleep(0)
         finally:
             stop.set()
             saver.join()
-    assert all(refused.values()), refused
     for state in sorted(saved, key=lambda state: state["step"]):
         while mirror.steps < state["step"]:
             mirror.step(grad)

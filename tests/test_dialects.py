@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import fusedstep as fs
-from fusedstep.dialects import markdown
+from dialect_tables import markdown
 
 ROOT = Path(__file__).parents[1]
 CLASSES = {"rmsprop": fs.RMSprop, "adagrad": fs.Adagrad, "rprop": fs.Rprop}
@@ -337,6 +337,21 @@ def test_unknown_names_are_refused(rule: str, name: str) -> None:
         CLASSES[rule].like(name, np.zeros(2))
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"), [("pytorch", "torch"), ("PyTorch", "torch"), ("tensorflow", "tf1"), ("kreas", "keras"), ("", "")]
+)
+def test_what_was_meant_by_an_unknown_name(name: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"no dialect '{name}'") as caught:
+        fs.RMSprop.like(name, np.zeros(2))
+    assert str(caught.value).endswith(f" (did you mean {meant!r}?)" if meant else "graves")
+
+
+def test_what_was_meant_by_an_argument_of_another_framework() -> None:
+    for key, meant in (("learning_rate", "lr"), ("rho", "alpha"), ("epsilon", "eps"), ("momentun", "momentum")):
+        with pytest.raises(TypeError, match=rf"no place for '{key}' \(did you mean '{meant}'\?\)"):
+            fs.RMSprop.like("keras", np.zeros(2), **{key: 0.5})
+
+
 def test_names_are_of_one_rule() -> None:
     with pytest.raises(ValueError, match="Rprop has no dialect 'keras'"):
         fs.Rprop.like("keras", np.zeros(2))
@@ -372,7 +387,7 @@ def shown_tables() -> Iterator[tuple[str, str, str]]:
 def test_tables_in_the_docs_are_the_data() -> None:
     for file, rule, table in shown_tables():
         assert rule in TABLES, file
-        assert table == markdown(rule), f"{file}: print fusedstep.dialects.markdown({rule!r}) there"
+        assert table == markdown(rule), f"{file}: put there what tests/dialect_tables.py {rule} prints"
 
 
 @pytest.mark.parametrize("rule", TABLES)

@@ -32,7 +32,6 @@ from registry import CASES, DTYPES, FIRST_OF_RULE, FULLEST_OF_RULE, ISAS, LAYOUT
 
 Array = np.ndarray[Any, Any]
 
-FUNCTIONS = [case for case in CASES if case.has_function]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 # -------------------------------------------------------------------------------------------- the processor's settings
@@ -129,7 +128,7 @@ def delicate(case: Case, dtype: np.dtype[Any], n: int) -> Values:
 
 
 @each_dtype
-@pytest.mark.parametrize("case", FUNCTIONS, ids=str)
+@pytest.mark.parametrize("case", FULLEST_OF_RULE, ids=str)
 def test_rounding_and_flushing_do_not_leak_in(case: Case, dtype: np.dtype[Any], processor: Processor) -> None:
     """All rounding modes, with and without flush-to-zero, set by the calling thread: the reference's bits, on small
     arrays and on ones that 1, 2 and 3 threads share; and the caller's settings are as before."""
@@ -150,13 +149,17 @@ def test_rounding_and_flushing_do_not_leak_in(case: Case, dtype: np.dtype[Any], 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_optimizers_in_any_mode(case: Case, processor: Processor) -> None:
-    """The same of optimizers, with all options of a step: the norm has the reference's bits too."""
+    """The same of optimizers, which are made in that mode too, with all options of a step: the norm and the numbers at
+    which states start have the reference's bits."""
     shapes = {"a": (37,), "b": (60, 50)}
     for dtype, (rounding, flush) in itertools.product(DTYPES, settings(processor)):
         rng = np.random.default_rng(2)
         params = {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
-        optimizer, mirror = case.new(params), Mirror(case, params)
+        mirror = Mirror(case, params)
         where = f"{case} {dtype}, rounding {rounding}, {flush=}"
+        with processor.set_to(rounding, flush):
+            optimizer = case.new(params)
+        mirror.assert_like(optimizer, params, f"{where}, new")
         for t, options in enumerate(
             ({}, {"grad_scale": 3.0, "clip_norm": 0.7, "clip_value": 0.9, "nonfinite": "skip"}), 1
         ):
@@ -167,17 +170,6 @@ def test_optimizers_in_any_mode(case: Case, processor: Processor) -> None:
                 report = optimizer.step(grads, loss=loss(t), **options)
             assert report.grad_norm == norm, where
             mirror.assert_like(optimizer, params, f"{where}, step {t}")
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_optimizers_made_in_any_mode(case: Case, processor: Processor) -> None:
-    """The numbers at which states start are rounded as ever."""
-    for dtype, (rounding, flush) in itertools.product(DTYPES, settings(processor)):
-        params = {"w": np.ones(3, dtype)}
-        mirror = Mirror(case, params)
-        with processor.set_to(rounding, flush):
-            optimizer = case.new(params)
-        mirror.assert_like(optimizer, params, f"{case} {dtype}, rounding {rounding}, {flush=}")
 
 
 def test_verification_in_any_mode(processor: Processor) -> None:
@@ -233,6 +225,7 @@ def test_settings_do_not_leak_out(with_mxcsr: Processor) -> None:
         with_mxcsr.mxcsr = before
 
 
+@pytest.mark.slow
 def test_the_import_changes_no_settings(with_mxcsr: Processor) -> None:
     """MXCSR is equal, but for the flags of what happened, before and after the import and 1,000 calls."""
     code = f"""
@@ -252,6 +245,7 @@ def test_the_import_changes_no_settings(with_mxcsr: Processor) -> None:
     assert len(set(run(code).split())) == 1
 
 
+@pytest.mark.slow
 def test_threads_born_in_another_mode(with_mxcsr: Processor) -> None:
     """A pool whose threads were started by a thread that rounds up and flushes works as any other."""
     code = f"""
@@ -293,49 +287,40 @@ def run(code: str, fails: bool = False, **variables: str) -> str:
     return done.stderr.strip().splitlines()[-1] if fails else done.stdout.strip()
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_isa_variable(isa: str) -> None:
-    """FUSEDSTEP_ISA forces an instruction set of this machine, and the forced one runs."""
+@pytest.mark.slow
+def test_variables() -> None:
+    """FUSEDSTEP_ISA forces an instruction set of this machine, and the forced one runs; FUSEDSTEP_NUM_THREADS says how
+    many threads there are at the start. Without them: the best, and as many as the process may use processors."""
     code = """
         import numpy as np, fusedstep as fs
         p = np.ones(100, np.float32)
         fs.RMSprop([p]).step([p.copy()])
-        print(fs.isa(), fs.show_config()["instruction set in use"])
+        print(fs.isa(), fs.show_config()["instruction set in use"], fs.get_num_threads(), fs.show_config()["threads"])
     """
-    assert run(code, FUSEDSTEP_ISA=isa) == f"{isa} {isa}"
+    usual = len(os.sched_getaffinity(0))
+    for isa in ISAS:
+        assert run(code, FUSEDSTEP_ISA=isa) == f"{isa} {isa} {usual} {usual}"
+    for count in (1, 3, 256):
+        assert run(code, FUSEDSTEP_NUM_THREADS=str(count)) == f"{ISAS[-1]} {ISAS[-1]} {count} {count}"
+    assert run(code) == run(code, FUSEDSTEP_ISA="", FUSEDSTEP_NUM_THREADS="")
+    assert run(code) == f"{ISAS[-1]} {ISAS[-1]} {usual} {usual}"
 
 
-def test_without_variables() -> None:
-    """The best instruction set, and as many threads as the process may use processors; an empty variable is none."""
-    code = "import fusedstep as fs; print(fs.isa(), fs.get_num_threads())"
-    expected = f"{ISAS[-1]} {len(os.sched_getaffinity(0))}"
-    assert run(code) == expected
-    assert run(code, FUSEDSTEP_ISA="", FUSEDSTEP_NUM_THREADS="") == expected
-
-
-@pytest.mark.parametrize("isa", ["sse9", "AVX2", "avx2 ", "base", "neon9", "avx,avx2", "0"])
-def test_bad_isa_variable(isa: str) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "right", "values"),
+    [
+        ("FUSEDSTEP_ISA", ", ".join(ISAS), ("sse9", "AVX2", "avx2 ", "avx,avx2")),
+        ("FUSEDSTEP_NUM_THREADS", "1 to 256", ("0", "-1", "two", "1.5", "257", " 2", "0x2", "99999999999999999999")),
+    ],
+)
+def test_bad_variables(name: str, right: str, values: tuple[str, ...]) -> None:
     """Anything else: the import fails, with the variable's name, its value and all that would be right."""
-    told = run("import fusedstep", fails=True, FUSEDSTEP_ISA=isa)
-    assert told.startswith("ValueError: FUSEDSTEP_ISA")
-    assert isa in told
-    assert ", ".join(ISAS) in told
-
-
-@pytest.mark.parametrize("count", ["1", "2", "3", "256"])
-def test_threads_variable(count: str) -> None:
-    """FUSEDSTEP_NUM_THREADS says how many threads there are at the start."""
-    code = "import fusedstep as fs; print(fs.get_num_threads(), fs.show_config()['threads'])"
-    assert run(code, FUSEDSTEP_NUM_THREADS=count) == f"{count} {count}"
-
-
-@pytest.mark.parametrize("count", ["0", "-1", "two", "1.5", "257", " 2", "2 ", "0x2", "+2", "99999999999999999999"])
-def test_bad_threads_variable(count: str) -> None:
-    """Anything but a whole number in range: the import fails, with the variable's name, its value and the range."""
-    told = run("import fusedstep", fails=True, FUSEDSTEP_NUM_THREADS=count)
-    assert told.startswith("ValueError: FUSEDSTEP_NUM_THREADS")
-    assert f"'{count}'" in told
-    assert "1 to 256" in told
+    for value in values:
+        told = run("import fusedstep", fails=True, **{name: value})
+        assert told.startswith(f"ValueError: {name}")
+        assert value in told
+        assert right in told
 
 
 # --------------------------------------------------------------------------------- instruction sets and thread counts
@@ -374,28 +359,21 @@ def test_bad_instruction_sets(isa: Any) -> None:
 
 
 def test_thread_counts() -> None:
-    """From 1 to 256, integers of any type."""
+    """From 1 to 256, integers of any type; anything else is refused with the value, and the number stays."""
     with threads(1):
         for n in (1, 2, 3, 17, 256, np.int64(5), np.uint8(6)):
             fs.set_num_threads(n)  # type: ignore[arg-type]
             assert fs.get_num_threads() == n
+        wrong: list[Any] = [0, -1, 257, 2**40, 2**70, True, 1.0, "2", None, np.float64(2), [2]]
+        for n in wrong:
+            error = ValueError if type(n) is int else TypeError
+            with pytest.raises(error, match="num_threads: expected a whole number") as caught:
+                fs.set_num_threads(n)
+            assert repr(n) in str(caught.value)
+            assert fs.get_num_threads() == 6
 
 
-@pytest.mark.parametrize(
-    ("n", "error"),
-    [(0, ValueError), (-1, ValueError), (257, ValueError), (2**40, ValueError), (2**70, ValueError), (True, TypeError),
-     (1.0, TypeError), ("2", TypeError), (None, TypeError), (np.float64(2), TypeError), ([2], TypeError)],
-    ids=repr,
-)  # fmt: skip
-def test_bad_thread_counts(n: Any, error: type[Exception]) -> None:
-    """Anything else is refused with the value, and the number stays."""
-    with threads(2):
-        with pytest.raises(error, match="num_threads: expected a whole number") as caught:
-            fs.set_num_threads(n)
-        assert repr(n) in str(caught.value)
-        assert fs.get_num_threads() == 2
-
-
+@pytest.mark.slow
 def test_threads_are_really_there() -> None:
     """Large work starts as many threads as asked for, small work none, and one thread means one."""
     code = """
@@ -493,6 +471,7 @@ def warm_pool() -> Iterator[str]:
         yield big_step()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_child_processes(method: str, warm_pool: str) -> None:
     """Children of all three kinds, made when the pool is warm, finish steps of their own, with threads of their own and
@@ -542,6 +521,7 @@ def forked(body: Callable[[], bool], seconds: float = 30) -> None:
     assert os.waitstatus_to_exitcode(status) == 0
 
 
+@pytest.mark.slow
 def test_forks_of_forks(warm_pool: str) -> None:
     """A child's pool is as good as its parent's: its own children, made when it is warm, finish too."""
 
@@ -556,6 +536,7 @@ def test_forks_of_forks(warm_pool: str) -> None:
     forked(child, 60)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_forks_while_other_threads_work(warm_pool: str) -> None:
     """Forks in the middle of other threads' steps, when the pool is in use: each child finishes its own."""
@@ -611,6 +592,7 @@ def in_threads(bodies: list[Callable[[], None]]) -> None:
         raise errors[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", FULLEST_OF_RULE, ids=str)
 def test_disjoint_optimizers_in_eight_threads(case: Case) -> None:
     """Each thread its own optimizer, small and large arrays, options and functions: the bits of one after another."""
@@ -640,40 +622,7 @@ def test_disjoint_optimizers_in_eight_threads(case: Case) -> None:
         assert_same(parallel[k], serial[k], f"{case}, thread {k}")
 
 
-def test_one_optimizer_in_two_threads() -> None:
-    """Two threads that step the same optimizer: each step either counts, or is refused by a RuntimeError; the result is
-    that of the steps that counted, one after another."""
-    case = FIRST_OF_RULE[0]
-    rng = np.random.default_rng(5)
-    start, grad = rng.standard_normal((2, 1_000_000))
-    param = start.copy()
-    optimizer = case.new([param])
-    counted: list[int] = []
-    refused: list[str] = []
-    end = time.monotonic() + 60
-
-    def work() -> None:
-        for _ in range(3 if refused else 40):
-            if time.monotonic() > end or (refused and len(counted) > 4):
-                return
-            try:
-                counted.append(optimizer.step([grad]).step)
-            except RuntimeError as error:
-                refused.append(str(error))
-
-    with threads(2):
-        while not refused and time.monotonic() < end:
-            in_threads([work, work])
-    assert refused, "no two steps ever met"
-    assert all("in use already" in message for message in refused)
-    assert sorted(counted) == list(range(1, len(counted) + 1))
-    mirror = Mirror(case, {"0": start})
-    for _ in counted:
-        mirror.step({"0": grad})
-    mirror.assert_like(optimizer, {"0": param}, f"{len(counted)} steps")
-    assert optimizer.step([grad]).step == len(counted) + 1
-
-
+@pytest.mark.slow
 def test_arrays_that_are_let_go_meanwhile() -> None:
     """Another thread drops its references to the arrays, and makes and fills others, while they are being updated."""
     case, dtype = FIRST_OF_RULE[1], DTYPES[1]
@@ -715,6 +664,7 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 def test_interrupts_find_whole_parameters() -> None:
     """Ctrl-C again and again during steps: the KeyboardInterrupt comes between updates; parameters are those of a whole

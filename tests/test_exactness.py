@@ -1,14 +1,13 @@
 """The functional forms equal the reference bit for bit: any layout, length, instruction set and number of threads.
 
-The full product of rules, types, instruction sets, threads, layouts, lengths and values would take hours. Each test
-runs all rules x types x instruction sets and, of the rest, the products named in its docstring; together they meet
-each pair.
+The full product of rules, types, instruction sets, threads, layouts, lengths and values would take hours. What depends
+on the formula runs for all cases, what depends on how arrays are walked for two of each rule; both for all types and
+instruction sets and, of the rest, the products named in each docstring.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import itertools
 from typing import Any
 
@@ -34,19 +33,23 @@ from registry import (
     DRAWN,
     DTYPES,
     FIRST_OF_RULE,
+    FUNCTIONS,
     ISAS,
     LARGE_LENGTH,
     LARGE_SHAPE,
     LAYOUT,
     LAYOUTS,
     MIDDLE_LENGTHS,
+    RULES,
     SMALL_SHAPES,
     SPECIAL_LENGTH,
     STEPS,
     SWITCHES,
     THREADS,
+    WALKED,
     C,
     Case,
+    Layout,
     Values,
     broadcast_gradients,
     loss,
@@ -56,9 +59,9 @@ from registry import (
 )
 
 EVERY_2ND = LAYOUT["every 2nd of the last axis"]
-FUNCTIONS = [case for case in CASES if case.has_function]
 
 each_case = pytest.mark.parametrize("case", FUNCTIONS, ids=str)
+each_walked = pytest.mark.parametrize("case", WALKED, ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_isa = pytest.mark.parametrize("isa", ISAS)
 
@@ -69,7 +72,7 @@ def offsets(dtype: np.dtype[Any]) -> range:
 
 @each_isa
 @each_dtype
-@each_case
+@each_walked
 def test_short_lengths_and_offsets(case: Case, dtype: np.dtype[Any], isa: str) -> None:
     """Lengths 0 to two vectors and 1, each at one offset; offsets 0 to a vector's elements, each at three lengths."""
     pairs = [(n, n % len(offsets(dtype))) for n in short_lengths(dtype)]
@@ -79,26 +82,29 @@ def test_short_lengths_and_offsets(case: Case, dtype: np.dtype[Any], isa: str) -
             run_function(problem(case, dtype, (n,)), f"{case} {dtype} {isa}, {n=} {offset=}", offset=offset)
 
 
-@each_isa
 @each_dtype
-@each_case
-def test_small_shapes_and_layouts(case: Case, dtype: np.dtype[Any], isa: str) -> None:
-    """All small shapes x layouts, all arrays lying alike; then parameter, gradient and states in layouts of their own,
-    each pair of a parameter's and a gradient's (with one of the instruction sets)."""
-    with fs.use_isa(isa):
-        for shape, layout in itertools.product(SMALL_SHAPES, LAYOUTS):
-            if shape == () and layout is not C and layout.name != "offset by 1 element":
-                continue  # has no axes to lie otherwise
-            run_function(problem(case, dtype, shape), f"{case} {dtype} {isa}, {shape} {layout}", layout)
-        shape = (5, 7, 3)
-        for i, j in itertools.product(range(len(LAYOUTS)), repeat=2):
-            if (i + j) % len(ISAS) != ISAS.index(isa):
-                continue
-            run_function(
-                problem(case, dtype, shape),
-                f"{case} {dtype} {isa}, {shape}, parameter {LAYOUTS[i]}, gradient {LAYOUTS[j]}",
-                *(LAYOUTS[k % len(LAYOUTS)] for k in (i, j, i + 2 * j, 2 * i + j, i + j)),
-            )
+@each_walked
+def test_small_shapes_and_layouts(case: Case, dtype: np.dtype[Any]) -> None:
+    """All small shapes x layouts, all arrays lying alike."""
+    for k, (shape, layout) in enumerate(itertools.product(SMALL_SHAPES, LAYOUTS)):
+        if shape == () and layout is not C and layout.name != "offset by 1 element":
+            continue  # has no axes to lie otherwise
+        with fs.use_isa(ISAS[k % len(ISAS)]):
+            run_function(problem(case, dtype, shape), f"{case} {dtype} {fs.isa()}, {shape} {layout}", layout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mine", LAYOUTS, ids=str)
+@each_dtype
+@each_walked
+def test_each_array_in_a_layout_of_its_own(case: Case, dtype: np.dtype[Any], mine: Layout) -> None:
+    """Each pair of a parameter's and a gradient's layout, and the states in others."""
+    shape, i = (5, 7, 3), LAYOUTS.index(mine)
+    for j, theirs in enumerate(LAYOUTS):
+        others = (LAYOUTS[k % len(LAYOUTS)] for k in (i + 2 * j, 2 * i + j, i + j))
+        with fs.use_isa(ISAS[(i + j) % len(ISAS)]):
+            where = f"{case} {dtype}, {shape}, parameter {mine}, gradient {theirs}"
+            run_function(problem(case, dtype, shape), where, mine, theirs, *others)
 
 
 def some_threads(*choices: int) -> int:
@@ -106,24 +112,23 @@ def some_threads(*choices: int) -> int:
     return THREADS[sum(choices) % len(THREADS)]
 
 
-@each_isa
 @each_dtype
-@each_case
-def test_middle_lengths_in_threads(case: Case, dtype: np.dtype[Any], isa: str) -> None:
-    """1,000 and the lengths around which work is cut, dense and every 2nd in turn; with 1, 2 and 3 threads where they
-    can share the work."""
-    with fs.use_isa(isa):
-        for k, n in enumerate(MIDDLE_LENGTHS):
-            for count in THREADS if n >= 8000 else (some_threads(k),):
-                layout = (C, EVERY_2ND)[(k + count) % 2]
-                with threads(count):
-                    where = f"{case} {dtype} {isa}, {n=} {layout}, {count} threads"
-                    run_function(problem(case, dtype, (n,)), where, layout)
+@each_walked
+def test_middle_lengths_in_threads(case: Case, dtype: np.dtype[Any]) -> None:
+    """1,000 and the lengths around which work is cut, dense, from beside a cache line, and every 2nd, in turn; with 1,
+    2 and 3 threads where they can share the work."""
+    for k, n in enumerate(MIDDLE_LENGTHS):
+        for count in THREADS if n >= 8000 else (some_threads(k),):
+            layout, offset = ((C, 0), (C, 1), (EVERY_2ND, 0))[(k + count) % 3]
+            with fs.use_isa(ISAS[k % len(ISAS)]), threads(count):
+                where = f"{case} {dtype} {fs.isa()}, {n=} {layout} {offset=}, {count} threads"
+                run_function(problem(case, dtype, (n,)), where, layout, offset=offset)
 
 
+@pytest.mark.slow
 @each_isa
 @each_dtype
-@each_case
+@each_walked
 def test_large_in_threads(case: Case, dtype: np.dtype[Any], isa: str) -> None:
     """100,003 elements dense with 1, 2 and 3 threads and in other layouts; a large matrix in every second layout, which
     ones and with how many threads changing with type and instruction set, some with a gradient in another layout."""
@@ -217,104 +222,81 @@ def clipped(array: Any) -> Any:
     return np.clip(array, -1, 1) if array.dtype == np.int8 else array
 
 
-@each_isa
 @each_dtype
-@each_case
-def test_gradients_that_are_only_read(case: Case, dtype: np.dtype[Any], isa: str) -> None:
+@each_walked
+def test_gradients_that_are_only_read(case: Case, dtype: np.dtype[Any]) -> None:
     """A gradient may be read-only, broadcast from fewer elements, or share its memory with other gradients."""
     rng = np.random.default_rng(5)
-    with fs.use_isa(isa):
-        for shape in ((3,), (4, 5), (3, 1, 37), (200, 180)):
-            values = ordinary(case, dtype, shape, rng)
-            choices = broadcast_gradients(shape, lambda small: rng.standard_normal(small).astype(dtype))
-            for k, layout in itertools.product(range(len(choices)), (C, LAYOUT["F"])):
-                if shape == (200, 180) and k + ISAS.index(isa) != 2:
-                    continue
-                grads = [choices[(k + t) % len(choices)] for t in range(len(values.grads))]
-                values.grads[:] = [grad.copy() for grad in grads]
-                run_function(
-                    solve(case, dtype, shape, values),
-                    f"{case} {dtype} {isa}, {shape} {layout}, read-only gradients from {k}",
-                    layout,
-                    grads=grads,
-                )
+    for shape in ((4, 5), (3, 1, 37), (200, 180)):
+        values = ordinary(case, dtype, shape, rng)
+        choices = broadcast_gradients(shape, lambda small: rng.standard_normal(small).astype(dtype))
+        for k, layout in itertools.product(range(len(choices)), (C, LAYOUT["F"])):
+            if shape == (200, 180) and k != 2:
+                continue
+            grads = [choices[(k + t) % len(choices)] for t in range(len(values.grads))]
+            values.grads[:] = [grad.copy() for grad in grads]
+            where = f"{case} {dtype}, {shape} {layout}, read-only gradients from {k}"
+            run_function(solve(case, dtype, shape, values), where, layout, grads=grads)
 
 
 @each_isa
 @each_dtype
-@pytest.mark.parametrize("rule", dict.fromkeys(case.rule for case in COMBINATIONS))
+@pytest.mark.parametrize("rule", RULES)
 def test_every_combination_of_options(rule: str, dtype: np.dtype[Any], isa: str) -> None:
-    """Each combination of the options that choose a kernel or a prologue: one length, dense and every 2nd."""
+    """Each combination of the options that choose a kernel or a prologue."""
     with fs.use_isa(isa):
         for case in COMBINATIONS:
-            if case.rule != rule:
-                continue
-            for name in ("C", "every 2nd of the last axis"):
-                run_function(problem(case, dtype, (53,)), f"{case} {dtype} {isa}, {name}", LAYOUT[name])
+            if case.rule == rule:
+                run_function(problem(case, dtype, (53,)), f"{case} {dtype} {isa}")
 
 
-@each_isa
 @each_dtype
 @each_case
-def test_random_hyperparameters(case: Case, dtype: np.dtype[Any], isa: str) -> None:
-    """50 draws of all hyperparameters that a case has, and of the number of the step: the constants that are derived
+def test_random_hyperparameters(case: Case, dtype: np.dtype[Any]) -> None:
+    """20 draws of all hyperparameters that a case has, and of the number of the step: the constants that are derived
     from them have the reference's last bit too."""
     rng = np.random.default_rng(7)
     values = ordinary(case, dtype, (5,), rng)
-    takes = {*inspect.signature(getattr(fs.reference, case.function_name)).parameters} - SWITCHES | {*case.options}
-    with fs.use_isa(isa):
-        for _ in range(50):
-            options = {**case.options, **{key: draw(rng) for key, draw in DRAWN.items() if key in takes}}
-            before = int(10 ** rng.uniform(0, 5))
+    takes = case.reference_takes - SWITCHES | {*case.options}
+    for _ in range(20):
+        options = {**case.options, **{key: draw(rng) for key, draw in DRAWN.items() if key in takes}}
+        before = int(10 ** rng.uniform(0, 5))
 
-            def later(t: int, rises: bool, before: int = before) -> dict[str, Any]:
-                return case.at_step(t + before, rises)
+        def later(t: int, rises: bool, before: int = before) -> dict[str, Any]:
+            return case.at_step(t + before, rises)
 
-            drawn = dataclasses.replace(case, options=options, at_step=later)
-            run_function(solve(drawn, dtype, (5,), values), f"{options} after {before} steps, {dtype} {isa}")
+        drawn = dataclasses.replace(case, options=options, at_step=later)
+        run_function(solve(drawn, dtype, (5,), values), f"{options} after {before} steps, {dtype}")
 
 
-@each_isa
+def in_order(axes: tuple[int, ...]) -> Layout:
+    """Axes from the outermost to the innermost."""
+    back = np.argsort(axes)
+    return Layout(f"axes {axes}", lambda new, shape: new(tuple(shape[k] for k in axes)).transpose(back))
+
+
 @each_dtype
 @pytest.mark.parametrize("case", FIRST_OF_RULE, ids=str)
-def test_the_order_of_axes_and_many_of_them(case: Case, dtype: np.dtype[Any], isa: str) -> None:
-    """All orders of four axes for parameter and gradient, and arrays of as many axes as NumPy has."""
-    shape = (2, 3, 4, 5)
-    wanted = problem(case, dtype, shape)
-    with fs.use_isa(isa):
-        for k, (p, g) in enumerate(itertools.product(itertools.permutations(range(4)), repeat=2)):
-            if k % 5:
-                continue
-            orders = (p, g, *[p] * len(case.states))
-            start = [wanted.values.param, wanted.values.grads[0], *wanted.values.states.values()]
-            arrays = [
-                a.transpose(order).copy().transpose(np.argsort(order)) if a.ndim else a.copy()
-                for a, order in zip(start, orders, strict=True)
-            ]
-            named = dict(zip(("param", "grad", *wanted.values.states), arrays, strict=True))
-            case.call(named)
-            del named["grad"]
-            assert_same(named, wanted.after[0], f"{case} {dtype} {isa}, axes in order {p} and {g}")
-        deep = (2, 1, 3) + (1,) * 58 + (2, 1, 2)
-        run_function(problem(case, dtype, deep), f"{case} {dtype} {isa}, 64 axes")
-        run_function(
-            problem(case, dtype, (2,) * 13),
-            f"{case} {dtype} {isa}, 13 axes",
-            C,
-            LAYOUT["F"],
-        )
+def test_the_order_of_axes_and_many_of_them(case: Case, dtype: np.dtype[Any]) -> None:
+    """Orders of four axes for parameter and gradient, and arrays of as many axes as NumPy has."""
+    orders = [in_order(axes) for axes in itertools.permutations(range(4))]
+    for k, (mine, theirs) in enumerate(itertools.product(orders, repeat=2)):
+        if k % 5 == 0:
+            where = f"{case} {dtype}, {mine}, gradient {theirs}"
+            states = (C if state.scalar else mine for state in case.states)
+            run_function(problem(case, dtype, (2, 3, 4, 5)), where, mine, theirs, *states, compare=(1,))
+    run_function(problem(case, dtype, (2, 1, 3) + (1,) * 58 + (2, 1, 2)), f"{case} {dtype}, 64 axes")
+    run_function(problem(case, dtype, (2,) * 13), f"{case} {dtype}, 13 axes", C, LAYOUT["F"])
 
 
-@pytest.mark.parametrize("case", FIRST_OF_RULE, ids=str)
-def test_arrays_of_subclasses_and_mapped_files(case: Case, tmp_path: Any) -> None:
-    """A memory-mapped file is an array like any other."""
-    dtype = np.dtype(np.float32)
+def test_memory_mapped_files(tmp_path: Any) -> None:
+    """They are arrays like any other."""
+    case, dtype = FIRST_OF_RULE[0], DTYPES[0]
     wanted = problem(case, dtype, (1000,))
     mapped = np.memmap(tmp_path / "param", dtype, "w+", shape=(1000,))
     mapped[...] = wanted.values.param
-    case.call(
-        {"param": mapped, "grad": wanted.values.grads[0], **{k: v.copy() for k, v in wanted.values.states.items()}}
-    )
+    states = {name: state.copy() for name, state in wanted.values.states.items()}
+    case.call({"param": mapped, "grad": wanted.values.grads[0], **states})
     assert not difference(np.asarray(mapped), wanted.after[0]["param"])
 
 

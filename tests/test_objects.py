@@ -5,6 +5,7 @@ The core is built without Python, by CMake, as it stands in the source tree.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import re
@@ -19,6 +20,9 @@ import pytest
 
 from fusedstep import _core
 from native import cmake_build, cxx, generator, run, scratch, sources, tool
+from registry import ENTRIES, Loop
+
+pytestmark = pytest.mark.slow
 
 ISAS = _core.compiled_isas()
 X86 = "avx2" in ISAS
@@ -31,30 +35,19 @@ LEVELS = {
     "avx512": {"x86-64-baseline", "x86-64-v2", "x86-64-v3", "x86-64-v4"},
 }
 
-# The loops by the rule that they were made from: how many variants there are, each in float and double, which
-# arithmetic must be packed in each, and whether AVX-512 has it in half its width ("narrow"), in its own, or in both. A
-# rule that is not here yet fails the tests until its line is.
+# The loops of the rules, and those that belong to no rule: the limits that the rules are measured against, the norm.
 LOOPS = {
-    "update_loop RMSpropRule": (2 * 2 * 2 * 5, "add sub mul div sqrt", "narrow"),
-    "update_loop AdagradRule": (2, "add sub mul div sqrt", "narrow"),
-    "update_loop ProximalAdagradRule": (1, "add sub mul div sqrt", "narrow"),
-    "update_loop AdagradDARule": (1, "add sub mul div sqrt", "narrow"),
-    "update_loop AdagradNormRule": (1, "sub mul div", "narrow"),
-    "update_loop RpropRule": (4, "sub mul", "both"),
-    "update_loop GRpropRule": (2, "sub mul", "wide"),  # and what Rprop has in half the width
-    "update_loop TrafficRule": (4, "add", "both"),
-    "update_loop SignTrafficRule": (1, "add", "both"),
-    "total_loop AdagradNormRule": (1, "add mul", "wide"),
-    "total_loop GRpropRule": (
-        2,
-        "",
-        "wide",
-    ),  # asks for the first of the smallest: a scalar loop, for one element of all
-    "prologue_loop": (3, "mul", "wide"),
-    "sum_of_squares_loop": (1, "add sub mul", "wide"),
-    "divide_and_root_loop": (3, "add div", "wide"),
+    f"{each.loop} {each.struct}".strip(): each
+    for each in (
+        *(dataclasses.replace(loop, variants=2 * loop.variants) for entry in ENTRIES for loop in entry.loops),
+        Loop("TrafficRule", 4, "add", "both"),
+        Loop("SignTrafficRule", 1, "add", "both"),
+        Loop("", 1, "add sub mul", "full", "sum_of_squares_loop"),
+        Loop("", 3, "add div", "full", "divide_and_root_loop"),
+    )
 }
-IN_DOUBLE = ("total_loop", "sum_of_squares_loop")
+IN_DOUBLE = ("reduce_loop", "sum_of_squares_loop")
+HALF = "half_width_"
 
 # What a compiler may call of its own accord, and pow, of which bias correction makes a coefficient.
 MAY_CALL = {"pow", "memcpy", "memmove", "memset", "__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"}
@@ -78,7 +71,7 @@ class Instruction:
 
 
 @dataclass(frozen=True)
-class Loop:
+class Code:
     """The code of one of the loops, and the names in its template arguments."""
 
     name: str
@@ -90,7 +83,7 @@ class Loop:
         """The packed instructions in these registers that should be there and are not."""
         suffix = "pd" if self.type == "double" or self.kind.startswith(IN_DOUBLE) else "ps"
         found = {each.name.removeprefix("v") for each in self.code if each.uses(register)}
-        arithmetic = LOOPS[self.kind.removeprefix("narrow_")][1].split()
+        arithmetic = LOOPS[self.kind.removeprefix(HALF)].arithmetic.split()
         return [f"{name}{suffix}" for name in arithmetic if f"{name}{suffix}" not in found]
 
 
@@ -121,12 +114,12 @@ class Object:
         return ((name, each) for name, code in self.functions.items() for each in code)
 
     @functools.cached_property
-    def loops(self) -> list[Loop]:
+    def loops(self) -> list[Code]:
         loops = []
         for name, code in self.functions.items():
             if found := re.match(r"[^(]*?((\w+_loop)<(?:(\w+Rule)\b)?.*?\b(float|double)\b.*?>)\((?!.*\.cold)", name):
                 kind = " ".join(part for part in found.group(2, 3) if part)
-                loops.append(Loop(found[1], kind, found[4], code))
+                loops.append(Code(found[1], kind, found[4], code))
         return loops
 
     @functools.cached_property
@@ -316,12 +309,13 @@ def test_every_kernel_is_there(core: dict[str, Object], isa: str) -> None:
     found = Counter((loop.kind, loop.type) for loop in core[isa].loops)
     two_widths = isa == "avx512" and not is_clang()
     expected = {}
-    for kind, (count, _, width) in LOOPS.items():
-        if width != "narrow" or not two_widths:
-            expected[kind] = count
-        if width != "wide" and two_widths:
-            expected[f"narrow_{kind}"] = count
-    assert found == {(kind, type): count for kind, count in expected.items() for type in ("float", "double")}
+    for kind, loop in LOOPS.items():
+        if loop.width != "half" or not two_widths:
+            expected[kind] = loop.variants
+        if loop.width != "full" and two_widths:
+            expected[f"{HALF}{kind}"] = loop.variants
+    wanted = {(kind, type): count for kind, count in expected.items() for type in ("float", "double")}
+    assert found == wanted, "the entry of a rule in tests/registry.py says in `loops` what its kernels are"
 
 
 @only_x86
@@ -333,8 +327,8 @@ def test_every_loop_is_vectorised(core: dict[str, Object], isa: str) -> None:
     loops = [loop for loop in core[isa].loops if not scalar.search(loop.name)]
     lost = []
     for loop in loops:
-        narrow = isa == "avx512" and (loop.kind.startswith("narrow_") or loop.kind == "divide_and_root_loop")
-        register = REGISTERS["avx2" if narrow and not is_clang() else isa]
+        half = isa == "avx512" and (loop.kind.startswith(HALF) or loop.kind == "divide_and_root_loop")
+        register = REGISTERS["avx2" if half and not is_clang() else isa]
         if lacks := loop.lacks(register):
             lost.append(f"{loop.name}\n    lacks {' '.join(lacks)} in {register}")
     assert not lost, f"{len(lost)} of {len(loops)} loops for {isa} are not vectorised:\n" + "\n".join(lost)

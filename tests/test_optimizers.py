@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 import math
+import os
+import shelve
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -26,6 +31,7 @@ from registry import (
     BadContainer,
     Case,
     Container,
+    OwnMapping,
     loss,
 )
 
@@ -39,6 +45,11 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 def loss_for(case: Case, t: int) -> dict[str, float]:
     return {"loss": loss(t)} if case.needs_loss else {}
+
+
+def lr_may_change(case: Case) -> bool:
+    """Whether ``lr`` has an effect after the start: Rprop only starts with it, except for decoupled weight decay."""
+    return case.rule != "rprop" or bool(case.options.get("decoupled_weight_decay"))
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any, layout: str = "C") -> Array:
@@ -87,7 +98,7 @@ def test_steps_equal_the_reference(case: Case, isa: str) -> None:
             options: dict[str, Any] = loss_for(case, t)
             if t == 2:
                 grads["layers.1.w"] = grads["scale"] = None
-            if t == 4:
+            if t == 4 and lr_may_change(case):
                 optimizer.param_groups[0]["lr"] = 0.5
                 for own in mirror.options.values():
                     own["lr"] = 0.5
@@ -118,7 +129,7 @@ def test_groups_with_hyperparameters_of_their_own(case: Case) -> None:
     )
     mirror = Mirror(case, params, {"c": of_second, "d": of_second})
     for t in range(1, 6):
-        if t == 3:
+        if t == 3 and lr_may_change(case):
             optimizer.param_groups[1]["lr"] = 0.25
             mirror.options["c"]["lr"] = mirror.options["d"]["lr"] = 0.25
         if t == 4:
@@ -258,6 +269,122 @@ def test_names_must_differ() -> None:
             fs.RMSprop(params)
 
 
+class Layer(NamedTuple):
+    w: Any
+    b: Any
+
+
+class Swapped(NamedTuple):
+    b: Any
+    w: Any
+
+
+@dataclasses.dataclass
+class Fields:
+    w: Any
+    b: Any
+
+
+def attrs_class() -> Any:
+    attrs = pytest.importorskip("attrs")
+    return attrs.make_class("Attributes", ["w", "b"])
+
+
+FIELDED: dict[str, Callable[[], Any]] = {"NamedTuple": lambda: Layer, "dataclass": lambda: Fields, "attrs": attrs_class}
+
+
+@pytest.mark.parametrize("kind", FIELDED)
+@pytest.mark.parametrize("grouped", [False, True])
+def test_containers_with_fields(kind: str, grouped: bool) -> None:
+    """Leaves are named by their fields, and each gets the gradient of its field: alone, nested, with and in groups."""
+    make = FIELDED[kind]()
+    arrays = [np.zeros(n) for n in (2, 3, 4, 5)]
+    tree: Any = {"deep": [make(w=arrays[0], b=arrays[1])], "top": make(w=arrays[2], b=make(w=arrays[3], b=[]))}
+    names = ["deep.0.w", "deep.0.b", "top.w", "top.b.w"]
+    optimizer = fs.Adagrad([{"params": tree}] if grouped else tree, lr=1.0, eps=0.0, verify="every")
+    assert list(optimizer.state) == names
+    grads = [np.full(array.shape, sign) for array, sign in zip(arrays, (1.0, -1.0, 2.0, -2.0), strict=True)]
+    nested: Any = {"top": make(b=make(b=[], w=grads[3]), w=grads[2]), "deep": [make(b=grads[1], w=None)]}
+    optimizer.step([nested] if grouped else nested)
+    assert [float(array[0]) for array in arrays] == [0, 1, -1, 1]
+    if grouped:
+        optimizer.step(grads)  # one flat list of all leaves
+        assert [round(float(array[0]), 3) for array in arrays] == [-1, 1.707, -1.707, 1.707]
+
+
+def test_a_named_tuple_of_another_type_is_refused() -> None:
+    """Its fields may stand in another order: matched by place, it would update the wrong arrays."""
+    w, b = np.zeros(3), np.zeros(3)
+    optimizer = fs.RMSprop({"layer": Layer(w, b)})
+    unchanged = Unchanged(memory_of(optimizer))
+    for other in (Swapped(np.ones(3), np.zeros(3)), (np.ones(3), np.zeros(3)), [np.ones(3)] * 2, Fields(w, b), w):
+        with pytest.raises(TypeError, match="layer"):
+            optimizer.step({"layer": other})
+        unchanged.check()
+    with pytest.raises((TypeError, ValueError), match=r"layer.*\bb\b"):
+        fs.RMSprop({"layer": Fields(w, b)}).step({"layer": type("Other", (), {"w": np.ones(3)})()})
+    unchanged.check()
+    optimizer.step({"layer": Layer(np.ones(3), None)})
+    assert w.all()
+    assert not b.any()
+
+
+class Fresh(OwnMapping):
+    """A mapping that makes each array anew from what it keeps, as an open file does."""
+
+    def __getitem__(self, key: str) -> Any:
+        found = super().__getitem__(key)
+        return found.copy() if isinstance(found, np.ndarray) else found
+
+
+class FreshList(list[Any]):
+    def __getitem__(self, index: Any) -> Any:
+        return super().__getitem__(index).copy()
+
+
+class Viewing(OwnMapping):
+    """A mapping that makes new views of the same memory."""
+
+    def __getitem__(self, key: str) -> Any:
+        return super().__getitem__(key)[...]
+
+
+def test_containers_that_make_arrays_anew(tmp_path: Path) -> None:
+    """An update would be lost with the copy: refused as parameters, good as gradients; views are good for both."""
+    np.savez(tmp_path / "w.npz", w=np.ones(3))
+    arrays = {"w": np.ones(3), "b": np.ones(2)}
+    with shelve.open(os.fspath(tmp_path / "shelf")) as shelf, np.load(tmp_path / "w.npz") as file:
+        shelf["w"] = np.ones(3)
+        fields = type("Property", (Fields,), {"w": property(lambda self: np.ones(3), lambda self, value: None)})
+        for anew in (
+            Fresh(arrays), {"x": Fresh(arrays)}, OwnMapping({"x": Fresh(arrays)}), Fresh({"b": [np.ones(3)], **arrays}),
+            FreshList([np.ones(3)]), shelf, file, fields(np.ones(3), np.ones(2)),
+        ):  # fmt: skip
+            for params in (anew, [{"params": anew}]):
+                with pytest.raises(TypeError, match=r"another array each time.*assign to a dict"):
+                    fs.RMSprop(params)
+        optimizer = fs.Adagrad({"w": np.ones(3)}, lr=1.0)
+        optimizer.step(file)
+        optimizer.step(shelf)
+        assert optimizer.steps == 2
+    optimizer = fs.Adagrad(Viewing(arrays), lr=0.25, eps=0.0)
+    optimizer.step(Fresh(arrays))
+    assert arrays["w"].tolist() == [0.75] * 3
+
+
+@pytest.mark.parametrize(
+    "make", [dict.values, dict.items, lambda x: iter(x.values()), lambda x: (a for a in x.values())]
+)
+def test_views_and_generators_are_no_containers(make: Any) -> None:
+    with pytest.raises(TypeError, match=r"params: expected a numpy\.ndarray, or containers.*pass a list or a dict"):
+        fs.RMSprop(make({"w": np.ones(3)}))
+
+
+def test_a_name_that_no_file_can_hold() -> None:
+    with pytest.raises(ValueError, match=r"params: the name '\\ud800' has a lone surrogate"):
+        fs.RMSprop({"\ud800": np.ones(3)})
+
+
 @pytest.mark.parametrize("nothing", [[], {}, (), {"a": []}, [{"params": []}]], ids=repr)
 def test_no_parameters(nothing: Any) -> None:
     """An optimizer of nothing is a mistake."""
@@ -360,6 +487,259 @@ def test_param_groups_hold_all_hyperparameters(case: Case) -> None:
         assert {"lr", "weight_decay", "decoupled_weight_decay", "maximize", *case.class_options} <= set(group)
 
 
+# ---------------------------------------------------------------------------------------- hyperparameters as attributes
+
+
+@each_rule
+def test_every_hyperparameter_is_an_attribute(case: Case) -> None:
+    """It reads what all groups share, and sets all groups; each group may then have its own again."""
+    optimizer = case.new([{"params": [np.ones(3)]}, {"params": [np.ones(2)]}])
+    first, second = optimizer.param_groups
+    for key in [key for key in first if key != "params"]:
+        value = first[key]
+        assert getattr(optimizer, key) == value
+        if (case.rule, key) == ("rprop", "lr") or key in ("centered", "momentum", "nesterov"):
+            continue  # these can't be set where no state is there for them
+        changed = {bool: not value, float: 0.25, tuple: (0.25, 1.25), str: {"torch": "tf"}.get(value, "irprop-")}
+        setattr(optimizer, key, changed[type(value)])
+        assert first[key] == second[key] == getattr(optimizer, key) == changed[type(value)]
+        second[key] = value
+        with pytest.raises(ValueError, match=rf"{key}: the groups differ.*param_groups"):
+            getattr(optimizer, key)
+        setattr(optimizer, key, value)
+        assert first[key] == second[key] == value
+    assert optimizer.steps == 0
+
+
+def test_an_assigned_hyperparameter_counts_in_the_next_step() -> None:
+    rng = np.random.default_rng(12)
+    param = normal(rng, (20,), "f4")
+    optimizer = fs.RMSprop(param, momentum=0.5, verify="every")
+    expected = {"param": param.copy(), "square_avg": np.zeros_like(param), "momentum_buffer": np.zeros_like(param)}
+    for lr, alpha in ((0.1, 0.9), (0.5, 0.75)):
+        optimizer.lr = lr
+        optimizer.alpha = alpha
+        grad = normal(rng, (20,), "f4")
+        optimizer.step(grad)
+        fs.reference.rmsprop_(grad=grad, **expected, lr=lr, alpha=alpha, momentum=0.5)
+    assert_same({"param": param, **optimizer.state["0"]}, expected, "assigned")
+
+
+REFUSED: list[tuple[str, Any, type[Exception], str]] = [
+    ("alpha", 1.5, ValueError, "alpha"),
+    ("alpha", "x", TypeError, "alpha"),
+    ("centered", True, ValueError, "'0' has no 'grad_avg'"),
+    ("momentum", 0.5, ValueError, "'0' has no 'momentum_buffer'"),
+    ("nesterov", True, ValueError, "momentum"),
+    ("momentum_form", "keras", ValueError, "'torch', 'tf'"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "error", "says"), REFUSED)
+def test_a_refused_assignment_changes_no_group(key: str, value: Any, error: type[Exception], says: str) -> None:
+    optimizer = fs.RMSprop([{"params": np.ones(3)}, {"params": np.ones(2), "lr": 0.5}])
+    before = [dict(group) for group in optimizer.param_groups]
+    with pytest.raises(error, match=says):
+        setattr(optimizer, key, value)
+    assert [list(group.items()) for group in optimizer.param_groups] == [list(group.items()) for group in before]
+    optimizer.step([np.ones(3), np.ones(2)])
+
+
+def test_refused_by_the_second_group_only() -> None:
+    """Its states differ from those of the first: all are asked before one is changed."""
+    optimizer = fs.RMSprop([{"params": np.ones(3), "momentum": 0.5}, {"params": np.ones(2)}])
+    with pytest.raises(ValueError, match="'1' has no 'momentum_buffer'"):
+        optimizer.momentum = 0.25
+    assert [group["momentum"] for group in optimizer.param_groups] == [0.5, 0.0]
+
+
+UNKNOWN = [
+    (fs.RMSprop, "learning_rate", "lr"), (fs.RMSprop, "rho", "alpha"), (fs.RMSprop, "decay", "alpha"),
+    (fs.RMSprop, "beta2", "alpha"), (fs.Adagrad, "epsilon", "eps"), (fs.Adagrad, "decay", "lr_decay"),
+    (fs.Rprop, "learning_rate", "lr"), (fs.Rprop, "max_step", "step_sizes"), (fs.RMSprop, "momentun", "momentum"),
+    (fs.RMSprop, "weightdecay", "weight_decay"), (fs.RMSprop, "LR", "lr"), (fs.RMSprop, "foo", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("cls", "name", "meant"), UNKNOWN)
+def test_unknown_names(cls: Any, name: str, meant: str) -> None:
+    """Where they would be without effect they are refused, with what was meant: as attributes, as arguments of the
+    constructor, in groups, and in a group between two steps."""
+    hint = f"did you mean '{meant}'" if meant else ""
+    param = np.ones(3)
+    optimizer = cls(param)
+    attempts: list[tuple[type[Exception], Callable[[], Any]]] = [
+        (AttributeError, lambda: setattr(optimizer, name, 0.5)),
+        (TypeError, lambda: cls(param, **{name: 0.5})),
+        (TypeError, lambda: cls([{"params": param, name: 0.5}])),
+        (TypeError, lambda: optimizer.add_param_group({"params": np.ones(2), name: 0.5})),
+    ]
+    for error, attempt in attempts:
+        with pytest.raises(error, match=rf"'{name}'") as caught:
+            attempt()
+        assert hint in str(caught.value)
+        assert ("did you mean" in str(caught.value)) == bool(meant)
+    with pytest.raises(AttributeError, match="param_groups"):
+        setattr(optimizer, name, 0.5)
+    assert not hasattr(optimizer, name)
+    optimizer.param_groups[0][name] = 0.5
+    with pytest.raises(TypeError, match=name):
+        optimizer.step(np.ones(3))
+    assert param.all()
+
+
+@pytest.mark.parametrize("name", ["param_groups", "state", "steps"])
+def test_what_cannot_be_assigned(name: str) -> None:
+    optimizer = fs.RMSprop(np.ones(3))
+    with pytest.raises(AttributeError, match=name):
+        setattr(optimizer, name, getattr(optimizer, name))
+
+
+def test_subclasses_set_what_they_like() -> None:
+    """Except a hyperparameter's name in another framework, unless they declare it; their arguments are theirs."""
+
+    class Mine(fs.RMSprop):
+        def __init__(self, params: Any, rate: float) -> None:
+            self.rate = rate
+            super().__init__(params, lr=rate)
+
+        @property
+        def epsilon(self) -> float:
+            return self.eps
+
+        @epsilon.setter
+        def epsilon(self, value: float) -> None:
+            self.eps = value
+
+    optimizer = Mine(np.ones(3), rate=0.25)
+    optimizer.note = optimizer.learning = "kept"  # type: ignore[attr-defined]
+    optimizer.epsilon = 0.5
+    assert (optimizer.lr, optimizer.eps, optimizer.rate, optimizer.note) == (0.25, 0.5, 0.25, "kept")  # type: ignore[attr-defined]
+    for name, meant in (("learning_rate", "lr"), ("rho", "alpha")):
+        with pytest.raises(AttributeError, match=f"did you mean '{meant}'"):
+            setattr(optimizer, name, 1.0)
+    with pytest.raises(TypeError, match="learning_rate"):
+        Mine(np.ones(3), learning_rate=0.5)  # type: ignore[call-arg]
+
+
+def test_a_class_without_a_rule() -> None:
+    class Own(fs.Optimizer):
+        pass
+
+    for cls in (fs.Optimizer, Own):
+        with pytest.raises(TypeError, match=rf"^{cls.__name__} has no update rule; derive it from RMSprop"):
+            cls(np.ones(3))  # type: ignore[call-arg]
+
+
+# ------------------------------------------------------------------------------------------ Rprop only starts with lr
+
+
+def test_rprops_lr_is_a_start() -> None:
+    """A later change would be without effect: refused, as an attribute and at the step, with what to change instead."""
+    told = r'opt\.state\[name\]\["step_size"\]'
+    param = np.ones(3)
+    optimizer = fs.Rprop([{"params": param}, {"params": np.ones(2), "lr": 0.5}])
+    with pytest.raises(AttributeError, match=rf"^lr: .*{told}"):
+        optimizer.lr = 0.25
+    with pytest.raises(AttributeError, match=told):
+        optimizer.lr = 0.01  # right for the first group only
+    optimizer.step([np.ones(3), np.ones(2)])
+    unchanged = Unchanged(memory_of(optimizer))
+    optimizer.param_groups[1]["lr"] = 0.25
+    with pytest.raises(ValueError, match=rf"param_groups\[1\].*0\.5 to 0\.25.*{told}"):
+        optimizer.step([np.ones(3), np.ones(2)])
+    with pytest.raises(ValueError, match=told):
+        optimizer.state_dict()
+    unchanged.check()
+    optimizer.param_groups[1]["lr"] = np.float64(0.5)
+    optimizer.step([np.ones(3), np.ones(2)])
+
+
+def test_rprops_lr_scales_decoupled_decay() -> None:
+    """There it may change; once that is off again, only back."""
+    param = np.ones(3)
+    optimizer = fs.Rprop(param, lr=0.125, weight_decay=0.5, decoupled_weight_decay=True, verify="every")
+    optimizer.lr = 0.25
+    optimizer.step(np.zeros(3))
+    assert param.tolist() == [1 - 0.25 * 0.5] * 3
+    optimizer.param_groups[0]["lr"] = 0.5
+    optimizer.step(np.zeros(3))
+    optimizer.weight_decay = 0.0
+    with pytest.raises(ValueError, match="step_size"):
+        optimizer.step(np.zeros(3))
+    optimizer.param_groups[0]["lr"] = 0.125
+    optimizer.step(np.zeros(3))
+
+
+def test_a_loaded_rprop_started_with_the_saved_lr() -> None:
+    optimizer = fs.Rprop(np.ones(3), lr=0.125)
+    other = fs.Rprop(np.ones(3), lr=0.5)
+    other.load_state_dict(optimizer.state_dict())
+    assert other.lr == 0.125
+    other.step(np.ones(3))
+    other.param_groups[0]["lr"] = 0.5
+    with pytest.raises(ValueError, match=r"0\.125 to 0\.5"):
+        other.step(np.ones(3))
+
+
+# -------------------------------------------------------------------------------------------------------- added groups
+
+
+@each_case
+def test_added_groups(case: Case) -> None:
+    """A group that comes in the middle of a run starts its states, and goes on with the reference."""
+    rng = np.random.default_rng(13)
+    params = {name: normal(rng, (n,), dtype) for name, n, dtype in (("w", 5, "f4"), ("0", 3, "f8"), ("1.b", 4, "f4"))}
+    optimizer = case.new({"w": params["w"]})
+    mirror = Mirror(case, {"w": params["w"]})
+    for t in range(1, 6):
+        if t == 3:
+            optimizer.add_param_group({"params": [params["0"], {"b": params["1.b"]}], "weight_decay": 0.25})
+            added = Mirror(case, {name: params[name] for name in ("0", "1.b")})
+            for part in ("options", "arrays", "times"):
+                getattr(mirror, part).update(getattr(added, part))
+            mirror.options["0"] = mirror.options["1.b"] = {"weight_decay": 0.25}
+        grads = {name: normal(rng, params[name].shape, params[name].dtype) for name in mirror.arrays}
+        given: Any = grads if t < 3 else [{"w": grads["w"]}, [grads["0"], {"b": grads["1.b"]}]]
+        optimizer.step(list(grads.values()) if t == 4 else given, **loss_for(case, t))
+        mirror.step(grads, **loss_for(case, t))
+        mirror.assert_like(optimizer, {name: params[name] for name in grads}, f"{case}, step {t}")
+    assert optimizer.steps == 5
+
+
+def test_names_continue_in_added_groups() -> None:
+    optimizer = fs.RMSprop([np.ones(2), np.ones(3)])
+    optimizer.add_param_group({"params": np.ones(4)})
+    optimizer.add_param_group({"params": {"w": np.ones(5)}})
+    optimizer.add_param_group({"params": (np.ones(6), [np.ones(7)]), "lr": 0.5})
+    assert list(optimizer.state) == ["0", "1", "2", "w", "3", "4.0"]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.01] * 3 + [0.5]
+    grads = [np.ones(n) for n in range(2, 8)]
+    optimizer.step(grads)
+    optimizer.step([grads[:2], grads[2], {"w": grads[3]}, (grads[4], [grads[5]])])
+
+
+def test_an_added_group_that_is_refused() -> None:
+    """Whatever is wrong with it, all is as it was: groups, states, names, and the steps that follow."""
+    param = np.ones(3)
+    optimizer = fs.RMSprop({"w": param})
+    bad: list[tuple[Any, type[Exception]]] = [
+        ({"params": {"w": np.ones(2)}}, ValueError), ({"params": {"v": param[1:]}}, ValueError),
+        ({"params": [np.ones(2, np.float16)]}, TypeError), ({"params": [np.ones(2)], "lr": -1.0}, ValueError),
+        ({"params": [np.ones(2)], "learning_rate": 1.0}, TypeError), ({"params": []}, ValueError),
+        ({"params": [np.ones(2), [1.0]]}, TypeError), ({"lr": 0.5}, TypeError), (np.ones(2), TypeError),
+        (None, TypeError), ({"params": [np.ones(2)], "nesterov": True}, ValueError),
+        ({"params": {"x": np.ones(2)}.values()}, TypeError),
+    ]  # fmt: skip
+    for group, error in bad:
+        with pytest.raises(error):
+            optimizer.add_param_group(group)
+        assert list(optimizer.state) == ["w"]
+        assert len(optimizer.param_groups) == 1
+        optimizer.step({"w": np.ones(3)})
+    assert optimizer.steps == len(bad)
+
+
 # ------------------------------------------------------------------------------------------------- reports, NaN and inf
 
 
@@ -446,6 +826,7 @@ def test_unscaling_that_overflows_is_nonfinite(dtype: np.dtype[Any]) -> None:
 
 
 def off_by_a_bit(function: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(function)
     def wrong(param: Array, *args: Any, **kwargs: Any) -> None:
         function(param, *args, **kwargs)
         last = param[-1, -1]
@@ -493,6 +874,7 @@ def test_verification_watches_states_norm_and_gradients(monkeypatch: pytest.Monk
     param, grad = np.ones((2, 2), np.float32), np.ones((2, 2), np.float32)
     true = fs.reference.rmsprop_
 
+    @functools.wraps(true)
     def wrong_state(param: Array, grad: Array, square_avg: Array, **kwargs: Any) -> None:
         true(param, grad, square_avg, **kwargs)
         square_avg[0, 1] = -1
@@ -508,36 +890,49 @@ def test_verification_watches_states_norm_and_gradients(monkeypatch: pytest.Monk
     assert issubclass(fs.VerificationError, AssertionError)
 
 
+@pytest.mark.parametrize("zero", [True, False], ids=("zeroed", "only read"))
+def test_verification_watches_gradients(zero: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient that is not as it should be after a step is noticed: 0 where it was to be zeroed, else as it was."""
+    param, grad = np.ones((2, 2), np.float32), np.ones((2, 2), np.float32)
+    true = fs.reference.rmsprop_
+
+    def spoiling(*args: Any, **kwargs: Any) -> None:
+        true(*args, **kwargs)
+        grad[1, 0] = 7.0
+
+    monkeypatch.setattr(fs.reference, "rmsprop_", spoiling)
+    with pytest.raises(fs.VerificationError, match=r"gradient of parameter '0'.*\(1, 0\)"):
+        fs.RMSprop([param], verify="every").step([grad], zero_grads=zero)
+
+
+@pytest.mark.parametrize("options", STEP_OPTIONS)
 @each_full_rule
-@each_dtype
-def test_verified_steps_are_like_others(case: Case, dtype: np.dtype[Any]) -> None:
-    """With ``verify="every"`` all options work, reports and bits are those of ``never``, skipped steps included."""
-    rng = np.random.default_rng(10)
-    start = [normal(rng, (6, 5), dtype), normal(rng, (7,), dtype)]
-    runs = []
-    for verify in ("never", "every"):
-        params = [array.copy() for array in start]
-        optimizer = case.new(params, verify=verify)
-        reports = []
-        gradients = np.random.default_rng(11)
-        for t, chosen in enumerate(STEP_OPTIONS.values(), 1):
-            grads: list[Any] = [
-                normal(gradients, (6, 5), dtype, "F"),
-                normal(gradients, (7,), dtype) if t % 4 else None,
-            ]
-            if t in (6, 11, 13):
-                grads[0][2, 2] = math.inf
-            try:
-                reports.append(tuple(optimizer.step(grads, **chosen, **loss_for(case, t))))
-            except FloatingPointError as error:
-                reports.append((str(error),))
-        runs.append((params, reports, optimizer))
-    (params, reports, optimizer), (verified, same_reports, other) = runs
-    assert reports == same_reports
-    for a, b in zip(memory_of(optimizer), memory_of(other), strict=True):
-        assert not difference(a, b)
-    for a, b in zip(params, verified, strict=True):
-        assert not difference(a, b)
+def test_verified_steps_are_like_others(case: Case, options: str) -> None:
+    """With ``verify="every"`` each option of a step works on numbers that stay finite, and reports and bits are those
+    of ``never``; so do steps with an inf, skipped ones included."""
+    chosen = STEP_OPTIONS[options]
+    for dtype, infinite in itertools.product(DTYPES, (False, True)):
+        runs = []
+        for verify in ("never", "every"):
+            rng = np.random.default_rng(10)
+            params = [normal(rng, (6, 5), dtype), normal(rng, (7,), dtype)]
+            optimizer = case.new(params, verify=verify)
+            reports = []
+            for t in (1, 2, 3):
+                grads: list[Any] = [normal(rng, (6, 5), dtype, "F"), normal(rng, (7,), dtype) if t != 2 else None]
+                if infinite and t == 2:
+                    grads[0][2, 2] = math.inf
+                try:
+                    reports.append(tuple(optimizer.step(grads, **chosen, **loss_for(case, t))))
+                except FloatingPointError as error:
+                    reports.append((str(error),))
+            runs.append((reports, memory_of(optimizer)))
+        (reports, memory), (same_reports, verified) = runs
+        assert reports == same_reports
+        for a, b in zip(memory, verified, strict=True):
+            assert not difference(a, b)
+        if not infinite and options != "grad_scale small":
+            assert all(np.isfinite(array).all() for array in memory), options
 
 
 @pytest.mark.parametrize("verify", ["", "always", None, True, 1, "First"])

@@ -23,7 +23,22 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 import fusedstep as fs
 from checks import Mirror, Unchanged, assert_same, difference, memory_of, reference_step, threads
-from registry import CASES, COMBINATIONS, DTYPES, ISAS, LAYOUTS, STEP_OPTIONS, Case, Shape, specials
+from fusedstep import _core
+from registry import (
+    CASES,
+    COMBINATIONS,
+    DECLARED,
+    DTYPES,
+    ISAS,
+    LAYOUTS,
+    STEP_OPTIONS,
+    Case,
+    Shape,
+    of_kind,
+    specials,
+)
+
+pytestmark = pytest.mark.slow
 
 Array = np.ndarray[Any, Any]
 
@@ -192,26 +207,32 @@ def test_functions_update_or_refuse(
 
 # ----------------------------------------------------------------------------------------------------------- optimizers
 
-unit = st.floats(0, 0.9999)
 CHANGES: dict[str, st.SearchStrategy[Any]] = {
+    **dict.fromkeys(of_kind("real"), st.floats(0, 0.9999)),
+    **dict.fromkeys(of_kind("flag"), st.booleans()),
+    **{key: st.sampled_from(spec["choices"]) for key, spec in of_kind("choice").items()},
     "lr": st.one_of(st.floats(0, 10), st.sampled_from([0, 1e-320, 1e300])),
-    "alpha": unit,
     "eps": st.one_of(st.floats(0, 1), st.sampled_from([0, 1e-300, 1e300])),
-    "eps_inside_sqrt": st.booleans(),
     "momentum": st.floats(0.001, 1),
-    "momentum_form": st.sampled_from(["torch", "tf"]),
     "weight_decay": st.one_of(st.just(0.0), st.floats(0, 1)),
-    "decoupled_weight_decay": st.booleans(),
-    "maximize": st.booleans(),
-    "l1": st.floats(0, 1),
-    "l2": st.floats(0, 1),
     "etas": st.tuples(st.floats(0.001, 0.999), st.floats(1.001, 1e3)),
     "step_sizes": st.tuples(st.floats(0, 1), st.floats(1, 1e300)),
-    "variant": st.sampled_from(["rprop-", "rprop+", "irprop-", "irprop-move"]),
+    "variant": st.sampled_from(["rprop-", "rprop+", "irprop-", "irprop-move", "grprop-slr", "grprop-sag"]),
 }
 """What may change between steps, where a case has it."""
-FIXED = {"irprop+", "grprop-slr", "grprop-sag"}
-"""Variants of which the mirror asks more than the others."""
+
+
+def may_change(case: Case) -> list[str]:
+    """Leave out what says where a state starts, whether there is one, and whether the loss or the count matters."""
+    declared = DECLARED[case.rule]
+    there = {state.name for state in case.states}
+    fixed = {declared["step"], "variant" if case.needs_loss else None}
+    for name, state in declared["states"].items():
+        fixed.add(state["starts_at"])
+        if name not in there or declared["fields"].get(state["used_with"], {}).get("kind") == "flag":
+            fixed.add(state["used_with"])
+    return [key for key, spec in declared["fields"].items() if spec["purpose"] == "option" and key not in fixed]
+
 
 step_options = st.one_of(
     st.sampled_from(list(STEP_OPTIONS.values())),
@@ -326,13 +347,14 @@ class Run(RuleBasedStateMachine):
     @rule(data=st.data(), group=st.integers(0, 2))
     def change(self, data: st.DataObject, group: int) -> None:
         own = self.opt.param_groups[group % len(self.lrs)]
-        keys = [key for key in CHANGES if key in own]
-        if own.get("variant") in FIXED:
-            keys.remove("variant")
-        if "momentum" in keys and not any(state.name == "momentum_buffer" for state in self.case.states):
-            keys.remove("momentum")
-        key = data.draw(st.sampled_from(keys))
-        own[key] = data.draw(CHANGES[key])
+        key = data.draw(st.sampled_from(may_change(self.case)))
+        changed = {**own, key: data.draw(CHANGES[key])}
+        del changed["params"]
+        try:
+            _core.check_hyperparameters(self.case.rule, changed)
+        except ValueError:  # they do not go together
+            return
+        own[key] = changed[key]
         for name, k in self.group_of.items():
             if k == group % len(self.lrs):
                 self.mirror.options[name][key] = own[key]

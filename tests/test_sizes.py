@@ -18,7 +18,9 @@ import pytest
 import fusedstep as fs
 from checks import assert_same, difference, reference_step, threads
 from fusedstep import _core
-from registry import FIRST_OF_RULE, Case
+from registry import DECLARED, FIRST_OF_RULE, Case
+
+pytestmark = pytest.mark.slow
 
 Array = np.ndarray[Any, Any]
 
@@ -155,13 +157,18 @@ def test_a_whole_step_past_2_31() -> None:
     others = PAST - sum(own.size for own in made["grad"].windows)  # each of them 1
     norm = math.sqrt(others + sum(int((own.astype(int) ** 2).sum()) for own in parts))
     expected, windows = expect(case, made, clip_coef=100.0 / norm)
-    opt = case.new([small["param"]])
-    plan = _core.Plan(
-        "adagrad", ["large", "small"], [0, 0], 1, [made["param"].array, small["param"]],
-        [[made["square_sum"].array], [small["square_sum"]]], [0, 1],
+    core = _core.OptimizerCore("adagrad")
+    arrays, _ = core.add_group(
+        ["large", "small"], [made["param"].array, small["param"]], dict(case.class_options),
+        [[made["square_sum"].array], [small["square_sum"]]],
     )  # fmt: skip
+    fields = DECLARED["adagrad"]["fields"]
+    options = {key: spec["default"] for key, spec in fields.items() if spec["purpose"] == "option"}
+    groups = [{"params": tuple(arrays), **options, **case.class_options}]
+    core.set_tree([0, 1])
+    core.own(groups)
     with threads(1):
-        report = plan.step([made["grad"].array, grad], opt.param_groups, None, None, 100.0, None, False, "raise")
+        report = core.step([made["grad"].array, grad], groups, None, None, 100.0, None, False, "raise")
     assert report == (1, norm, False, ())
     check_past(made, expected, windows, "an optimizer")
     beside = {"param": np.ones(5, np.float32), "square_sum": np.zeros(5, np.float32)}
@@ -248,7 +255,7 @@ OUT_OF_MEMORY = """
     def everything():
         files = [open(f"{folder}/{name}", "rb").read() for name in sorted(os.listdir(folder))]
         whole = [memory(opt), memory(fresh), memory(verified), memory(crowd)]
-        return whole + [opt._plan.steps, fresh._plan.steps, verified._plan.steps, crowd._plan.steps] + files
+        return whole + [opt.steps, fresh.steps, verified.steps, crowd.steps] + files
 
     def size():
         return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

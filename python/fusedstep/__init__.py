@@ -1,12 +1,16 @@
-"""Fused in-place Rprop, Adagrad and RMSprop updates for NumPy arrays, equal to a NumPy reference bit for bit."""
+"""Fused in-place Rprop, Adagrad and RMSprop updates for NumPy arrays, bit-for-bit equal to a NumPy reference."""
 
 from . import _interpreter  # noqa: F401  (first: it may refuse)
 
 # isort: split
 from . import _core, reference
+from ._adagrad import Adagrad, adagrad_
+from ._adagrad_da import AdagradDA, adagrad_da_
+from ._adagrad_norm import AdagradNorm, adagrad_norm_
 from ._config import (
     available_isas,
     get_cmake_dir,
+    get_include,
     get_num_threads,
     isa,
     read_environment,
@@ -15,16 +19,19 @@ from ._config import (
     use_isa,
 )
 from ._core import StepReport
-from .dialects import dialects
-from .functional import adagrad_, adagrad_da_, adagrad_norm_, proximal_adagrad_, rmsprop_, rprop_
-from .optimizers import Adagrad, AdagradDA, AdagradNorm, ProximalAdagrad, RMSprop, Rprop
-from .verify import VerificationError
+from ._dialects import dialects
+from ._optimizer import Optimizer
+from ._proximal_adagrad import ProximalAdagrad, proximal_adagrad_
+from ._rmsprop import RMSprop, rmsprop_
+from ._rprop import Rprop, rprop_
+from ._verification import VerificationError
 
 __version__: str = _core.version
 __all__ = [
     "Adagrad",
     "AdagradDA",
     "AdagradNorm",
+    "Optimizer",
     "ProximalAdagrad",
     "RMSprop",
     "Rprop",
@@ -36,6 +43,7 @@ __all__ = [
     "available_isas",
     "dialects",
     "get_cmake_dir",
+    "get_include",
     "get_num_threads",
     "isa",
     "proximal_adagrad_",

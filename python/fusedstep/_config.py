@@ -6,7 +6,6 @@ import contextlib
 import operator
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from . import _core
@@ -45,7 +44,7 @@ def isa() -> str:
 
 
 def available_isas() -> list[str]:
-    """Return the instruction sets that were compiled and that this machine has, the plainest first."""
+    """Return the instruction sets that were compiled and that this machine has, the baseline first."""
     return _core.available_isas()
 
 
@@ -78,17 +77,17 @@ def _force(name: str) -> None:
 
 
 def get_num_threads() -> int:
-    """Return how many threads a large step may use, the calling one included."""
+    """Return how many threads a large step may use, including the calling one."""
     return _core.num_threads()
 
 
 def set_num_threads(n: int) -> None:
-    """Set how many threads a large step may use, the calling one included.
+    """Set how many threads a large step may use, including the calling one.
 
     Parameters
     ----------
     n : int
-        From 1 to 256. Results have the same bits for any number.
+        From 1 to 256. Results are bit-for-bit identical for any number.
 
     Raises
     ------
@@ -121,22 +120,22 @@ def show_config() -> Config:
 
 
 def get_cmake_dir() -> str:
-    """Return the folder with the CMake package of the C++ library that came with this one, for ``fusedstep_DIR``."""
-    return str(_installed() / "lib" / "cmake" / "fusedstep")
+    """Return the folder of the CMake package of the C++ library in this installation, for ``fusedstep_DIR``."""
+    return os.path.join(_installed(), "lib", "cmake", "fusedstep")
 
 
 def get_include() -> str:
     """Return the folder of ``fusedstep/fusedstep.hpp`` and ``fusedstep/fusedstep.h``, for a compiler's ``-I``."""
-    return str(_installed() / "include")
+    return os.path.join(_installed(), "include")
 
 
-def _installed() -> Path:
+def _installed() -> str:
     # Beside the extension: in an editable install the Python files are elsewhere.
-    return Path(_core.__file__).parent
+    return os.path.dirname(_core.__file__)
 
 
 def read_environment() -> None:
-    """Follow ``FUSEDSTEP_ISA`` and ``FUSEDSTEP_NUM_THREADS``; ValueError if they say what can't be done."""
+    """Follow ``FUSEDSTEP_ISA`` and ``FUSEDSTEP_NUM_THREADS``; ValueError if that is impossible."""
     if wanted := os.environ.get("FUSEDSTEP_ISA"):
         try:
             _force(wanted)

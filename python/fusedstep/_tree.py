@@ -1,91 +1,170 @@
-"""Parameters come in nested containers: the names of their leaves, and the groups they form."""
+"""Parameters come in nested containers: find the leaves, name them, and keep the shape of the containers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, MappingView, Set
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
-__all__ = ["Group", "Params", "parse", "ungrouped"]
+import numpy as np
+
+__all__ = ["Leaves", "entries", "parse", "ungrouped"]
+
+_KEEPERS = (dict, list, tuple, OrderedDict, defaultdict)
+"""Containers that return the same object each time it is read."""
 
 
-@dataclass
-class Group:
-    names: list[str] = field(default_factory=list)
-    arrays: list[Any] = field(default_factory=list)
-    options: dict[str, Any] = field(default_factory=dict)
+class Leaves(NamedTuple):
+    """The arrays in the containers of one group.
 
+    The tree is what ``OptimizerCore.set_tree`` takes: a running number for each leaf, a list for a list or a tuple, a
+    dict for a mapping, and ``("fields", type or None, {name: child})`` for a NamedTuple, a dataclass or an attrs class.
+    """
 
-@dataclass
-class Params:
-    groups: list[Group]
     tree: Any
-    """The containers of ``params``, with a running number in place of each leaf; a list of them where grouped."""
-    grouped: bool
+    names: list[str]
+    arrays: list[Any]
+    unnamed: int
+    """How many numbers are in use for entries of outermost sequences, which have no other name."""
 
 
-def parse(params: Any) -> Params:
-    """Find the leaves of ``params``: an array, nested containers of arrays, or a list of groups."""
-    grouped = (
-        isinstance(params, list | tuple)
-        and len(params) > 0
-        and all(isinstance(item, Mapping) and "params" in item for item in params)
-    )
-    entries = params if grouped else [{"params": params}]
-    groups: list[Group] = []
-    trees: list[Any] = []
-    names: set[str] = set()
-    count = 0  # leaves so far: the next one's number
-    unnamed = 0  # entries of the outer sequences so far: groups of sequences are numbered through
+def entries(params: Any) -> tuple[list[Mapping[str, Any]], bool]:
+    """Return the groups of ``params``, and whether it is a list of groups."""
+    if isinstance(params, list | tuple) and params and all(isinstance(e, Mapping) and "params" in e for e in params):
+        return list(params), True
+    return [{"params": params}], False
 
-    def leaf(group: Group, name: str, value: Any) -> int:
-        nonlocal count
-        if name in names:
-            raise ValueError(f"params: two parameters are called {name!r}; give them different names")
-        names.add(name)
-        group.names.append(name)
-        group.arrays.append(value)
-        count += 1
-        return count - 1
 
-    def walk(group: Group, value: Any, path: str, first: int = 0) -> Any:
+def parse(members: Any, taken: Collection[str] = (), first: int = 0, unnamed: int = 0) -> Leaves:
+    """Find the leaves of ``members``: an array, or nested containers of arrays.
+
+    ``taken`` are the names in use, ``first`` is the number of the first leaf, and ``unnamed`` continues the numbers of
+    groups that have no names.
+    """
+    walker = _Walker(taken, first)
+    tree = walker.walk(members, "", unnamed)
+    if isinstance(members, list | tuple) and not _is_named_tuple(members):
+        unnamed += len(members)
+    elif not is_container(members):
+        unnamed += 1
+    return Leaves(tree, list(walker.found), list(walker.found.values()), unnamed)
+
+
+class _Walker:
+    def __init__(self, taken: Collection[str], first: int) -> None:
+        self._taken = taken
+        self._first = first
+        self.found: dict[str, Any] = {}
+
+    def walk(self, value: Any, path: str, first: int = 0) -> Any:
+        """Return the tree of ``value``; entries of a sequence are counted from ``first``."""
         if isinstance(value, Mapping):
-            return {key: walk(group, child, f"{path}{key}.") for key, child in value.items()}
+            return {key: self._child(value, value.__getitem__, key, f"{path}{key}.") for key in value}
+        if names := _field_names(value):
+            kind = type(value) if isinstance(value, tuple) else None
+            read = lambda name: getattr(value, name)  # noqa: E731
+            return "fields", kind, {name: self._child(value, read, name, f"{path}{name}.") for name in names}
         if isinstance(value, list | tuple):
-            return [walk(group, child, f"{path}{first + i}.") for i, child in enumerate(value)]
-        return leaf(group, path.removesuffix(".") or str(first), value)
+            read = value.__getitem__
+            return [self._child(value, read, i, f"{path}{first + i}.") for i in range(len(value))]
+        return self._leaf(path.removesuffix(".") or str(first), value)
 
-    for entry in entries:
-        group = Group(options={key: value for key, value in entry.items() if key != "params"})
-        members = entry["params"]
-        trees.append(walk(group, members, "", unnamed))
-        if not isinstance(members, Mapping):
-            unnamed += len(members) if isinstance(members, list | tuple) else 1
-        groups.append(group)
-    if count == 0:
-        raise ValueError("params: expected at least one array, got none")
-    return Params(groups, trees if grouped else trees[0], grouped)
+    def _child(self, container: Any, read: Callable[[Any], Any], key: Any, path: str) -> Any:
+        child = read(key)
+        before = len(self.found)
+        tree = self.walk(child, path)
+        if type(container) not in _KEEPERS and (again := read(key)) is not child:
+            other = _Walker((), 0)
+            other.walk(again, path)
+            pairs = zip(list(self.found.values())[before:], other.found.values(), strict=False)
+            if not all(_same_memory(a, b) for a, b in pairs):
+                kind = type(container).__name__
+                raise TypeError(
+                    f"params: {path.removesuffix('.')!r} of this {kind} is another array each time it is read, so its "
+                    f"updates would be lost; assign to a dict first, as in params = dict(...), and pass the dict"
+                )
+        return tree
+
+    def _leaf(self, name: str, value: Any) -> int:
+        if isinstance(value, Iterator | MappingView | Set):
+            raise TypeError(
+                f"params: expected a numpy.ndarray, or containers of them (list, tuple, NamedTuple, mapping, "
+                f"dataclass, attrs class), got {type(value).__name__}; pass a list or a dict"
+            )
+        if name in self.found or name in self._taken:
+            raise ValueError(f"params: two parameters are called {name!r}; give them different names")
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"params: the name {name!r} has a lone surrogate; rename it") from None
+        self.found[name] = value
+        return self._first + len(self.found) - 1
 
 
-def ungrouped(grads: Any, tree: list[Any], leaves: int) -> Any:
+def _is_named_tuple(value: Any) -> bool:
+    return isinstance(value, tuple) and hasattr(type(value), "_fields")
+
+
+def _field_names(value: Any) -> tuple[str, ...]:
+    """Return the names of the fields of a NamedTuple, a dataclass or an attrs class; empty for anything else."""
+    kind = type(value)
+    if _is_named_tuple(value):
+        return tuple(kind._fields)
+    if hasattr(kind, "__dlpack__") or isinstance(value, np.ndarray):
+        return ()
+    if hasattr(kind, "__dataclass_fields__"):
+        import dataclasses
+
+        return tuple(field.name for field in dataclasses.fields(value))
+    return tuple(field.name for field in getattr(kind, "__attrs_attrs__", ()))
+
+
+def is_container(value: Any) -> bool:
+    """Whether ``value`` holds other values: a mapping, a sequence, or an object with fields."""
+    return isinstance(value, Mapping | list | tuple) or bool(_field_names(value))
+
+
+def _same_memory(a: Any, b: Any) -> bool:
+    """Whether two objects are the same array; true for what is no array, which is refused elsewhere."""
+    a, b = _array(a), _array(b)
+    if a is None or b is None:
+        return True
+    return bool(a.ctypes.data == b.ctypes.data and a.shape == b.shape and a.strides == b.strides)
+
+
+def _array(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value
+    try:
+        return np.from_dlpack(value) if hasattr(value, "__dlpack__") else np.asarray(memoryview(value))
+    except (TypeError, ValueError, BufferError, RuntimeError):
+        return None
+
+
+def ungrouped(grads: Any, trees: list[Any], leaves: int) -> Any:
     """Return the gradients of grouped parameters as a list with the containers of each group.
 
     They come as such a list, as a list of ``{"params": ...}``, or as one flat list of all leaves.
     """
     if not isinstance(grads, list | tuple):
         raise TypeError(
-            f"grads: expected a list with one entry for each of the {len(tree)} groups, or for each of the {leaves} "
+            f"grads: expected a list with one entry for each of the {len(trees)} groups, or for each of the {leaves} "
             f"parameters, got {type(grads).__name__}"
         )
-    if len(grads) == leaves and not any(isinstance(grad, Mapping | list | tuple) for grad in grads):
+    if len(grads) == leaves and not any(map(is_container, grads)):
         flat = iter(grads)
-        return [_filled(group, flat) for group in tree]
+        return [_filled(tree, flat) for tree in trees]
     return [grad["params"] if isinstance(grad, Mapping) and set(grad) == {"params"} else grad for grad in grads]
 
 
-def _filled(tree: Any, leaves: Any) -> Any:
+def _filled(tree: Any, leaves: Iterator[Any]) -> Any:
+    if isinstance(tree, int):
+        return next(leaves)
     if isinstance(tree, dict):
         return {key: _filled(child, leaves) for key, child in tree.items()}
     if isinstance(tree, list):
         return [_filled(child, leaves) for child in tree]
-    return next(leaves)
+    _, kind, children = tree
+    values = {name: _filled(child, leaves) for name, child in children.items()}
+    return SimpleNamespace(**values) if kind is None else tuple.__new__(kind, values.values())

@@ -1,8 +1,8 @@
-"""RMSprop, Rprop and Adagrad for PyTorch on the CPU: drop-in for those of ``torch.optim``, one call into C++ a step.
+"""RMSprop, Rprop and Adagrad for PyTorch on the CPU: drop-in for those of ``torch.optim``, one call into C++ per step.
 
-Dense tensors of float32 or float64, of any layout, are updated where they are: neither parameters nor gradients nor
-states are copied. Results have the bits of the NumPy reference. Those of ``torch.optim`` differ from them in the last
-digits, for it rounds once where some formulas round twice; with Rprop there is no such place.
+Dense tensors of float32 or float64, of any layout, are updated in place: neither parameters nor gradients nor states
+are copied. Results are bit-for-bit those of the NumPy reference. ``torch.optim`` differs from it in the last digits,
+because it rounds once where some formulas round twice. Rprop has no such formula and does not differ.
 """
 
 from __future__ import annotations
@@ -12,11 +12,16 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any, ClassVar
 
-import torch
 from numpy.typing import NDArray
+
+try:
+    import torch
+except ImportError as error:
+    raise ImportError(f"{__name__} needs PyTorch: pip install torch", name="torch") from error
 from torch import Tensor
 
 from . import _core
+from ._schema import SCHEMAS
 
 __all__ = ["Adagrad", "RMSprop", "Rprop"]
 
@@ -26,10 +31,16 @@ Entry = dict[str, Any]
 
 
 class _Bound:
-    """The parameters with a state, in a plan: good for as long as all of their tensors stay where they are."""
+    """The parameters with a state, in a core: valid as long as the memory of all their tensors stays in place."""
 
     def __init__(
-        self, rule: str, states: Sequence[str], groups: list[Group], params: list[Tensor], entries: list[Entry | None]
+        self,
+        rule: str,
+        states: Sequence[str],
+        groups: list[Group],
+        params: list[Tensor],
+        entries: list[Entry | None],
+        options: list[Group],
     ) -> None:
         self._sizes = _sizes(groups)
         self._params = params
@@ -38,19 +49,21 @@ class _Bound:
         mine = [entry for entry in entries if entry]
         names = _names(groups)
         self.names = [names[i] for i in self.members]
-        group_of = [k for k, group in enumerate(groups) for _ in group["params"]]
         self.steps = torch.tensor([float(entry["step"]) for entry in mine], dtype=torch.float32)
         """The states ``step``, which are views of it."""
-        self._plan = _core.Plan(
-            rule,
-            self.names,
-            [group_of[i] for i in self.members],
-            len(groups),
-            [_array(params[i], f"parameter {names[i]!r}") for i in self.members],
-            [[entry[state].numpy() if state in entry else None for state in states] for entry in mine],
-            list(range(len(mine))),
-        )
-        self._plan.times = [int(step) for step in self.steps.tolist()]
+        self._core = _core.OptimizerCore(rule)
+        end = 0
+        for size, values in zip(self._sizes, options, strict=True):
+            start, end = end, end + size
+            group = [(names[i], params[i], entry) for i in range(start, end) if (entry := entries[i])]
+            self._core.add_group(
+                [name for name, _, _ in group],
+                [_array(param, f"parameter {name!r}") for name, param, _ in group],
+                values,
+                [[entry[state].numpy() if state in entry else None for state in states] for _, _, entry in group],
+            )
+        self._core.set_tree(list(range(len(mine))))
+        self._core.counts = [int(step) for step in self.steps.tolist()]
         for i, entry in enumerate(mine):
             entry["step"] = self.steps[i]
         self._values = _values(entries)
@@ -59,7 +72,7 @@ class _Bound:
         self._version = self.steps._version
 
     def is_current(self, groups: list[Group], params: list[Tensor], entries: list[Entry | None]) -> bool:
-        """Whether groups, tensors and their memory are those of before, and nobody else counted steps."""
+        """Whether groups, tensors and their memory are the same as before, and nobody else counted steps."""
         return (
             _sizes(groups) == self._sizes
             and _same(params, self._params)
@@ -78,7 +91,7 @@ class _Bound:
         present = [i for i, grad in enumerate(grads) if grad is not None]
         if not present:
             return
-        self._plan.step(self._arrays(grads), options, None, grad_scale, None, None, False, "propagate")
+        self._core.step(self._arrays(grads), options, None, grad_scale, None, None, False, "propagate")
         if len(present) == len(params):
             self.steps += 1
         else:
@@ -140,7 +153,7 @@ def _array(tensor: Tensor, what: str) -> NDArray[Any]:
 
 
 def _check_implementation(group: Group) -> None:
-    """Check the options that choose among torch's implementations, whose place this one takes."""
+    """Check the options that choose among torch's implementations, which this one replaces."""
     for name in ("capturable", "differentiable"):
         if group.get(name):
             raise ValueError(f"{name}: expected False, got {group[name]!r}; it is for graphs of CUDA or autograd")
@@ -167,13 +180,13 @@ class _Optimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient.
 
-        Called by a ``GradScaler``, it divides the gradients by the scale in passing: ``param.grad`` stays scaled. To
-        look at gradients or to clip them, call ``unscale_`` before, as ever.
+        If a ``GradScaler`` calls it, it divides the gradients by the scale on the fly, and ``param.grad`` stays scaled.
+        To look at gradients or to clip them, call ``unscale_`` before, as in torch.
 
         Parameters
         ----------
         closure : callable, optional
-            Evaluates the model once more, with gradients enabled, and returns the loss.
+            Evaluates the model again, with gradients enabled, and returns the loss.
 
         Returns
         -------
@@ -183,8 +196,8 @@ class _Optimizer(torch.optim.Optimizer):
         Raises
         ------
         TypeError, ValueError
-            A gradient that is not dense, elsewhere or of another type; parameters that share memory; a hyperparameter
-            out of range; an option of torch that does not exist here. Nothing was written.
+            A gradient that is not dense, not on the CPU or of another type; parameters that share memory; a
+            hyperparameter out of range; an option of torch that does not exist here. Nothing was written.
         """
         loss = None
         if closure is not None:
@@ -206,11 +219,11 @@ class _Optimizer(torch.optim.Optimizer):
         if any(grad is not None and not entry for grad, entry in zip(grads, entries, strict=True)):
             with torch.inference_mode(False):  # states are to be of use outside of it, too
                 entries = self._with_new_entries(params, grads)
+        options = [self._options(group) for group in self.param_groups]
         bound = self._bound
         if bound is None or not bound.is_current(self.param_groups, params, entries):
             with torch.inference_mode(False):
-                bound = self._bound = _Bound(self._rule, self._states, self.param_groups, params, entries)
-        options = [self._options(group) for group in self.param_groups]
+                bound = self._bound = _Bound(self._rule, self._states, self.param_groups, params, entries, options)
         bound.step(grads, options, None if grad_scale is None else float(grad_scale))
 
     def _with_new_entries(self, params: list[Tensor], grads: list[Tensor | None]) -> list[Entry | None]:
@@ -230,7 +243,8 @@ class _Optimizer(torch.optim.Optimizer):
             if lr.numel() != 1:
                 raise ValueError(f"lr: expected a number or a tensor of one element, got shape {tuple(lr.shape)}")
             lr = lr.item()
-        return {**{name: group[name] for name in self.defaults}, **self._fixed, "lr": lr}
+        known = SCHEMAS[self._rule].options
+        return {**{name: group[name] for name in self.defaults if name in known}, **self._fixed, "lr": lr}
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group of parameters.
@@ -243,15 +257,15 @@ class _Optimizer(torch.optim.Optimizer):
         Raises
         ------
         TypeError, ValueError
-            A tensor that is not dense, elsewhere or of another type, or whose elements share memory; a hyperparameter
-            out of range; an option of torch that does not exist here.
+            A tensor that is not dense, not on the CPU or of another type, or whose elements share memory; a
+            hyperparameter out of range; an option of torch that does not exist here.
         """
         super().add_param_group(param_group)
         try:
             self._check(self.param_groups[-1])
             params = self.param_groups[-1]["params"]
             names = _names(self.param_groups)
-            label = len(self.param_groups) - 1 or -1  # the first has none, for it may be the only one
+            label = len(self.param_groups) - 1 or -1  # none for the first, which may be the only one
             for name, param in zip(names[len(names) - len(params) :], params, strict=True):
                 _core.check_parameter(_array(param, f"parameter {name!r}"), name, label)
         except (TypeError, ValueError, RuntimeError):
@@ -260,9 +274,7 @@ class _Optimizer(torch.optim.Optimizer):
 
     def _check(self, group: Group) -> None:
         _check_implementation(group)
-        known = _core.rules()[self._rule]["fields"]
-        options = {key: value for key, value in self._options(group).items() if key in known}
-        _core.check_hyperparameters(self._rule, options)
+        _core.check_hyperparameters(self._rule, self._options(group))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over what ``load_state_dict``, ``copy`` or ``pickle`` have."""
@@ -285,8 +297,8 @@ class RMSprop(_Optimizer):
 
     As ``torch.optim.RMSprop``, whose ``state_dict`` it loads and which loads its own. Differences:
 
-    - Centred, ``v - m^2`` is clamped at 0. Rounding makes it negative where gradients hardly change, which ends in NaN
-      in torch.
+    - Centred, ``v - m^2`` is clamped at 0. torch does not clamp it: rounding makes it negative where gradients hardly
+      change, and the parameter becomes NaN.
     - ``alpha`` and ``momentum`` are at most 1, and all numbers finite.
 
     Parameters
@@ -304,13 +316,13 @@ class RMSprop(_Optimizer):
     momentum : float
         ``mu``, ``0 <= momentum <= 1``: ``b <- mu b + g / (sqrt(v) + eps), p <- p - lr b``.
     centered : bool
-        Whether to subtract the square of the average gradient from ``v`` (Graves 2013).
+        Subtract the square of the average gradient from ``v`` (Graves 2013).
     capturable, differentiable : bool
         False: they are for graphs of CUDA and of autograd.
     foreach : bool, optional
-        Makes no difference, for it chooses among torch's implementations.
+        Without effect: it chooses among torch's implementations.
     maximize : bool
-        Whether to ascend.
+        Maximise instead of minimise.
     """
 
     _rule = "rmsprop"
@@ -361,8 +373,8 @@ class Adagrad(_Optimizer):
         s <- s + g^2
         p <- p - lr / (1 + (t - 1) lr_decay) g / (sqrt(s) + eps)
 
-    As ``torch.optim.Adagrad``, whose ``state_dict`` it loads and which loads its own, but for dense gradients alone and
-    with finite numbers alone.
+    As ``torch.optim.Adagrad``, whose ``state_dict`` it loads and which loads its own, but only for dense gradients and
+    finite numbers.
 
     Parameters
     ----------
@@ -379,9 +391,9 @@ class Adagrad(_Optimizer):
     eps : float
         Added to the root, ``eps >= 0``.
     foreach, fused : bool, optional
-        Make no difference, for they choose among torch's implementations.
+        Without effect: they choose among torch's implementations.
     maximize : bool
-        Whether to ascend.
+        Maximise instead of minimise.
     differentiable : bool
         False: it is for graphs of autograd.
     """
@@ -434,7 +446,7 @@ class Adagrad(_Optimizer):
 
 
 class Rprop(_Optimizer):
-    """Move each element by a step size of its own, by the sign of its gradient alone: for full batches.
+    """Move each element by a step size of its own, by the sign of its gradient only: for full batches.
 
     ::
 
@@ -463,9 +475,9 @@ class Rprop(_Optimizer):
     capturable, differentiable : bool
         False: they are for graphs of CUDA and of autograd.
     foreach : bool, optional
-        Makes no difference, for it chooses among torch's implementations.
+        Without effect: it chooses among torch's implementations.
     maximize : bool
-        Whether to ascend.
+        Maximise instead of minimise.
     """
 
     _rule = "rprop"
@@ -503,7 +515,7 @@ class Rprop(_Optimizer):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the optimizer as ``torch.optim.Rprop`` has it, but for the magnitudes of ``prev``."""
+        """Return the state of the optimizer as ``torch.optim.Rprop`` has it, except the magnitudes of ``prev``."""
         state = self.state
         self.state = state.copy()
         for param, entry in state.items():

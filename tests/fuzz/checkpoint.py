@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import os
 import random
 import struct
@@ -25,14 +26,15 @@ try:
 except ImportError:
     atheris = None
 
-with atheris.instrument_imports(include=["fusedstep.checkpoint"]) if atheris else contextlib.nullcontext():
-    from fusedstep import checkpoint
+with atheris.instrument_imports(include=["fusedstep._checkpoint"]) if atheris else contextlib.nullcontext():
+    import fusedstep._checkpoint._files
 
 import numpy as np
 
 import fusedstep as fs
 
-ENDINGS = tuple(checkpoint._CONTAINERS)
+ENDINGS = (".npz", ".safetensors")
+BEFORE_CHECKSUM = b'"__metadata__":{"fusedstep":"{\\"sha256\\":\\"'
 
 
 def optimizers() -> list[Any]:
@@ -49,10 +51,10 @@ def optimizers() -> list[Any]:
 
 def everything(optimizer: Any) -> bytes:
     """All that a checkpoint could change."""
-    arrays = [*optimizer._arrays, *(array for states in optimizer.state.values() for array in states.values())]
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    plan = optimizer._plan
-    return b"".join(a.tobytes() for a in arrays) + repr((groups, plan.steps, plan.times, plan.last_loss)).encode()
+    saved = optimizer.state_dict()
+    params, state = saved.pop("params"), saved.pop("state")
+    arrays = [*params.values(), *(array for states in state.values() for array in states.values())]
+    return b"".join(a.tobytes() for a in arrays) + repr(saved).encode()
 
 
 class Target:
@@ -92,11 +94,14 @@ def mended(content: bytes, ending: str) -> bytes:
     """Make the sums right again: those of the members of an archive, and the checkpoint's own."""
     if ending == ".npz":
         content = _with_crcs(content)
-    container = checkpoint._CONTAINERS[ending]
-    place = container.place_of_checksum(content)
-    if place < 0:
+        place = len(content) - 64
+    else:
+        end = 8 + int.from_bytes(content[:8], "little")
+        place = content.find(BEFORE_CHECKSUM, 8, end) + len(BEFORE_CHECKSUM)
+    if place < len(BEFORE_CHECKSUM):
         return content
-    return content[:place] + checkpoint._checksum(content, place) + content[place + len(checkpoint._BLANK) :]
+    digest = hashlib.sha256(content[:place] + content[place + 64 :]).hexdigest()
+    return content[:place] + digest.encode() + content[place + 64 :]
 
 
 def _with_crcs(content: bytes) -> bytes:

@@ -1,0 +1,169 @@
+"""Adagrad: its function, its class, and the types of its options."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self, Unpack
+
+from numpy.typing import NDArray
+
+from ._functional import fused
+from ._optimizer import Optimizer, Options
+from .typing import Float, Params, Verify
+
+__all__ = ["Adagrad", "AdagradOptions", "adagrad_"]
+
+
+class AdagradOptions(Options, total=False):
+    """The hyperparameters of ``Adagrad``, except ``lr``."""
+
+    eps: float
+    eps_inside_sqrt: bool
+    lr_decay: float
+    initial_accumulator_value: float
+
+
+@fused("adagrad")
+def adagrad_(
+    param: NDArray[Float],
+    grad: NDArray[Float],
+    square_sum: NDArray[Float],
+    *,
+    lr: float,
+    eps: float = 1e-10,
+    eps_inside_sqrt: bool = False,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+) -> None:
+    """Update a parameter in place by Adagrad.
+
+    ::
+
+        s <- s + g^2
+        p <- p - lr g / (sqrt(s) + eps)          lr g / sqrt(s + eps) with eps_inside_sqrt
+
+    Parameters
+    ----------
+    param : ndarray of float32 or float64
+        ``p``, any shape and layout; written.
+    grad : ndarray
+        ``g``, shape and dtype of ``param``; only read.
+    square_sum : ndarray
+        ``s``, the sum of squared gradients, shape and dtype of ``param``; written. Keras and TensorFlow start at 0.1.
+    lr : float
+        Step size, ``lr >= 0``.
+    eps : float
+        Added to the root, or under it, ``eps >= 0``.
+    eps_inside_sqrt : bool
+        Add ``eps`` under the root (Keras, optax) instead of to the root (PyTorch).
+    weight_decay : float
+        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
+    decoupled_weight_decay : bool
+        Shrink the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
+    maximize : bool
+        Maximise instead of minimise: ``-g`` in place of ``g``.
+
+    Raises
+    ------
+    TypeError
+        Not an array, wrong dtype or byte order, a hyperparameter of the wrong type.
+    ValueError
+        Shape, read-only, misaligned or overlapping arrays, a hyperparameter out of range. Nothing was written.
+
+    References
+    ----------
+    Duchi, Hazan & Singer 2011, JMLR 12:2121.
+
+    Examples
+    --------
+    >>> import numpy as np, fusedstep as fs
+    >>> w, square_sum = np.ones(3), np.zeros(3)
+    >>> fs.adagrad_(w, np.full(3, 0.5), square_sum, lr=0.1)
+    >>> w.round(4)
+    array([0.9, 0.9, 0.9])
+    """
+
+
+class Adagrad(Optimizer, rule="adagrad"):
+    """Divide each step by the root of the sum of all squared gradients so far.
+
+    ::
+
+        s <- s + g^2
+        p <- p - lr / (1 + (t - 1) lr_decay) g / (sqrt(s) + eps)
+
+    Parameters
+    ----------
+    params
+        What to update, see ``Optimizer``.
+    lr : float
+        Step size, ``lr >= 0``.
+    eps : float
+        Added to the root, or under it, ``eps >= 0``.
+    eps_inside_sqrt : bool
+        Add ``eps`` under the root (Keras, optax) instead of to the root (PyTorch).
+    lr_decay : float
+        Decay of the step size with the number of updates of a parameter, ``lr_decay >= 0``.
+    initial_accumulator_value : float
+        Where ``s`` starts, ``>= 0``. Keras and TensorFlow start at 0.1.
+    weight_decay : float
+        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
+    decoupled_weight_decay : bool
+        Shrink the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
+    maximize : bool
+        Maximise instead of minimise.
+    verify : {"never", "first", "every"}
+        Which steps to check against the NumPy reference: none, the first, or all.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Arrays or hyperparameters that do not fit, see ``Optimizer``. Nothing was written.
+
+    References
+    ----------
+    Duchi, Hazan & Singer 2011, JMLR 12:2121.
+
+    Examples
+    --------
+    >>> import numpy as np, fusedstep as fs
+    >>> w = np.ones(3)
+    >>> opt = fs.Adagrad(w, lr=0.1)
+    >>> opt.step(2 * w).step
+    1
+    >>> w.round(4)
+    array([0.9, 0.9, 0.9])
+    """
+
+    eps: float
+    eps_inside_sqrt: bool
+    lr_decay: float
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-2,
+        *,
+        eps: float = 1e-10,
+        eps_inside_sqrt: bool = False,
+        lr_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        verify: Verify = "never",
+    ) -> None:
+        self._begin(locals())
+
+    if TYPE_CHECKING:
+
+        @classmethod
+        def like(  # type: ignore[override]
+            cls,
+            name: str,
+            params: Params,
+            lr: float | None = None,
+            *,
+            verify: Verify = "never",
+            **overrides: Unpack[AdagradOptions],
+        ) -> Self: ...

@@ -1,0 +1,157 @@
+"""Adagrad with dual averaging: its function, its class, and the types of its options."""
+
+from __future__ import annotations
+
+from numpy.typing import NDArray
+
+from ._functional import fused
+from ._optimizer import Optimizer, Options
+from .typing import Float, Params, Verify
+
+__all__ = ["AdagradDA", "AdagradDAOptions", "adagrad_da_"]
+
+
+class AdagradDAOptions(Options, total=False):
+    """The hyperparameters of ``AdagradDA``, except ``lr``."""
+
+    l1: float
+    l2: float
+    initial_accumulator_value: float
+
+
+@fused("adagrad_da")
+def adagrad_da_(
+    param: NDArray[Float],
+    grad: NDArray[Float],
+    grad_sum: NDArray[Float],
+    square_sum: NDArray[Float],
+    *,
+    lr: float,
+    step: int,
+    l1: float = 0.0,
+    l2: float = 0.0,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+) -> None:
+    """Update a parameter in place by Adagrad with dual averaging: from the sum of all gradients, not from where it is.
+
+    ::
+
+        G <- G + g,   s <- s + g^2
+        p <- -sign(G) lr max(|G| - l1 t, 0) / (l2 t lr + sqrt(s))
+
+    Where ``s`` is 0 the element does not move.
+
+    Parameters
+    ----------
+    param : ndarray of float32 or float64
+        ``p``, any shape and layout; written.
+    grad : ndarray
+        ``g``, shape and dtype of ``param``; only read.
+    grad_sum : ndarray
+        ``G``, the sum of gradients, shape and dtype of ``param``; written. Starts at 0.
+    square_sum : ndarray
+        ``s``, the sum of squared gradients, shape and dtype of ``param``; written. TensorFlow starts at 0.1.
+    lr : float
+        Step size, ``lr >= 0``.
+    step : int
+        ``t``, the number of this update, counted from 1.
+    l1 : float
+        L1 penalty, ``l1 >= 0``: elements with a small average gradient become 0.
+    l2 : float
+        L2 penalty, ``l2 >= 0``.
+    weight_decay : float
+        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
+    decoupled_weight_decay : bool
+        Shrink the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
+    maximize : bool
+        Maximise instead of minimise: ``-g`` in place of ``g``.
+
+    Raises
+    ------
+    TypeError
+        Not an array, wrong dtype or byte order, a hyperparameter of the wrong type.
+    ValueError
+        Shape, read-only, misaligned or overlapping arrays, a hyperparameter out of range. Nothing was written.
+
+    References
+    ----------
+    Duchi, Hazan & Singer 2011, JMLR 12:2121.
+
+    Examples
+    --------
+    >>> import numpy as np, fusedstep as fs
+    >>> w, grad_sum, square_sum = np.ones(2), np.zeros(2), np.full(2, 0.1)
+    >>> fs.adagrad_da_(w, np.array([0.5, -0.5]), grad_sum, square_sum, lr=0.1, step=1)
+    >>> w.round(4)
+    array([-0.0845,  0.0845])
+    """
+
+
+class AdagradDA(Optimizer, rule="adagrad_da"):
+    """Set parameters by dual averaging: from the sum of all gradients, not from where they are.
+
+    ::
+
+        G <- G + g,   s <- s + g^2
+        p <- -sign(G) lr max(|G| - l1 t, 0) / (l2 t lr + sqrt(s))
+
+    Parameters
+    ----------
+    params
+        What to update, see ``Optimizer``.
+    lr : float
+        Step size, ``lr >= 0``.
+    l1 : float
+        L1 penalty, ``l1 >= 0``: elements with a small average gradient become 0.
+    l2 : float
+        L2 penalty, ``l2 >= 0``.
+    initial_accumulator_value : float
+        Where ``s`` starts, ``>= 0``. The default is TensorFlow's.
+    weight_decay : float
+        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
+    decoupled_weight_decay : bool
+        Shrink the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
+    maximize : bool
+        Maximise instead of minimise.
+    verify : {"never", "first", "every"}
+        Which steps to check against the NumPy reference: none, the first, or all.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Arrays or hyperparameters that do not fit, see ``Optimizer``. Nothing was written.
+
+    References
+    ----------
+    Duchi, Hazan & Singer 2011, JMLR 12:2121.
+
+    Examples
+    --------
+    >>> import numpy as np, fusedstep as fs
+    >>> w = np.ones(2)
+    >>> opt = fs.AdagradDA(w, lr=0.1)
+    >>> opt.step(np.array([0.5, -0.5])).step
+    1
+    >>> w.round(4)
+    array([-0.0845,  0.0845])
+    """
+
+    l1: float
+    l2: float
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-2,
+        *,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        initial_accumulator_value: float = 0.1,
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        verify: Verify = "never",
+    ) -> None:
+        self._begin(locals())

@@ -1,0 +1,141 @@
+"""Adagrad-Norm: its function, its class, and the types of its options."""
+
+from __future__ import annotations
+
+from numpy.typing import NDArray
+
+from ._functional import fused
+from ._optimizer import Optimizer, Options
+from .typing import Float, Params, Verify
+
+__all__ = ["AdagradNorm", "AdagradNormOptions", "adagrad_norm_"]
+
+
+class AdagradNormOptions(Options, total=False):
+    """The hyperparameters of ``AdagradNorm``, except ``lr``."""
+
+    eps: float
+    initial_accumulator_value: float
+
+
+@fused("adagrad_norm")
+def adagrad_norm_(
+    param: NDArray[Float],
+    grad: NDArray[Float],
+    square_sum: NDArray[Float],
+    *,
+    lr: float,
+    eps: float = 1e-10,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+) -> None:
+    """Update a parameter in place by Adagrad-Norm: one step size for the whole array.
+
+    ::
+
+        s <- s + ||g||^2
+        p <- p - lr g / (sqrt(s) + eps)
+
+    Parameters
+    ----------
+    param : ndarray of float32 or float64
+        ``p``, any shape and layout; written.
+    grad : ndarray
+        ``g``, shape and dtype of ``param``; only read.
+    square_sum : 0-d ndarray
+        ``s``, the sum of squared norms, dtype of ``param``; written. Starts at 0.
+    lr : float
+        Step size, ``lr >= 0``.
+    eps : float
+        Added to the root, ``eps >= 0``.
+    weight_decay : float
+        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
+    decoupled_weight_decay : bool
+        Shrink the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
+    maximize : bool
+        Maximise instead of minimise: ``-g`` in place of ``g``.
+
+    Raises
+    ------
+    TypeError
+        Not an array, wrong dtype or byte order, a hyperparameter of the wrong type.
+    ValueError
+        Shape, read-only, misaligned or overlapping arrays, a hyperparameter out of range. Nothing was written.
+
+    References
+    ----------
+    Ward, Wu & Bottou 2019, ICML.
+
+    Examples
+    --------
+    >>> import numpy as np, fusedstep as fs
+    >>> w, square_sum = np.ones(2), np.array(0.0)
+    >>> fs.adagrad_norm_(w, np.array([3.0, 4.0]), square_sum, lr=0.1)
+    >>> w
+    array([0.94, 0.92])
+    """
+
+
+class AdagradNorm(Optimizer, rule="adagrad_norm"):
+    """Divide the step of each array by the root of the sum of all its squared gradient norms.
+
+    ::
+
+        s <- s + ||g||^2
+        p <- p - lr g / (sqrt(s) + eps)
+
+    Parameters
+    ----------
+    params
+        What to update, see ``Optimizer``.
+    lr : float
+        Step size, ``lr >= 0``.
+    eps : float
+        Added to the root, ``eps >= 0``.
+    initial_accumulator_value : float
+        Where ``s`` starts, ``>= 0``. The paper's ``b_0^2``.
+    weight_decay : float
+        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
+    decoupled_weight_decay : bool
+        Shrink the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
+    maximize : bool
+        Maximise instead of minimise.
+    verify : {"never", "first", "every"}
+        Which steps to check against the NumPy reference: none, the first, or all.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Arrays or hyperparameters that do not fit, see ``Optimizer``. Nothing was written.
+
+    References
+    ----------
+    Ward, Wu & Bottou 2019, ICML.
+
+    Examples
+    --------
+    >>> import numpy as np, fusedstep as fs
+    >>> w = np.ones(2)
+    >>> opt = fs.AdagradNorm(w, lr=0.1)
+    >>> opt.step(np.array([3.0, 4.0])).step
+    1
+    >>> w
+    array([0.94, 0.92])
+    """
+
+    eps: float
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-2,
+        *,
+        eps: float = 1e-10,
+        initial_accumulator_value: float = 0.0,
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        verify: Verify = "never",
+    ) -> None:
+        self._begin(locals())

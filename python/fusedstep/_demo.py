@@ -1,0 +1,342 @@
+"""Train a small network on handwritten digits, once with the fused step and once with the NumPy reference."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import reference
+from ._adagrad import Adagrad
+from ._config import get_num_threads, isa
+from ._optimizer import Optimizer
+from ._rmsprop import RMSprop
+from ._rprop import Rprop
+from ._verification._step import differing
+
+__all__ = ["HELP", "RULES", "Comparison", "Digits", "Rule", "add_arguments", "compare", "load_digits", "run"]
+
+HELP = "train a small network on handwritten digits, with the fused step and with the NumPy reference"
+
+Array = NDArray[Any]
+Arrays = dict[str, Array]
+Step = Callable[[Arrays], object]
+
+HIDDEN = 256
+EPOCHS = 30
+PICTURE = "fusedstep-demo.png"
+
+
+class Digits(NamedTuple):
+    """Images as rows of 64 grey values less their mean over the training images, and the digits that they show."""
+
+    train_x: Array
+    train_y: Array
+    test_x: Array
+    test_y: Array
+
+
+def load_digits() -> Digits:
+    """Return scikit-learn's 1,797 images, split into training and test images, always the same way."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    x, y = load_digits(return_X_y=True)
+    x = (x / 16.0).astype(np.float32)
+    train_x, test_x, train_y, test_y = train_test_split(x, y, test_size=0.25, stratify=y, random_state=0)
+    mean = train_x.mean(axis=0)
+    return Digits(train_x - mean, train_y, test_x - mean, test_y)
+
+
+# The network: one hidden layer of rectified units, softmax, cross-entropy.
+
+
+def new_network(rng: np.random.Generator, inputs: int, hidden: int, classes: int) -> Arrays:
+    """Return random weights of variance 2 / inputs (He et al. 2015) and zero biases."""
+    w1 = rng.standard_normal((inputs, hidden), np.float32) * np.float32(np.sqrt(2.0 / inputs))
+    w2 = rng.standard_normal((hidden, classes), np.float32) * np.float32(np.sqrt(2.0 / hidden))
+    return {"w1": w1, "b1": np.zeros(hidden, np.float32), "w2": w2, "b2": np.zeros(classes, np.float32)}
+
+
+def forward(network: Arrays, x: Array) -> tuple[Array, Array]:
+    """Return the hidden units and the logarithms of the probabilities of each class."""
+    hidden = np.maximum(x @ network["w1"] + network["b1"], 0)
+    z = hidden @ network["w2"] + network["b2"]
+    z -= z.max(axis=1, keepdims=True)
+    return hidden, z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+
+
+def weight_count(network: Arrays) -> int:
+    """Return how many weights and biases there are."""
+    return sum(array.size for array in network.values())
+
+
+def gradients(network: Arrays, x: Array, y: Array) -> Arrays:
+    """Return the gradient of the mean cross-entropy, by backpropagation."""
+    hidden, log_p = forward(network, x)
+    dz = np.exp(log_p)
+    dz[np.arange(len(y)), y] -= 1
+    dz /= len(y)
+    dhidden = dz @ network["w2"].T * (hidden > 0)
+    return {"w1": x.T @ dhidden, "b1": dhidden.sum(axis=0), "w2": hidden.T @ dz, "b2": dz.sum(axis=0)}
+
+
+def mean_loss(network: Arrays, x: Array, y: Array) -> float:
+    """Return the mean cross-entropy."""
+    return -float(forward(network, x)[1][np.arange(len(y)), y].mean())
+
+
+def accuracy(network: Arrays, x: Array, y: Array) -> float:
+    """Return the share of images whose most probable class is right."""
+    return float((forward(network, x)[1].argmax(axis=1) == y).mean())
+
+
+# The rules: each as an optimizer, and as a loop over the reference's functions.
+
+
+def reference_rprop(network: Arrays, lr: float) -> Step:
+    """Return the step of Rprop in NumPy."""
+    step_size = {name: np.full_like(p, lr) for name, p in network.items()}
+    prev_sign = {name: np.zeros(p.shape, np.int8) for name, p in network.items()}
+
+    def step(grads: Arrays) -> None:
+        for name, p in network.items():
+            reference.rprop_(p, grads[name], step_size[name], prev_sign[name])
+
+    return step
+
+
+def reference_adagrad(network: Arrays, lr: float) -> Step:
+    """Return the step of Adagrad in NumPy."""
+    square_sum = {name: np.zeros_like(p) for name, p in network.items()}
+
+    def step(grads: Arrays) -> None:
+        for name, p in network.items():
+            reference.adagrad_(p, grads[name], square_sum[name], lr=lr)
+
+    return step
+
+
+def reference_rmsprop(network: Arrays, lr: float) -> Step:
+    """Return the step of RMSprop in NumPy."""
+    square_avg = {name: np.zeros_like(p) for name, p in network.items()}
+
+    def step(grads: Arrays) -> None:
+        for name, p in network.items():
+            reference.rmsprop_(p, grads[name], square_avg[name], lr=lr)
+
+    return step
+
+
+class Rule(NamedTuple):
+    """A rule with the settings that it is trained with; batch: images a step, None for all."""
+
+    name: str
+    optimizer: Callable[..., Optimizer]
+    reference_step: Callable[[Arrays, float], Step]
+    lr: float
+    batch: int | None
+
+
+RULES = (
+    Rule("Rprop", Rprop, reference_rprop, lr=0.001, batch=None),  # its signs need the gradient of all images
+    Rule("Adagrad", Adagrad, reference_adagrad, lr=0.02, batch=32),
+    Rule("RMSprop", RMSprop, reference_rmsprop, lr=0.001, batch=32),
+)
+
+
+class Training(NamedTuple):
+    """What a training left: the weights, the training loss after each epoch, microseconds of each update."""
+
+    network: Arrays
+    losses: list[float]
+    times: list[float]
+
+
+class Comparison(NamedTuple):
+    """A rule trained by the fused step and by the reference."""
+
+    rule: Rule
+    fused: Training
+    reference: Training
+    test_accuracy: float
+
+    @property
+    def fused_time(self) -> float:
+        """Median of the fused updates, in microseconds."""
+        return statistics.median(self.fused.times)
+
+    @property
+    def reference_time(self) -> float:
+        """Median of the reference's updates, in microseconds."""
+        return statistics.median(self.reference.times)
+
+    @property
+    def differing_weights(self) -> int:
+        """How many final weights differ in a bit."""
+        pairs = ((self.fused.network[name], expected) for name, expected in self.reference.network.items())
+        return sum(int(differing(found, expected).sum()) for found, expected in pairs)
+
+
+def train(network: Arrays, step: Step, digits: Digits, batch: int | None, epochs: int, seed: int) -> Training:
+    """Train a network in place, timing the update step alone."""
+    rng = np.random.default_rng(seed)
+    images = len(digits.train_y)
+    losses: list[float] = []
+    times: list[float] = []
+    for _ in range(epochs):
+        order = rng.permutation(images) if batch else np.arange(images)
+        for start in range(0, images, batch or images):
+            chosen = order[start : start + (batch or images)]
+            grads = gradients(network, digits.train_x[chosen], digits.train_y[chosen])
+            before = time.perf_counter_ns()
+            step(grads)
+            times.append((time.perf_counter_ns() - before) / 1e3)
+        losses.append(mean_loss(network, digits.train_x, digits.train_y))
+    return Training(network, losses, times)
+
+
+def compare(rule: Rule, digits: Digits, *, epochs: int = EPOCHS, hidden: int = HIDDEN, seed: int = 0) -> Comparison:
+    """Train two equal networks, one by the fused step and one by the reference."""
+    trainings: list[Training] = []
+    for fused in (True, False):
+        network = new_network(np.random.default_rng(seed), digits.train_x.shape[1], hidden, 10)
+        step = rule.optimizer(network, lr=rule.lr).step if fused else rule.reference_step(network, rule.lr)
+        trainings.append(train(network, step, digits, rule.batch, epochs, seed))
+    fused_training, reference_training = trainings
+    right = accuracy(fused_training.network, digits.test_x, digits.test_y)
+    return Comparison(rule, fused_training, reference_training, right)
+
+
+# What the user sees.
+
+COLUMNS = (
+    ("rule", "", 9),
+    ("images", "a step", 8),
+    ("test", "accuracy", 10),
+    ("final", "loss", 9),
+    ("µs a step", "fused", 11),
+    ("µs a step", "reference", 11),
+    ("speed-up", "", 10),
+    ("final weights", "equal bit for bit", 0),
+)
+
+
+def show_table(comparisons: list[Comparison]) -> None:
+    """Print what each training came to."""
+    for line in (0, 1):
+        print("".join(f"{column[line]:<{column[2]}}" for column in COLUMNS).rstrip())
+    for c in comparisons:
+        cells = (
+            c.rule.name,
+            str(c.rule.batch or "all"),
+            f"{c.test_accuracy:.1%}",
+            f"{c.fused.losses[-1]:.1e}",
+            f"{c.fused_time:.1f}",
+            f"{c.reference_time:.1f}",
+            f"{c.reference_time / c.fused_time:.1f}x",
+            f"no: {c.differing_weights:,} differ" if c.differing_weights else "yes",
+        )
+        print("".join(f"{cell:<{column[2]}}" for cell, column in zip(cells, COLUMNS, strict=True)))
+
+
+# Colours that the colour-blind tell apart (Okabe & Ito 2008), and dashes for those who see none.
+COLOURS = ("#0072B2", "#D55E00", "#009E73")
+DASHES = ("-", "--", "-.")
+
+
+def draw(comparisons: list[Comparison], path: Path) -> None:
+    """Write the learning curves and the step times as one picture."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"font.size": 13, "axes.labelsize": 14, "axes.titlesize": 16}):
+        figure = Figure(figsize=(12, 5), dpi=150, layout="constrained")
+        curves, times = figure.subplots(1, 2, width_ratios=(5, 4))
+        draw_curves(curves, comparisons)
+        draw_times(times, comparisons)
+        figure.savefig(path)
+
+
+def draw_curves(axes: Any, comparisons: list[Comparison]) -> None:
+    """Draw the training losses: the fused ones as lines, the reference's as rings."""
+    for c, colour, dash in zip(comparisons, COLOURS, DASHES, strict=True):
+        epochs = np.arange(1, len(c.fused.losses) + 1)
+        batch = f"{c.rule.batch} images" if c.rule.batch else "all images"
+        axes.plot(epochs, c.fused.losses, dash, color=colour, linewidth=2.2, label=f"{c.rule.name}, {batch} a step")
+        axes.plot(epochs[::4], c.reference.losses[::4], "o", color=colour, markersize=8, markerfacecolor="none")
+    axes.plot([], [], "o", color="0.3", markersize=8, markerfacecolor="none", label="the same with the reference")
+    axes.set_yscale("log")
+    axes.set_xlabel("passes over the training images (epochs)")
+    axes.set_ylabel("mean cross-entropy (nats)")
+    axes.set_title("Training loss")
+    axes.legend()
+    axes.grid(alpha=0.3)
+
+
+def draw_times(axes: Any, comparisons: list[Comparison]) -> None:
+    """Draw the median time of an update, fused and by the reference."""
+    for row, (c, colour) in enumerate(zip(comparisons, COLOURS, strict=True)):
+        fused, slow = c.fused_time, c.reference_time
+        axes.plot([fused, slow], [row, row], color=colour, linewidth=2.2)
+        axes.plot(fused, row, "o", color=colour, markersize=12)
+        axes.plot(slow, row, "o", color=colour, markersize=12, markerfacecolor="white", markeredgewidth=2.2)
+        write(axes, f"{fused:.1f}", (fused, row), (-13, 0), ha="right", va="center")
+        write(axes, f"{slow:.0f} ({slow / fused:.1f}x)", (slow, row), (13, 0), ha="left", va="center")
+    write(axes, "fused", (comparisons[0].fused_time, 0), (0, 14), ha="center")
+    write(axes, "NumPy reference", (comparisons[0].reference_time, 0), (0, 14), ha="center")
+    times = [time for c in comparisons for time in (c.fused_time, c.reference_time)]
+    axes.set_xscale("log")
+    axes.set_xlim(min(times) / 4, max(times) * 14)  # room for the numbers
+    axes.set_ylim(len(comparisons) - 0.4, -0.6)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_yticks(range(len(comparisons)), [c.rule.name for c in comparisons])
+    axes.set_xlabel("microseconds a step (median)")
+    axes.set_title(f"One update of {weight_count(comparisons[0].fused.network):,} weights")
+    axes.grid(axis="x", alpha=0.3)
+
+
+def write(axes: Any, text: str, point: tuple[float, float], offset: tuple[float, float], **alignment: str) -> None:
+    """Write beside a point, at an offset in points."""
+    axes.annotate(text, point, offset, textcoords="offset points", **alignment)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``demo``."""
+    parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where the picture goes (here)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first weights and of the batches (0)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train with each rule, print the table, draw the picture; return 1 if a weight differs."""
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"--out: {error}", file=sys.stderr)
+        return 2
+    digits = load_digits()
+    print(
+        f"{len(digits.train_y):,} training and {len(digits.test_y):,} test images, {EPOCHS} epochs, float32; "
+        f"{isa()}, threads: {get_num_threads()}\n",
+        flush=True,
+    )
+    comparisons = [compare(rule, digits, seed=options.seed) for rule in RULES]
+    show_table(comparisons)
+    print(f"\n{describe_picture(comparisons, options.out / PICTURE)}")
+    return 1 if any(c.differing_weights for c in comparisons) else 0
+
+
+def describe_picture(comparisons: list[Comparison], path: Path) -> str:
+    """Draw the picture and return where it is, or why there is none."""
+    try:
+        draw(comparisons, path)
+    except ModuleNotFoundError as error:
+        return f"no picture: {error.name} is not installed (pip install matplotlib)"
+    return f"picture: {path}"

@@ -1,0 +1,82 @@
+"""Dialects: presets with the formula and the defaults of other frameworks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from . import _core
+from ._hints import did_you_mean
+
+__all__ = ["dialect_arguments", "dialects"]
+
+
+def dialects() -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the dialects of each rule as plain data that JSON can hold, in a new copy.
+
+    Returns
+    -------
+    dict
+        ``{rule: {dialect: {"source", "required", "defaults", "fixed"}}}``. ``required`` lists the arguments of
+        ``like`` that have no default, ``defaults`` has the others. ``fixed`` has the remaining arguments of the
+        optimizer, with the values that make this dialect.
+
+    Examples
+    --------
+    >>> import fusedstep as fs
+    >>> fs.dialects()["rmsprop"]["lasagne"]["defaults"]
+    {'lr': 1.0, 'alpha': 0.9, 'eps': 1e-06}
+    """
+    return {
+        rule: {
+            row["name"]: {
+                part: _plain(value) if isinstance(value, Mapping) else value for part, value in _parts(row).items()
+            }
+            for row in rows
+        }
+        for rule, rows in _core.dialects().items()
+    }
+
+
+def _parts(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a dialect consists of, from a row of the core's table, where NaN stands for a missing default."""
+    takes, values = row["takes"], row["values"]
+    required = [key for key in takes if values[key] != values[key]]
+    return {
+        "source": row["source"],
+        "required": required,
+        "defaults": {key: values[key] for key in takes if key not in required},
+        "fixed": {key: value for key, value in values.items() if key not in (*takes, "loss_increased")},
+    }
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def dialect_arguments(
+    rule: str, class_name: str, name: str, overrides: Mapping[str, Any], groups: Iterable[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the arguments of the optimizer that speaks the dialect ``name`` of ``rule``.
+
+    ``overrides`` are arguments for all parameters, ``groups`` the arguments that each group of parameters has.
+    """
+    table = {row["name"]: row for row in _core.dialects().get(rule, ())}
+    if name not in table:
+        known = ", ".join(table) or "none"
+        raise ValueError(f"{class_name} has no dialect {name!r}; it has {known}{did_you_mean(name, table)}")
+    dialect = _parts(table[name])
+    required, defaults, fixed = dialect["required"], dialect["defaults"], dialect["fixed"]
+    taken = [*required, *defaults]
+    for given in (overrides, *groups):
+        for key in given:
+            if key not in taken:
+                there = f" ({fixed[key]!r} there)" if key in fixed else did_you_mean(key, taken)
+                raise TypeError(
+                    f"{class_name} like {name!r} has no place for {key!r}{there}; it takes {', '.join(taken)}, verify"
+                )
+    every = [{**overrides, **given} for given in groups]
+    for key in required:
+        if not all(key in given for given in every):
+            raise TypeError(f"{class_name} like {name!r} needs {key!r}: it has no default ({dialect['source']})")
+    return {**fixed, **defaults, **overrides}

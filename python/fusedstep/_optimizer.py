@@ -1,0 +1,460 @@
+"""What all optimizers share: hyperparameters as attributes, steps, groups, checkpoints and copies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict, cast, get_args
+
+from numpy.typing import NDArray
+
+from ._core import StepReport
+from ._hints import did_you_mean, elsewhere
+from ._run import Run
+from ._schema import SCHEMAS, Schema
+from ._tree import ungrouped
+from .typing import Grads, Nonfinite, Verify
+
+__all__ = ["Optimizer", "Options"]
+
+
+class Options(TypedDict, total=False):
+    """The hyperparameters that every rule has, except ``lr``."""
+
+    weight_decay: float
+    decoupled_weight_decay: bool
+    maximize: bool
+
+
+class _Hyperparameter:
+    """One hyperparameter of all groups, as an attribute."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.__doc__ = f"The value of ``{name}`` in all groups; ValueError if they differ."
+
+    def __get__(self, optimizer: Optimizer | None, cls: type[Optimizer]) -> Any:
+        return self if optimizer is None else optimizer._run.get(self._name)
+
+    def __set__(self, optimizer: Optimizer, value: Any) -> None:
+        optimizer._run.set(self._name, value)
+
+
+class Optimizer:
+    """Update parameters in place, all of them in one call.
+
+    This is the base class of ``RMSprop``, ``Adagrad``, ``Rprop`` and the others. It has no rule of its own.
+
+    Every hyperparameter is also an attribute: reading ``opt.lr`` returns the value that all groups share, and assigning
+    to it sets all groups. For a single group, change ``opt.param_groups[k]["lr"]``.
+
+    Parameters
+    ----------
+    params : ndarray or containers of ndarrays
+        An array, or nested lists, tuples, NamedTuples, mappings, dataclasses and attrs classes of arrays; or a list of
+        groups ``{"params": ..., "lr": ...}`` with hyperparameters of their own. The arrays have float32 or float64
+        elements and any layout. They are borrowed, never copied. A parameter is named after its path, as in
+        ``"layers.0.w"``.
+    verify : {"never", "first", "every"}
+        Which steps to check against the NumPy reference: none, the first, or all. A difference in a single bit raises
+        ``VerificationError``.
+
+    Attributes
+    ----------
+    param_groups : list of dict
+        The parameters (``params``) and the hyperparameters of each group. The hyperparameters may be changed between
+        steps.
+    state : mapping
+        ``{parameter name: {state name: ndarray}}``, the live arrays.
+    steps : int
+        The number of steps taken.
+
+    Raises
+    ------
+    TypeError
+        Not an array, wrong dtype or byte order, a container that makes its arrays anew, an unknown hyperparameter or
+        one of the wrong type.
+    ValueError
+        Read-only, misaligned or overlapping arrays, a hyperparameter out of range.
+    """
+
+    _schema: ClassVar[Schema]
+    _run: Run
+    _verify: Verify
+
+    lr: float
+    weight_decay: float
+    decoupled_weight_decay: bool
+    maximize: bool
+
+    def __init_subclass__(cls, rule: str | None = None, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if rule is not None:
+            cls._schema = SCHEMAS[rule]
+            for name in cls._schema.options:
+                setattr(cls, name, _Hyperparameter(name))
+
+    if not TYPE_CHECKING:  # a type checker would take these for permissions
+
+        def __new__(cls, *args: Any, **options: Any) -> Self:
+            """Refuse a class without a rule, and hyperparameters by other names."""
+            if not hasattr(cls, "_schema"):
+                raise TypeError(
+                    f"{cls.__name__} has no update rule; derive it from RMSprop, Adagrad, Rprop or another optimizer"
+                )
+            if options and _is_ours(cls.__init__):
+                code = cls.__init__.__code__
+                known = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+                for name in options:
+                    if name not in known:
+                        raise TypeError(
+                            f"{cls.__name__}() got an unexpected keyword argument {name!r}{did_you_mean(name, known)}"
+                        )
+            return super().__new__(cls)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            """Set an attribute that exists; others would be without effect on the steps."""
+            if name[:1] != "_" and not hasattr(type(self), name):
+                options = self._schema.options
+                if _is_ours(type(self)) or elsewhere(name, options):
+                    raise AttributeError(
+                        f"{type(self).__name__} has no attribute {name!r}{did_you_mean(name, options)}; its "
+                        f"hyperparameters, which are in param_groups and are attributes, are {', '.join(options)}"
+                    )
+            super().__setattr__(name, value)
+
+    def _begin(self, arguments: Mapping[str, Any]) -> None:
+        """Start with the arguments of the constructor, by name; others among them are ignored."""
+        verify = arguments["verify"]
+        if verify not in get_args(Verify):
+            raise ValueError(f"verify: expected one of {', '.join(map(repr, get_args(Verify)))}, got {verify!r}")
+        self._verify = verify
+        options = {name: arguments[name] for name in self._schema.arguments}
+        self._run = Run(self._schema, arguments["params"], options, type(self).__name__)
+
+    @classmethod
+    def like(cls, name: str, params: Any, lr: float | None = None, **overrides: Any) -> Self:
+        """Return an optimizer with the formula and the defaults of another framework: a preset, or dialect.
+
+        RMSprop, where ``r`` is ``v``, or ``v - m^2`` if centered, and ``u = g / d``::
+
+            d = sqrt(r) + eps                            default, torch, chainer, caffe, mlx
+            d = sqrt(r + eps)                            keras, tf1, optax, lasagne, timm, graves
+            b <- mu b + u,      p <- p - lr b            default, torch
+            b <- mu b + lr u,   p <- p - b               keras, tf1, optax, timm, graves
+            v starts at 1                                tf1, timm
+
+        Adagrad::
+
+            d = sqrt(s) + eps                            default, torch, chainer, caffe, mlx, deepspeed; tf1: eps is 0
+            d = sqrt(s + eps)                            keras, optax, lasagne
+            s starts at 0.1                              keras, optax, tf1
+
+        Weight decay is decoupled in keras, ``p <- (1 - lr wd) p``. Elsewhere it is coupled, ``g + wd p``, or missing.
+        timm has both.
+
+        Rprop, where the sign flipped::
+
+            p <- p - sign(g) D                           default; opencv, which then forgets the sign
+            p stays                                      torch
+            the last move is taken back                  encog, neuralnet; shark, if the loss rose
+
+        Parameters
+        ----------
+        name : str
+            One of ``fusedstep.dialects()[rule]``, which lists all defaults.
+        params
+            What to update, see ``Optimizer``.
+        lr : float, optional
+            Step size. The default is that of the framework; where it has none, ``lr`` is needed.
+        **overrides
+            Other arguments of this class that the framework also has, and ``verify``. Groups in ``params`` may give the
+            same ones.
+
+        Returns
+        -------
+        Optimizer
+            An instance of this class. It does the framework's arithmetic in exact numbers; floats may differ in the
+            last bits.
+
+        Raises
+        ------
+        TypeError
+            An argument that the framework does not have, or a missing one that has no default there.
+        ValueError
+            Unknown dialect, or a hyperparameter out of range.
+
+        Notes
+        -----
+        Three details differ from the original: ``v - m^2`` of centered RMSprop is clamped at 0. Rprop compares signs,
+        where PyTorch multiplies gradients, whose product may underflow. Where a sign flipped and the loss fell,
+        ``shark`` stays, as in the paper; Shark repeats its last move.
+
+        Examples
+        --------
+        >>> import numpy as np, fusedstep as fs
+        >>> fs.RMSprop.like("keras", np.zeros(3), weight_decay=0.004)
+        RMSprop(1 parameters of 3 elements; lr=0.001, alpha=0.9, eps=1e-07, ..., decoupled_weight_decay=True, ...)
+        """
+        from ._dialects import dialect_arguments
+        from ._tree import entries
+
+        if lr is not None:
+            overrides["lr"] = lr
+        verify = overrides.pop("verify", "never")
+        groups = [{key: value for key, value in group.items() if key != "params"} for group in entries(params)[0]]
+        arguments = dialect_arguments(cls._schema.rule, cls.__name__, name, overrides, groups)
+        made: Self = cast(Any, cls)(params, **arguments, verify=verify)
+        return made
+
+    # ---------------------------------------------------------------------------------------------------------- state
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The parameters (``params``) and the hyperparameters of each group."""
+        return self._run.groups
+
+    @property
+    def state(self) -> Mapping[str, Mapping[str, NDArray[Any]]]:
+        """The live states: ``{parameter name: {state name: ndarray}}``."""
+        return self._run.state
+
+    @property
+    def steps(self) -> int:
+        """The number of steps taken. Skipped steps do not count."""
+        return self._run.core.steps
+
+    def add_param_group(self, param_group: Mapping[str, Any]) -> None:
+        """Add parameters with hyperparameters of their own.
+
+        From then on gradients come in groups, as a list with one entry per group or as one flat list of all gradients,
+        also if the optimizer was made without groups. For ``opt = RMSprop({"w": w})`` and
+        ``opt.add_param_group({"params": {"b": b}})`` call ``opt.step([{"w": grad_w}, {"b": grad_b}])``.
+
+        Parameters
+        ----------
+        param_group : dict
+            ``params``, and the hyperparameters that differ from those of the constructor. Parameters without names
+            continue the numbers of those there are.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As in the constructor; a name in use, or an array that overlaps a parameter. The optimizer is unchanged.
+        RuntimeError
+            This optimizer is in use in another thread.
+
+        Examples
+        --------
+        >>> import numpy as np, fusedstep as fs
+        >>> opt = fs.RMSprop(np.zeros(3))
+        >>> opt.add_param_group({"params": np.zeros(2), "lr": 0.1})
+        >>> list(opt.state)
+        ['0', '1']
+        """
+        self._run.add_group(param_group)
+
+    # ---------------------------------------------------------------------------------------------------------- steps
+
+    def step(
+        self,
+        grads: Grads,
+        *,
+        loss: float | None = None,
+        grad_scale: float | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        zero_grads: bool = False,
+        nonfinite: Nonfinite = "propagate",
+    ) -> StepReport:
+        """Update every parameter in place from its gradient, in one call.
+
+        ::
+
+            g <- g / grad_scale;  g <- clip(g, -clip_value, clip_value);  g <- g clip_norm / max(norm, clip_norm)
+
+        Then follow weight decay and the rule. Options you leave out cost nothing.
+
+        Parameters
+        ----------
+        grads : ndarray or containers of ndarrays
+            The containers of ``params``, with a gradient of the same shape and dtype for each parameter, or None to
+            skip it. For groups: a list with one entry per group, or one flat list of all gradients.
+        loss : float, optional
+            The loss at these gradients. Rprop's ``irprop+`` needs it; other rules only record it.
+        grad_scale : float, optional
+            What the loss was multiplied by, ``grad_scale > 0``.
+        clip_norm : float, optional
+            Largest norm of all gradients together, ``clip_norm > 0``.
+        clip_value : float, optional
+            Largest magnitude of an element, ``clip_value > 0``.
+        zero_grads : bool
+            Also set the gradients to 0, in the same pass.
+        nonfinite : {"propagate", "skip", "raise"}
+            What to do about an inf or a NaN in a gradient: update anyway; skip the step and say so in the report; or
+            raise an error.
+
+        Returns
+        -------
+        StepReport
+            ``step``, ``grad_norm``, ``skipped`` and ``nonfinite`` (names of parameters). The norm and the names are
+            None unless ``clip_norm`` or ``nonfinite`` asked for them.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Bad gradients, options or groups; nothing was written.
+        FloatingPointError
+            An inf or a NaN, with ``nonfinite="raise"``; nothing was written.
+        RuntimeError
+            This optimizer is in use in another thread: in a step, or being saved or loaded. Nothing was written.
+        """
+        run = self._run
+        given: Any = ungrouped(grads, run.trees, run.leaves) if run.grouped else grads
+        if run.schema.starting:
+            run.check_starts()
+        if self._verify == "never":
+            return run.core.step(given, run.groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)
+        from ._verification import _step
+
+        report = _step.verified_step(run, given, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)
+        if self._verify == "first":
+            self._verify = "never"
+        return report
+
+    # ---------------------------------------------------------------------------------------------------- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to go on exactly from here, as a plain dict.
+
+        Returns
+        -------
+        dict
+            ``format_version``; ``class``; ``groups``, a list of the names (``params``) and hyperparameters of each;
+            ``params``, ``{name: ndarray}``; ``state``, ``{name: {state name: ndarray}}``; ``step``; ``times``, the
+            number of updates of each parameter, ``{name: int}``; ``last_loss``. Arrays are copies in C order.
+
+        Raises
+        ------
+        ValueError
+            A hyperparameter in ``param_groups`` that a step would refuse.
+        RuntimeError
+            This optimizer is in use in another thread.
+        """
+        from ._checkpoint import _state
+
+        return _state.state_dict(self._run)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go back to where ``state_dict`` was taken, parameters included, from this or another optimizer.
+
+        Everything is matched by name, in any order, and checked before anything is written. Arrays are then
+        overwritten in place, in any layout: parameters and states stay the same objects.
+
+        Parameters
+        ----------
+        state_dict : mapping
+            As ``state_dict()`` returns it.
+
+        Raises
+        ------
+        TypeError
+            Not a mapping.
+        ValueError
+            Another format version or class; names, groups, states, shapes or dtypes that are not this optimizer's; a
+            hyperparameter out of range; a read-only array. Nothing was written.
+        RuntimeError
+            This optimizer is in use in another thread. Nothing was written.
+        """
+        from ._checkpoint import _state
+
+        _state.load_state_dict(self._run, state_dict)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a checkpoint to a file: all of it, or nothing.
+
+        The file is written beside ``path`` and synced to the disk. Then it replaces ``path``. If the process is killed
+        meanwhile, the old file stays, and a ``.fusedstep-*.tmp`` may be left over.
+
+        Parameters
+        ----------
+        path : str or path-like
+            Ends in ``.safetensors`` or ``.npz``, which selects the format. Neither contains pickled objects.
+
+        Raises
+        ------
+        ImportError
+            ``.safetensors`` without the package; ``pip install safetensors``.
+        OSError
+            It could not be written.
+        RuntimeError
+            This optimizer is in use in another thread.
+        ValueError
+            Another ending, or a hyperparameter in ``param_groups`` that a step would refuse.
+        """
+        from ._checkpoint import _files
+
+        _files.save(self._run, path)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Go back to where a file was saved, parameters included, from this or another optimizer.
+
+        See ``load_state_dict``. A run that goes on from here is bit-for-bit identical to an uninterrupted run.
+
+        Parameters
+        ----------
+        path : str or path-like
+            A file that ``save`` wrote.
+
+        Raises
+        ------
+        ImportError
+            ``.safetensors`` without the package; ``pip install safetensors``.
+        OSError
+            It could not be read; FileNotFoundError if it does not exist.
+        RuntimeError
+            This optimizer is in use in another thread. Nothing was written.
+        ValueError
+            Another ending; a file that was cut, damaged or altered, in any byte; or one that does not fit this
+            optimizer, as in ``load_state_dict``. The message starts with the path. Nothing was written.
+        """
+        from ._checkpoint import _files
+
+        _files.load(self._run, path)
+
+    # --------------------------------------------------------------------------------------------------------- copies
+
+    def __copy__(self) -> Self:
+        """Return a second handle on the same run: parameters, states, counters and hyperparameters are shared.
+
+        Separate states on the same parameters would make two runs that overwrite each other. ``copy.deepcopy`` makes an
+        independent run, with parameters of its own.
+        """
+        handle = type(self).__new__(type(self))
+        vars(handle).update(vars(self))
+        return handle
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the parts of which ``copy.deepcopy`` and ``pickle`` make an independent optimizer.
+
+        The parameters are among them. Copied together with the containers that hold them, they stay the same objects.
+        Pickles are for sending to another process of the same version; ``save`` is for keeping.
+        """
+        return {**vars(self), "_run": self._run.parts()}
+
+    def __setstate__(self, parts: dict[str, Any]) -> None:
+        """Make an optimizer of the parts from ``__getstate__``."""
+        vars(self).update({**parts, "_run": Run.from_parts(parts["_run"])})
+
+    def __repr__(self) -> str:
+        run = self._run
+        elements = sum(array.size for array in run.params.values())
+        groups = "; ".join(
+            ", ".join(f"{key}={value!r}" for key, value in group.items() if key != "params") for group in run.groups
+        )
+        return f"{type(self).__name__}({run.leaves} parameters of {elements} elements; {groups})"
+
+
+def _is_ours(definition: Any) -> bool:
+    """Whether a class or a function is part of this package."""
+    return str(definition.__module__).rpartition(".")[0] == __package__

@@ -1,0 +1,151 @@
+"""Proximal Adagrad: its function, its class, and the types of its options."""
+
+from __future__ import annotations
+
+from numpy.typing import NDArray
+
+from ._functional import fused
+from ._optimizer import Optimizer, Options
+from .typing import Float, Params, Verify
+
+__all__ = ["ProximalAdagrad", "ProximalAdagradOptions", "proximal_adagrad_"]
+
+
+class ProximalAdagradOptions(Options, total=False):
+    """The hyperparameters of ``ProximalAdagrad``, except ``lr``."""
+
+    l1: float
+    l2: float
+    initial_accumulator_value: float
+
+
+@fused("proximal_adagrad")
+def proximal_adagrad_(
+    param: NDArray[Float],
+    grad: NDArray[Float],
+    square_sum: NDArray[Float],
+    *,
+    lr: float,
+    l1: float = 0.0,
+    l2: float = 0.0,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+) -> None:
+    """Update a parameter in place by proximal Adagrad: a step, then the closest point under L1 and L2 penalties.
+
+    ::
+
+        s <- s + g^2,   a = lr / sqrt(s),   q = p - a g
+        p <- sign(q) max(|q| - a l1, 0) / (1 + l2 a)
+
+    Where ``s`` is 0 the element does not move.
+
+    Parameters
+    ----------
+    param : ndarray of float32 or float64
+        ``p``, any shape and layout; written.
+    grad : ndarray
+        ``g``, shape and dtype of ``param``; only read.
+    square_sum : ndarray
+        ``s``, the sum of squared gradients, shape and dtype of ``param``; written. TensorFlow starts at 0.1.
+    lr : float
+        Step size, ``lr >= 0``.
+    l1 : float
+        L1 penalty, ``l1 >= 0``: small elements become 0.
+    l2 : float
+        L2 penalty, ``l2 >= 0``.
+    weight_decay : float
+        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
+    decoupled_weight_decay : bool
+        Shrink the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
+    maximize : bool
+        Maximise instead of minimise: ``-g`` in place of ``g``.
+
+    Raises
+    ------
+    TypeError
+        Not an array, wrong dtype or byte order, a hyperparameter of the wrong type.
+    ValueError
+        Shape, read-only, misaligned or overlapping arrays, a hyperparameter out of range. Nothing was written.
+
+    References
+    ----------
+    Duchi & Singer 2009, JMLR 10:2899 (FOBOS).
+
+    Examples
+    --------
+    >>> import numpy as np, fusedstep as fs
+    >>> w, square_sum = np.array([1.0, 0.01]), np.full(2, 0.1)
+    >>> fs.proximal_adagrad_(w, np.array([0.5, 0.0]), square_sum, lr=0.1, l1=0.1)
+    >>> w.round(4)
+    array([0.8986, 0.    ])
+    """
+
+
+class ProximalAdagrad(Optimizer, rule="proximal_adagrad"):
+    """Take an Adagrad step, then the closest point under L1 and L2 penalties.
+
+    ::
+
+        s <- s + g^2,   a = lr / sqrt(s),   q = p - a g
+        p <- sign(q) max(|q| - a l1, 0) / (1 + l2 a)
+
+    Parameters
+    ----------
+    params
+        What to update, see ``Optimizer``.
+    lr : float
+        Step size, ``lr >= 0``.
+    l1 : float
+        L1 penalty, ``l1 >= 0``: small elements become 0.
+    l2 : float
+        L2 penalty, ``l2 >= 0``.
+    initial_accumulator_value : float
+        Where ``s`` starts, ``>= 0``. The default is TensorFlow's.
+    weight_decay : float
+        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
+    decoupled_weight_decay : bool
+        Shrink the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
+    maximize : bool
+        Maximise instead of minimise.
+    verify : {"never", "first", "every"}
+        Which steps to check against the NumPy reference: none, the first, or all.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Arrays or hyperparameters that do not fit, see ``Optimizer``. Nothing was written.
+
+    References
+    ----------
+    Duchi & Singer 2009, JMLR 10:2899 (FOBOS).
+
+    Examples
+    --------
+    >>> import numpy as np, fusedstep as fs
+    >>> w = np.array([1.0, 0.01])
+    >>> opt = fs.ProximalAdagrad(w, lr=0.1, l1=0.1)
+    >>> opt.step(np.array([0.5, 0.0])).step
+    1
+    >>> w.round(4)
+    array([0.8986, 0.    ])
+    """
+
+    l1: float
+    l2: float
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-2,
+        *,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        initial_accumulator_value: float = 0.1,
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        verify: Verify = "never",
+    ) -> None:
+        self._begin(locals())

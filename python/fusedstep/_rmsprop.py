@@ -1,0 +1,221 @@
+"""RMSprop: its function, its class, and the types of its options."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self, Unpack
+
+from numpy.typing import NDArray
+
+from ._functional import fused
+from ._optimizer import Optimizer, Options
+from .typing import Float, MomentumForm, Params, Verify
+
+__all__ = ["RMSprop", "RMSpropOptions", "rmsprop_"]
+
+
+class RMSpropOptions(Options, total=False):
+    """The hyperparameters of ``RMSprop``, except ``lr``."""
+
+    alpha: float
+    eps: float
+    eps_inside_sqrt: bool
+    centered: bool
+    momentum: float
+    nesterov: bool
+    momentum_form: MomentumForm
+    bias_correction: bool
+    initial_square_avg: float
+
+
+@fused("rmsprop")
+def rmsprop_(
+    param: NDArray[Float],
+    grad: NDArray[Float],
+    square_avg: NDArray[Float],
+    *,
+    lr: float,
+    alpha: float = 0.9,
+    eps: float = 1e-8,
+    eps_inside_sqrt: bool = False,
+    grad_avg: NDArray[Float] | None = None,
+    momentum_buffer: NDArray[Float] | None = None,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    momentum_form: MomentumForm = "torch",
+    step: int | None = None,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+) -> None:
+    """Update a parameter in place by RMSprop.
+
+    ::
+
+        v <- alpha v + (1 - alpha) g^2
+        p <- p - lr g / (sqrt(v) + eps)                             plain
+        p <- p - lr g / sqrt(v + eps)                               eps_inside_sqrt
+        m <- alpha m + (1 - alpha) g,   v - m^2 in place of v       centred: grad_avg given
+        b <- mu b + g / d,              p <- p - lr b               momentum_form "torch"
+        b <- mu b + lr g / d,           p <- p - b                  momentum_form "tf"
+        v / (1 - alpha^t), m / (1 - alpha^t)                        bias correction: step given
+
+    Parameters
+    ----------
+    param : ndarray of float32 or float64
+        ``p``, any shape and layout; written.
+    grad : ndarray
+        ``g``, shape and dtype of ``param``; only read.
+    square_avg : ndarray
+        ``v``, the moving average of squared gradients, shape and dtype of ``param``; written. Starts at 0.
+    lr : float
+        Step size, ``lr >= 0``.
+    alpha : float
+        Decay of the averages, ``0 <= alpha <= 1``. PyTorch's default is 0.99.
+    eps : float
+        Added to the root, or under it, ``eps >= 0``.
+    eps_inside_sqrt : bool
+        Add ``eps`` under the root (Keras, TensorFlow) instead of to the root (PyTorch).
+    grad_avg : ndarray, optional
+        ``m``, the moving average of gradients; written. If given, the update is centred (Graves 2013).
+    momentum_buffer : ndarray, optional
+        ``b``, needed if ``momentum > 0``; written.
+    momentum : float
+        ``mu``, ``0 <= momentum <= 1``.
+    nesterov : bool
+        Look ahead by Nesterov's rule; needs ``momentum > 0``.
+    momentum_form : {"torch", "tf"}
+        Whether ``lr`` stands outside the buffer or in it.
+    step : int, optional
+        ``t``, the number of this update, counted from 1. If given, the averages are corrected for their start at 0.
+    weight_decay : float
+        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
+    decoupled_weight_decay : bool
+        Shrink the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
+    maximize : bool
+        Maximise instead of minimise: ``-g`` in place of ``g``.
+
+    Raises
+    ------
+    TypeError
+        Not an array, wrong dtype or byte order, a hyperparameter of the wrong type.
+    ValueError
+        Shape, read-only, misaligned or overlapping arrays, a hyperparameter out of range. Nothing was written.
+
+    References
+    ----------
+    Hinton, Neural Networks for Machine Learning, lecture 6e. Graves 2013, arXiv:1308.0850.
+
+    Examples
+    --------
+    >>> import numpy as np, fusedstep as fs
+    >>> w, square_avg = np.ones(3), np.zeros(3)
+    >>> fs.rmsprop_(w, np.full(3, 0.5), square_avg, lr=0.01)
+    >>> w.round(4)
+    array([0.9684, 0.9684, 0.9684])
+    """
+
+
+class RMSprop(Optimizer, rule="rmsprop"):
+    """Divide each step by a moving average of the gradient's magnitude.
+
+    ::
+
+        v <- alpha v + (1 - alpha) g^2
+        p <- p - lr g / (sqrt(v) + eps)
+
+    Parameters
+    ----------
+    params
+        What to update, see ``Optimizer``.
+    lr : float
+        Step size, ``lr >= 0``.
+    alpha : float
+        Decay of the average, ``0 <= alpha <= 1``. PyTorch's default is 0.99.
+    eps : float
+        Added to the root, or under it, ``eps >= 0``.
+    eps_inside_sqrt : bool
+        Add ``eps`` under the root (Keras, TensorFlow) instead of to the root (PyTorch).
+    centered : bool
+        Subtract the square of the average gradient from ``v`` (Graves 2013). The difference is clamped at 0. PyTorch
+        does not clamp it, and a constant gradient ends in NaN there.
+    momentum : float
+        ``mu``, ``0 <= momentum <= 1``.
+    nesterov : bool
+        Look ahead by Nesterov's rule; needs ``momentum > 0``.
+    momentum_form : {"torch", "tf"}
+        ``b <- mu b + g / d, p <- p - lr b`` or ``b <- mu b + lr g / d, p <- p - b``.
+    bias_correction : bool
+        Divide the averages by ``1 - alpha^t``, to correct for their start at 0.
+    initial_square_avg : float
+        Where ``v`` starts, ``>= 0``. TensorFlow 1 starts at 1.
+    weight_decay : float
+        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
+    decoupled_weight_decay : bool
+        Shrink the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
+    maximize : bool
+        Maximise instead of minimise.
+    verify : {"never", "first", "every"}
+        Which steps to check against the NumPy reference: none, the first, or all.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Arrays or hyperparameters that do not fit, see ``Optimizer``. Nothing was written.
+
+    References
+    ----------
+    Hinton, Neural Networks for Machine Learning, lecture 6e. Graves 2013, arXiv:1308.0850.
+
+    Examples
+    --------
+    >>> import numpy as np, fusedstep as fs
+    >>> w = np.ones(3)
+    >>> opt = fs.RMSprop(w, lr=0.01)
+    >>> opt.step(2 * w).step
+    1
+    >>> w.round(4)
+    array([0.9684, 0.9684, 0.9684])
+    """
+
+    alpha: float
+    eps: float
+    eps_inside_sqrt: bool
+    centered: bool
+    momentum: float
+    nesterov: bool
+    momentum_form: MomentumForm
+    bias_correction: bool
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-2,
+        *,
+        alpha: float = 0.9,
+        eps: float = 1e-8,
+        eps_inside_sqrt: bool = False,
+        centered: bool = False,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        momentum_form: MomentumForm = "torch",
+        bias_correction: bool = False,
+        initial_square_avg: float = 0.0,
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        verify: Verify = "never",
+    ) -> None:
+        self._begin(locals())
+
+    if TYPE_CHECKING:
+
+        @classmethod
+        def like(  # type: ignore[override]
+            cls,
+            name: str,
+            params: Params,
+            lr: float | None = None,
+            *,
+            verify: Verify = "never",
+            **overrides: Unpack[RMSpropOptions],
+        ) -> Self: ...

@@ -1,0 +1,209 @@
+"""Rprop: its function, its class, and the types of its options."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._functional import fused
+from ._optimizer import Optimizer, Options
+from .typing import Float, Params, Variant, Verify
+
+__all__ = ["Rprop", "RpropOptions", "StepSizeStats", "rprop_"]
+
+
+class RpropOptions(Options, total=False):
+    """The hyperparameters of ``Rprop``, except ``lr``."""
+
+    etas: tuple[float, float]
+    step_sizes: tuple[float, float]
+    variant: Variant
+
+
+@fused("rprop")
+def rprop_(
+    param: NDArray[Float],
+    grad: NDArray[Float],
+    step_size: NDArray[Float],
+    prev_sign: NDArray[np.int8],
+    *,
+    etas: tuple[float, float] = (0.5, 1.2),
+    step_sizes: tuple[float, float] = (1e-6, 50.0),
+    variant: Variant = "rprop-",
+    loss_increased: bool = False,
+    lr: float | None = None,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+) -> None:
+    """Update a parameter in place by Rprop: each element moves by its own step size and the sign of its gradient.
+
+    ::
+
+        D <- clip(D eta+, lo, hi)  where the sign of g is that of the step before
+        D <- clip(D eta-, lo, hi)  where it flipped
+        p <- p - sign(g) D
+
+    Where the sign flipped, the variants differ: ``rprop-`` moves all the same; ``rprop+`` takes the last move back;
+    ``irprop-`` stays; ``irprop-move`` moves; ``irprop+`` takes the last move back if the loss rose and stays if not.
+    All except ``rprop-`` then forget the sign, so that the next step keeps its size.
+
+    ``grprop-slr`` and ``grprop-sag`` are ``rprop-``, but the element ``k`` with the smallest step size, or the smallest
+    gradient, takes the step that makes the whole a direction of descent:
+    ``D_k <- clip(-(sum of D_i g_i, i != k, + 1e-6) / g_k, lo, hi)``.
+
+    Parameters
+    ----------
+    param : ndarray of float32 or float64
+        ``p``, any shape and layout; written.
+    grad : ndarray
+        ``g``, shape and dtype of ``param``; only read.
+    step_size : ndarray
+        ``D``, shape and dtype of ``param``; written. Starts at the first step size.
+    prev_sign : ndarray of int8
+        Sign of the gradient before, shape of ``param``; written. Starts at 0. Only the sign of its numbers counts.
+    etas : pair of float
+        ``(eta-, eta+)``, ``0 < eta- < 1 < eta+``.
+    step_sizes : pair of float
+        ``(lo, hi)``, ``0 <= lo <= hi``.
+    variant : {"rprop-", "rprop+", "irprop-", "irprop-move", "irprop+", "grprop-slr", "grprop-sag"}
+        ``irprop-`` is PyTorch's. ``rprop+``, ``grprop-slr`` and ``grprop-sag`` are those of R's neuralnet.
+    loss_increased : bool
+        Whether the loss rose since the step before. Only ``irprop+`` asks for it.
+    lr : float, optional
+        Only needed by decoupled weight decay.
+    weight_decay : float
+        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
+    decoupled_weight_decay : bool
+        Shrink the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
+    maximize : bool
+        Maximise instead of minimise: ``-g`` in place of ``g``.
+
+    Raises
+    ------
+    TypeError
+        Not an array, wrong dtype or byte order, a hyperparameter of the wrong type.
+    ValueError
+        Shape, read-only, misaligned or overlapping arrays, a hyperparameter out of range. Nothing was written.
+
+    References
+    ----------
+    Riedmiller & Braun 1993. Igel & Hüsken 2000, 2003. Anastasiadis, Magoulas & Vrahatis 2005.
+
+    Examples
+    --------
+    >>> import numpy as np, fusedstep as fs
+    >>> w, step_size, prev_sign = np.ones(2), np.full(2, 0.1), np.zeros(2, np.int8)
+    >>> fs.rprop_(w, np.array([3.0, -4.0]), step_size, prev_sign)
+    >>> w
+    array([0.9, 1.1])
+    """
+
+
+class StepSizeStats(NamedTuple):
+    """The smallest, the largest and the mean step size of a parameter."""
+
+    min: float
+    max: float
+    mean: float
+
+
+class Rprop(Optimizer, rule="rprop"):
+    """Move each element by a step size of its own, by the sign of its gradient only: for full batches.
+
+    ::
+
+        D <- clip(D eta+, lo, hi)  where the sign of g is that of the step before
+        D <- clip(D eta-, lo, hi)  where it flipped
+        p <- p - sign(g) D
+
+    Parameters
+    ----------
+    params
+        What to update, see ``Optimizer``.
+    lr : float
+        First step size, ``lr >= 0``. Decoupled weight decay also uses it. Without that, a later change would be without
+        effect and is refused: change ``opt.state[name]["step_size"]`` instead.
+    etas : pair of float
+        ``(eta-, eta+)``, ``0 < eta- < 1 < eta+``.
+    step_sizes : pair of float
+        ``(lo, hi)``, ``0 <= lo <= hi``.
+    variant : {"rprop-", "rprop+", "irprop-", "irprop-move", "irprop+", "grprop-slr", "grprop-sag"}
+        What happens where the sign flipped, see ``rprop_``. PyTorch's is ``irprop-``. ``irprop+`` needs
+        ``step(grads, loss=...)``.
+    weight_decay : float
+        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
+    decoupled_weight_decay : bool
+        Shrink the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
+    maximize : bool
+        Maximise instead of minimise.
+    verify : {"never", "first", "every"}
+        Which steps to check against the NumPy reference: none, the first, or all.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Arrays or hyperparameters that do not fit, see ``Optimizer``. Nothing was written.
+
+    References
+    ----------
+    Riedmiller & Braun 1993. Igel & Hüsken 2000, 2003.
+
+    Examples
+    --------
+    >>> import numpy as np, fusedstep as fs
+    >>> w = np.ones(2)
+    >>> opt = fs.Rprop(w, lr=0.1)
+    >>> opt.step(np.array([3.0, -4.0])).step
+    1
+    >>> w
+    array([0.9, 1.1])
+    """
+
+    etas: tuple[float, float]
+    step_sizes: tuple[float, float]
+    variant: Variant
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-2,
+        *,
+        etas: tuple[float, float] = (0.5, 1.2),
+        step_sizes: tuple[float, float] = (1e-6, 50.0),
+        variant: Variant = "rprop-",
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        verify: Verify = "never",
+    ) -> None:
+        self._begin(locals())
+
+    if TYPE_CHECKING:
+
+        @classmethod
+        def like(  # type: ignore[override]
+            cls,
+            name: str,
+            params: Params,
+            lr: float | None = None,
+            *,
+            verify: Verify = "never",
+            **overrides: Unpack[RpropOptions],
+        ) -> Self: ...
+
+    def step_size_stats(self) -> dict[str, StepSizeStats]:
+        """Return the smallest, largest and mean step size of each parameter: training is done when all are small.
+
+        The step sizes of an empty parameter are NaN.
+        """
+        return {name: _step_size_stats(state["step_size"]) for name, state in self.state.items()}
+
+
+def _step_size_stats(D: NDArray[Any]) -> StepSizeStats:
+    if D.size == 0:
+        return StepSizeStats(math.nan, math.nan, math.nan)
+    return StepSizeStats(float(D.min()), float(D.max()), float(D.mean(dtype=np.float64)))

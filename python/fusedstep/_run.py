@@ -1,0 +1,257 @@
+"""A run: parameters with their names, groups and states, and the core that updates them.
+
+Optimizers, checkpoints and verification stand on this. None of the parameters are copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+from ._hints import did_you_mean
+from ._schema import SCHEMAS, Schema
+from ._tree import Leaves, entries, parse
+
+__all__ = ["Run"]
+
+Array = NDArray[Any]
+
+
+class Run:
+    """All that an optimizer consists of, except its class.
+
+    Attributes
+    ----------
+    schema : Schema
+        The rule.
+    name : str
+        What error messages and checkpoints call the optimizer.
+    core : OptimizerCore
+        Does the steps. Used as a context manager, it keeps other threads out.
+    params, state : mapping
+        The array, and the states by name, of each parameter. Both are read-only and live.
+    groups : list of dict
+        The optimizer's ``param_groups``.
+    names, trees : list
+        The names of the parameters, and their containers, of each group.
+    grouped : bool
+        Whether gradients come in groups.
+    leaves : int
+        How many parameters there are.
+    """
+
+    def __init__(self, schema: Schema, params: Any, options: Mapping[str, Any], name: str) -> None:
+        self._begin(schema, name)
+        self._defaults = {**schema.arguments, **options}
+        groups, self.grouped = entries(params)
+        parsed: list[tuple[Leaves, dict[str, Any]]] = []
+        for group in groups:
+            found = self._parsed(group["params"], [leaves for leaves, _ in parsed])
+            parsed.append((found, {key: value for key, value in group.items() if key != "params"}))
+        if not any(leaves.names for leaves, _ in parsed):
+            raise ValueError("params: expected at least one array, got none")
+        for leaves, own in parsed:
+            self._add(leaves, own)
+        self._bind()
+
+    def _begin(self, schema: Schema, name: str) -> None:
+        self.schema = schema
+        self.name = name
+        self.core = _core.OptimizerCore(schema.rule)
+        self.groups: list[dict[str, Any]] = []
+        self.names: list[list[str]] = []
+        self.trees: list[Any] = []
+        self.grouped = False
+        self.leaves = 0
+        self._params: dict[str, Array] = {}
+        self._state: dict[str, Mapping[str, Array]] = {}
+        self.params = MappingProxyType(self._params)
+        self.state = MappingProxyType(self._state)
+        self._unnamed = 0
+        self._members: list[tuple[Array, ...]] = []
+        self._started: list[dict[str, Any]] = []
+
+    # -------------------------------------------------------------------------------------------------------- groups
+
+    def add_group(self, group: Any) -> None:
+        """Add a group of parameters; an error leaves everything as it was."""
+        if not isinstance(group, Mapping) or "params" not in group:
+            raise TypeError(f"param_group: expected a dict with 'params', got {type(group).__name__}")
+        self.check_groups()
+        leaves = self._parsed(group["params"], [])
+        if not leaves.names:
+            raise ValueError("param_group: expected at least one array, got none")
+        self._add(leaves, {key: value for key, value in group.items() if key != "params"})
+        self.grouped = True
+        self._bind()
+
+    def _parsed(self, members: Any, before: list[Leaves]) -> Leaves:
+        taken = {*self._params, *(name for leaves in before for name in leaves.names)}
+        return parse(members, taken, len(taken), before[-1].unnamed if before else self._unnamed)
+
+    def _add(self, leaves: Leaves, own: dict[str, Any]) -> None:
+        for key in own:
+            if key not in self.schema.arguments:
+                raise TypeError(self._unknown(key))
+        options = {**self._defaults, **own}
+        arrays, states = self.core.add_group(leaves.names, leaves.arrays, options)
+        self._keep(leaves.names, leaves.tree, arrays, states)
+        self._unnamed = leaves.unnamed
+        self.groups.append({"params": tuple(arrays), **{key: options[key] for key in self.schema.options}})
+
+    def _keep(self, names: list[str], tree: Any, arrays: list[Array], states: list[dict[str, Array]]) -> None:
+        self.names.append(names)
+        self.trees.append(tree)
+        self._params.update(zip(names, arrays, strict=True))
+        self._state.update(zip(names, map(MappingProxyType, states), strict=True))
+        self.leaves += len(names)
+
+    def _bind(self) -> None:
+        self.core.set_tree(self.trees if self.grouped else self.trees[0])
+        self.core.own(self.groups)
+        self._members = [group["params"] for group in self.groups]
+        self.remember_starts()
+
+    def _unknown(self, key: object) -> str:
+        known = self.schema.arguments
+        return f"{self.name} has no hyperparameter {key!r}{did_you_mean(key, known)}; it has {', '.join(sorted(known))}"
+
+    # ----------------------------------------------------------------------------------------------- hyperparameters
+
+    def check_groups(self) -> None:
+        """Raise ValueError unless the groups are those that the optimizer was made with."""
+        if len(self.groups) != len(self._members):
+            raise ValueError(
+                f"param_groups: expected the list of {len(self._members)} groups that the optimizer was made with, "
+                f"got {len(self.groups)}"
+            )
+        for index, (group, members) in enumerate(zip(self.groups, self._members, strict=True)):
+            if not isinstance(group, dict) or group.get("params") is not members:
+                raise ValueError(f"param_groups[{index}]: expected the group that the optimizer was made with")
+
+    def checked(self, index: int, group: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the hyperparameters of ``group``, which are to be those of the group ``index``, as plain values.
+
+        Types and ranges, and whether the states are there, are checked as in a step.
+        """
+        schema = self.schema
+        if missing := [key for key in schema.options if key not in group]:
+            raise ValueError(f"expected a value for {missing[0]!r}, got none")
+        if unknown := [key for key in group if key not in schema.options and key != "params"]:
+            raise TypeError(self._unknown(unknown[0]))
+        values = {key: group[key] for key in schema.options}
+        _core.check_hyperparameters(schema.rule, values)
+        used = _core.used_states(schema.rule, values)
+        for name in self.names[index]:
+            if lacking := [state for state in used if state not in self._state[name]]:
+                raise ValueError(
+                    f"parameter {name!r} has no {', '.join(map(repr, lacking))}, which these hyperparameters need; "
+                    "make the optimizer with them from the start"
+                )
+        return {key: schema.plain(key, value) for key, value in values.items()}
+
+    def get(self, key: str) -> Any:
+        """Return the value of a hyperparameter that all groups share."""
+        self.check_groups()
+        values = [group[key] for group in self.groups]
+        if any(value is not values[0] and value != values[0] for value in values):
+            raise ValueError(
+                f"{key}: the groups differ ({', '.join(map(repr, values))}); read param_groups[k][{key!r}]"
+            )
+        return values[0]
+
+    def set(self, key: str, value: Any) -> None:
+        """Set a hyperparameter in all groups, or in none if one of them can't take it."""
+        self.check_groups()
+        for index, group in enumerate(self.groups):
+            changed = {**group, key: value}
+            self.checked(index, changed)
+            if key in self.schema.starting and not _decays_decoupled(changed):
+                raise AttributeError(f"{key}: {self._only_a_start(key)}")
+        for group in self.groups:
+            group[key] = value
+
+    def remember_starts(self) -> None:
+        """Take the present values of ``schema.starting`` for those that the states started with."""
+        self._started = [{key: group[key] for key in self.schema.starting} for group in self.groups]
+
+    def check_starts(self) -> None:
+        """Raise ValueError if a group has another value at which its states should have started."""
+        for index, (group, started) in enumerate(zip(self.groups, self._started, strict=False)):
+            for key, value in started.items():
+                now = group.get(key, value) if isinstance(group, dict) else value
+                if now is not value and now != value and not _decays_decoupled(group):
+                    raise ValueError(
+                        f"param_groups[{index}]: {key} was changed from {value!r} to {now!r}; {self._only_a_start(key)}"
+                    )
+
+    def _only_a_start(self, key: str) -> str:
+        state = self.schema.starting[key]
+        return (
+            f"{self.name} only starts with it, so that a change is without effect (except with decoupled weight "
+            f'decay); change opt.state[name]["{state}"]'
+        )
+
+    # -------------------------------------------------------------------------------------------------------- copies
+
+    def parts(self) -> dict[str, Any]:
+        """Return all that makes up the run, with its live arrays, for ``from_parts``."""
+        with self.core:
+            self.check_groups()
+            return {
+                "rule": self.schema.rule,
+                "name": self.name,
+                "defaults": self._defaults,
+                "groups": self.groups,
+                "names": self.names,
+                "trees": self.trees,
+                "grouped": self.grouped,
+                "unnamed": self._unnamed,
+                "started": self._started,
+                "state": {name: dict(states) for name, states in self._state.items()},
+                "steps": self.core.steps,
+                "counts": self.core.counts,
+                "last_loss": self.core.last_loss,
+            }
+
+    @classmethod
+    def from_parts(cls, parts: Mapping[str, Any]) -> Self:
+        """Make a run of a copy of what ``parts`` returned, with states in memory of its own."""
+        run = cls.__new__(cls)
+        run._begin(SCHEMAS[parts["rule"]], parts["name"])
+        for group, names, tree in zip(parts["groups"], parts["names"], parts["trees"], strict=True):
+            saved = [parts["state"][name] for name in names]
+            options = run._options_with(saved[0] if saved else {})
+            arrays, states = run.core.add_group(names, list(group["params"]), options)
+            for live, values in zip(states, saved, strict=True):
+                for key, array in live.items():
+                    np.copyto(array, values[key])
+            run._keep(names, tree, arrays, states)
+        run._defaults = parts["defaults"]
+        run.groups = parts["groups"]
+        run.grouped = parts["grouped"]
+        run._unnamed = parts["unnamed"]
+        run._bind()
+        run._started = parts["started"]
+        run.core.steps = parts["steps"]
+        run.core.counts = parts["counts"]
+        run.core.last_loss = parts["last_loss"]
+        return run
+
+    def _options_with(self, states: Collection[str]) -> dict[str, Any]:
+        """Return hyperparameters that make the core allocate just these states."""
+        options = {}
+        for name, state in self.schema.states.items():
+            if (switch := state["used_with"]) is not None:
+                on, off = (True, False) if self.schema.fields[switch]["kind"] == "flag" else (1.0, 0.0)
+                options[switch] = on if name in states else off
+        return options
+
+
+def _decays_decoupled(group: Mapping[str, Any]) -> bool:
+    return bool(group.get("decoupled_weight_decay")) and group.get("weight_decay", 0.0) != 0

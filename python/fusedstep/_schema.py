@@ -1,0 +1,48 @@
+"""What the core says about each rule: its hyperparameters, its states, and when it asks for the step count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import _core
+
+__all__ = ["SCHEMAS", "Schema"]
+
+
+class Schema:
+    """The hyperparameters and states of one rule.
+
+    Attributes
+    ----------
+    fields, states : dict
+        As ``_core.rules()`` returns them.
+    step : str or None
+        None: the formula never uses the step count; empty: always; else the hyperparameter that turns its use on.
+    options : dict
+        The default of each hyperparameter that a group holds.
+    arguments : dict
+        The default of each hyperparameter of the constructor: those, and where states start.
+    """
+
+    def __init__(self, rule: str, fields: dict[str, Any], states: dict[str, Any], step: str | None) -> None:
+        self.rule = rule
+        self.fields = fields
+        self.states = states
+        self.step = step
+        self.arguments = {name: field["default"] for name, field in fields.items() if field["purpose"] != "loss"}
+        self.options = {name: value for name, value in self.arguments.items() if fields[name]["purpose"] == "option"}
+        self.starting = {
+            state["starts_at"]: name for name, state in states.items() if state["starts_at"] in self.options
+        }
+        """Options of a group that a state starts at: later changes of them would be without effect."""
+
+    def plain(self, name: str, value: Any) -> bool | float | str | tuple[float, ...]:
+        """Return the value of an option as a Python object: exactly, because the kernels compute in double."""
+        kind = self.fields[name]["kind"]
+        if kind == "pair":
+            return tuple(map(float, value))
+        convert: type[bool | float | str] = {"real": float, "flag": bool, "choice": str}[kind]
+        return convert(value)
+
+
+SCHEMAS = {rule: Schema(rule, **parts) for rule, parts in _core.rules().items()}

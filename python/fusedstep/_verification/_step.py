@@ -1,0 +1,165 @@
+"""Run the NumPy reference beside a step and compare every bit."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _core, reference
+from .._core import StepReport
+from .._run import Run
+from .._schema import Schema
+from . import VerificationError
+
+__all__ = ["Snapshot", "apply_reference", "default_floating_point", "differing", "verified_step"]
+
+Array = NDArray[Any]
+
+
+def differing(found: Array, expected: Array) -> NDArray[np.bool_]:
+    """Return where two arrays differ in a bit; any two NaN count as equal."""
+    bits = np.dtype(f"u{found.dtype.itemsize}")
+    different = np.asarray(found.copy().view(bits) != expected.copy().view(bits))
+    return np.asarray(different & ~(np.isnan(found) & np.isnan(expected)), bool)
+
+
+@contextlib.contextmanager
+def default_floating_point() -> Iterator[None]:
+    """Compute by the defaults of IEEE 754, as the kernels do, whatever rounding mode the caller has set."""
+    before = _core.exchange_floating_point(None)
+    try:
+        yield
+    finally:
+        _core.exchange_floating_point(before)
+
+
+class Snapshot:
+    """A parameter with its states and its gradient, as they were before a step.
+
+    ``count`` is the number of this update of the parameter, ``loss_increased`` whether the loss rose since the last
+    step.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        name: str,
+        param: Array,
+        state: Mapping[str, Array],
+        grad: Array | None,
+        group: Mapping[str, Any],
+        count: int,
+        loss_increased: bool,
+    ) -> None:
+        self.name = name
+        self.live = {"param": param, **state}
+        self.before = {key: np.copy(array, order="K") for key, array in self.live.items()}
+        self.live_grad = grad
+        self.grad = None if grad is None else np.copy(grad, order="K")
+        self.options = {key: group.get(key) for key in schema.options}  # what is missing, the step will name
+        self.count = count
+        self.loss_increased = loss_increased
+
+    def arguments(self, schema: Schema) -> dict[str, Any]:
+        """Return the arguments of the reference, except the parameter and the gradient.
+
+        The reference has most options of a group under the same names. A state is an argument where the options use it.
+        The step count and the loss are arguments of the rules that ask for them.
+        """
+        names = inspect.signature(getattr(reference, f"{schema.rule}_")).parameters
+        found = {key: value for key, value in self.options.items() if key in names}
+        found |= {key: self.before[key] for key in _core.used_states(schema.rule, self.options)}
+        if schema.step is not None and (schema.step == "" or self.options[schema.step]):
+            found["step"] = self.count
+        if "loss_increased" in names:
+            found["loss_increased"] = self.loss_increased
+        return found
+
+
+def verified_step(
+    run: Run,
+    grads: Any,
+    loss: float | None,
+    grad_scale: float | None,
+    clip_norm: float | None,
+    clip_value: float | None,
+    zero_grads: bool,
+    nonfinite: str,
+) -> StepReport:
+    """Do a step as ``OptimizerCore.step`` does, and raise ``VerificationError`` if a bit is not the reference's."""
+    with run.core:
+        run.check_groups()
+        before = run.core.last_loss
+        rises = loss is not None and before is not None and loss > before
+        groups = [group for group, names in zip(run.groups, run.names, strict=True) for _ in names]
+        snapshots = [
+            Snapshot(run.schema, name, array, run.state[name], grad, group, count + 1, rises)
+            for (name, array), group, count, grad in zip(
+                run.params.items(), groups, run.core.counts, run.core.gradients(grads), strict=True
+            )
+        ]
+        report = run.core.step(grads, run.groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)
+        with default_floating_point():
+            _check(run.schema, snapshots, report, grad_scale, clip_norm, clip_value, zero_grads)
+        return report
+
+
+def _check(
+    schema: Schema,
+    snapshots: list[Snapshot],
+    report: StepReport,
+    grad_scale: float | None,
+    clip_norm: float | None,
+    clip_value: float | None,
+    zero_grads: bool,
+) -> None:
+    clip_coef = 1.0
+    if report.grad_norm is not None:
+        grads = [snapshot.grad for snapshot in snapshots if snapshot.grad is not None]
+        norm = reference.norm(grads, grad_scale=grad_scale, clip_value=clip_value)
+        _compare("the norm", np.asarray(report.grad_norm), np.asarray(norm))
+        if clip_norm is not None:
+            clip_coef = clip_norm / max(norm, clip_norm)
+    if not report.skipped:
+        prologue = {"grad_scale": grad_scale, "clip_value": clip_value, "clip_coef": clip_coef}
+        apply_reference(schema, [s for s in snapshots if s.grad is not None], prologue)
+    for snapshot in snapshots:
+        for key, array in snapshot.live.items():
+            what = "" if key == "param" else f"{key} of "
+            _compare(f"{what}parameter {snapshot.name!r}", array, snapshot.before[key])
+        if snapshot.grad is not None and snapshot.live_grad is not None:
+            expected = np.zeros_like(snapshot.grad) if zero_grads and not report.skipped else snapshot.grad
+            _compare(f"the gradient of parameter {snapshot.name!r}", snapshot.live_grad, expected)
+
+
+def apply_reference(schema: Schema, snapshots: list[Snapshot], prologue: dict[str, Any]) -> None:
+    """Apply the reference to what the snapshots hold; each has a gradient."""
+    arguments = [snapshot.arguments(schema) | prologue for snapshot in snapshots]
+    # GRprop's sum runs over all parameters that follow it.
+    asking = [k for k, each in enumerate(arguments) if str(each.get("variant", "")).startswith("grprop")]
+    members: list[Any] = []
+    for k in asking:
+        options = dict(arguments[k])
+        states = [options.pop(state) for state in ("step_size", "prev_sign")]
+        members.append((snapshots[k].before["param"], snapshots[k].grad, *states, options))
+    for k, chosen in zip(asking, reference.grprop_choice(members), strict=True):
+        arguments[k]["chosen"] = chosen
+    update = getattr(reference, f"{schema.rule}_")
+    for snapshot, each in zip(snapshots, arguments, strict=True):
+        update(snapshot.before["param"], snapshot.grad, **each)
+
+
+def _compare(what: str, found: Array, expected: Array) -> None:
+    different = differing(found, expected)
+    if not different.any():
+        return
+    index = tuple(int(i) for i in np.argwhere(different)[0])
+    raise VerificationError(
+        f"{what}: {int(different.sum())} of {different.size} elements differ from the reference, the first at {index}: "
+        f"{found[index]!r} in place of {expected[index]!r}"
+    )

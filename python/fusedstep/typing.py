@@ -1,0 +1,71 @@
+"""Types for annotations: nested containers of arrays, and the words that arguments accept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+
+__all__ = [
+    "AttrsInstance",
+    "DataclassInstance",
+    "Float",
+    "Grads",
+    "Leaf",
+    "MomentumForm",
+    "Nonfinite",
+    "Params",
+    "SupportsDLPack",
+    "Tree",
+    "Variant",
+    "Verify",
+]
+
+Float = TypeVar("Float", np.float32, np.float64)
+"""The type of the elements: a function takes all of its arrays in the same one."""
+
+MomentumForm: TypeAlias = Literal["torch", "tf"]
+Variant: TypeAlias = Literal["rprop-", "rprop+", "irprop-", "irprop-move", "irprop+", "grprop-slr", "grprop-sag"]
+Verify: TypeAlias = Literal["never", "first", "every"]
+Nonfinite: TypeAlias = Literal["propagate", "skip", "raise"]
+
+
+class SupportsDLPack(Protocol):
+    """An array of another library, which offers its memory by DLPack."""
+
+    def __dlpack__(self, *args: Any, **options: Any) -> Any: ...
+
+
+class DataclassInstance(Protocol):
+    """An instance of a dataclass: a container, whose entries are its fields."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+class AttrsInstance(Protocol):
+    """An instance of an attrs class: a container, whose entries are its fields."""
+
+    __attrs_attrs__: ClassVar[Any]
+
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from typing_extensions import Buffer
+
+    Leaf: TypeAlias = NDArray[Any] | Buffer | SupportsDLPack
+    """An array, or an object that offers its memory."""
+
+    Tree: TypeAlias = Leaf | Sequence["Tree"] | Mapping[Any, "Tree"] | DataclassInstance | AttrsInstance
+    """An array, or containers of arrays: lists, tuples, NamedTuples, mappings, dataclasses and attrs classes."""
+
+    Params: TypeAlias = (
+        Leaf | Sequence[Tree | Mapping[str, Any]] | Mapping[Any, Tree] | DataclassInstance | AttrsInstance
+    )
+    """What an optimizer updates: a tree, or a list of groups ``{"params": tree, "lr": ..., ...}``."""
+
+    Grads: TypeAlias = Leaf | Sequence["Grads"] | Mapping[Any, "Grads"] | DataclassInstance | AttrsInstance | None
+    """Gradients: the containers of the parameters, where None leaves a parameter out."""
+else:  # what reads annotations at run time can't follow types that contain themselves
+    Leaf = Tree = Params = Grads = Any

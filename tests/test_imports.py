@@ -1,0 +1,144 @@
+"""What an import brings along, and what it does where something is missing."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fusedstep as fs
+from fusedstep import _core
+
+PACKAGE = Path(fs.__file__).parent
+SOURCES = [path for path in PACKAGE.rglob("*.py") if path.is_file()]
+
+
+def run(code: str, *places: Path, **environment: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "SKBUILD_EDITABLE_VERBOSE": "0", **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    return ast.literal_eval(done.stdout)
+
+
+def test_import_brings_little_along() -> None:
+    """What is rarely used is imported where it is used: beside NumPy, the import takes little time."""
+    code = "import sys, numpy; before = set(sys.modules); import fusedstep; print(sorted(set(sys.modules) - before))"
+    found = {name for name in run(code) if not name.startswith("_")}
+    ours = {name for name in found if name.partition(".")[0] == "fusedstep"}
+    assert {name for name in found - ours if not name.startswith("numpy.")} == set(), "modules of others"
+    later = ("_checkpoint", "_verification._", "_cli", "_demo", "_bench", "torch")
+    assert not [name for name in ours if name.removeprefix("fusedstep.").startswith(later)]
+
+
+def test_names_mean_one_thing_each() -> None:
+    """Modules are private, or public and listed; a function has no module of its name."""
+    code = (
+        "import fusedstep as fs, fusedstep._cli, fusedstep._checkpoint._files; from types import ModuleType as M\n"
+        "print(sorted(name for name, value in vars(fs).items() if isinstance(value, M) and name[0] != '_'))"
+    )
+    assert run(code) == ["reference", "typing"]
+    for name in fs.__all__:
+        assert not (PACKAGE / f"{name}.py").exists() or name == "reference"
+    assert callable(fs.dialects)
+    assert fs.Optimizer in fs.RMSprop.__mro__
+    assert Path(fs.get_include()).name == "include"
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of this package that a module imports anywhere in it, as dotted names below the package."""
+    own = path.relative_to(PACKAGE).with_suffix("").parts
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            assert not any(alias.name.partition(".")[0] == "fusedstep" for alias in node.names), f"{path}: absolute"
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        assert (node.module or "").partition(".")[0] != "fusedstep", f"{path}: absolute"
+        if node.level == 0:
+            continue
+        base = [*own[: len(own) - node.level], *(node.module.split(".") if node.module else ())]
+        for alias in node.names:
+            for name in ([*base, alias.name], base):
+                if name and any(PACKAGE.joinpath(*name).with_suffix(ending).is_file() for ending in (".py", ".pyi")):
+                    found.add(".".join(name))
+                    break
+                if name and PACKAGE.joinpath(*name, "__init__.py").is_file():
+                    found.add(".".join([*name, "__init__"]))
+                    break
+    return found
+
+
+def test_no_circle_of_imports() -> None:
+    """Each module sees only what it stands on; checkpoints and verification know no optimizer."""
+    graph = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): imported(path) for path in SOURCES}
+    reached: dict[str, set[str]] = {}
+
+    def reach(module: str, path: tuple[str, ...] = ()) -> set[str]:
+        assert module not in path, f"a circle: {' -> '.join([*path, module])}"
+        if module not in reached:
+            below = graph.get(module, set())
+            reached[module] = below | {name for each in below for name in reach(each, (*path, module))}
+        return reached[module]
+
+    for module in graph:
+        reach(module)
+    for module in graph:
+        if module.startswith(("_checkpoint.", "_verification.")):
+            assert "_optimizer" not in reached[module], module
+            assert "_run" in reached[module] or module.endswith(("__init__", "_containers")), module
+    assert graph["reference"] == set()
+    assert graph["_optimizer"] >= {"_run", "_checkpoint._files", "_verification._step"}, "the graph is there"
+
+
+def test_a_copy_under_another_name(tmp_path: Path) -> None:
+    """The package works under any name: its reports, errors, pickles and checkpoints are its own."""
+    copied = shutil.copytree(PACKAGE, tmp_path / "vendored", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    assert _core.__file__
+    shutil.copy(_core.__file__, copied)
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import copy, pickle, vendored as v, numpy as np\n"
+        "opt = v.Rprop({'w': np.ones(3)}, verify='every')\n"
+        "assert type(opt.step({'w': np.ones(3)})) is v.StepReport\n"
+        "v.rmsprop_(np.ones(3), np.ones(3), np.zeros(3), lr=0.1)\n"
+        f"opt.save({str(tmp_path / 'x.npz')!r}); opt.load({str(tmp_path / 'x.npz')!r})\n"
+        "assert pickle.loads(pickle.dumps(opt)).steps == 1\n"
+        "try: v.RMSprop(np.ones(3), learning_rate=1)\n"
+        "except TypeError as error: assert 'did you mean' in str(error)\n"
+        "print('fusedstep' in sys.modules)"
+    )
+    assert run(code) is False
+
+
+def test_torch_is_missing() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "try: import fusedstep.torch\n"
+        "except ImportError as error: print(repr((str(error), error.name, type(error).__name__)))"
+    )
+    assert run(code) == ("fusedstep.torch needs PyTorch: pip install torch", "torch", "ImportError")
+
+
+def test_hints_name_what_can_be_installed() -> None:
+    """No index has this package yet, nor its extras."""
+    for path in SOURCES:
+        assert 'install "fusedstep' not in path.read_text(encoding="utf-8"), path
+
+
+@pytest.mark.parametrize("module", ["optimizers", "functional", "checkpoint", "verify", "selfcheck", "demo"])
+def test_what_was_private_has_no_public_module(module: str) -> None:
+    assert not hasattr(fs, module)
+    with pytest.raises(ImportError):
+        __import__(f"fusedstep.{module}")
