@@ -267,7 +267,9 @@ class Mirror:
         """Every bit of parameters and states is as it should be, in the optimizer's live arrays."""
         assert list(optimizer.state) == list(self.arrays), where
         for name, expected in self.arrays.items():
-            found = {"param": params[name], **optimizer.state[name]}
+            assert list(optimizer.state[name]) == [state.known_as for state in self.case.states], where
+            states = {state.name: optimizer.state[name][state.known_as] for state in self.case.states}
+            found = {"param": params[name], **states}
             assert_same(found, expected, f"{where}: {name}")
 
 
