@@ -36,7 +36,7 @@ std::vector<std::string> AnyRule::states() const {
   const Options options = RuleAccess::options(*this);
   std::vector<std::string> names;
   for (std::size_t s = 0; s < schema.states.size(); ++s) {
-    if (schema.uses(options, s)) names.emplace_back(schema.states[s].name);
+    if (schema.uses(options, s)) names.emplace_back(schema.state_name(options, s));
   }
   return names;
 }
@@ -156,7 +156,8 @@ AnySpan Optimizer::state(std::size_t parameter, std::string_view name) const {
   }
   for (std::size_t s = 0; s < core.schema().states.size(); ++s) {
     const Array& array = core.state(parameter, s);
-    if (name == core.schema().states[s].name && array.data != nullptr) return span_of(array);
+    if (array.data == nullptr) continue;
+    if (name == core.schema().state_name(core.options(core.group(parameter)), s)) return span_of(array);
   }
   return {};
 }

@@ -227,7 +227,7 @@ const char* fusedstep_rule_state(const fusedstep_rule* rule, std::int32_t index)
   if (rule == nullptr || index < 0) return nullptr;
   const RuleSchema& schema = schema_of(rule->id);
   for (std::size_t s = 0; s < schema.states.size(); ++s) {
-    if (schema.uses(rule->options, s) && index-- == 0) return schema.states[s].name;
+    if (schema.uses(rule->options, s) && index-- == 0) return schema.state_name(rule->options, s);
   }
   return nullptr;
 }

@@ -1,6 +1,7 @@
 #include "optimizer.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 #include <stdexcept>
 
@@ -90,11 +91,11 @@ Array OptimizerCore::own(const Array& array, const char* role, const Member& mem
   const auto& shape = geometry_.emplace_back(array.shape.begin(), array.shape.end());
   mine.strides = geometry_.emplace_back(array.strides, array.strides + array.shape.size()).data();
   mine.shape = shape;
-  mine.label = {role, &member.name, -1};
+  mine.label = {role, &member.name, groups_.size() > 1 ? static_cast<int>(member.group) : -1};
   return mine;
 }
 
-// Where there is one group, messages do not name it.
+// Where there is one group, messages do not name it; a second one changes that.
 void OptimizerCore::label_groups() {
   for (Member& member : members_) {
     const int group = groups_.size() > 1 ? static_cast<int>(member.group) : -1;
@@ -119,7 +120,7 @@ void OptimizerCore::make_states(std::size_t first_member, std::span<const NewPar
       if (!schema_.uses(groups_[member.group], s)) continue;
       const schema::State& state = schema_.states[s];
       Array& array = member.states[s];
-      array.label = {state.name, &member.name, member.parameter.label.group};
+      array.label = {schema_.state_name(groups_[member.group], s), &member.name, member.parameter.label.group};
       array.type = type_of_state(state, member.parameter.type);
       if (state.storage != schema::Storage::scalar) {
         array.shape = member.parameter.shape;
@@ -155,6 +156,8 @@ void OptimizerCore::make_states(std::size_t first_member, std::span<const NewPar
 
 void OptimizerCore::set_options(std::size_t group, const Options& options) {
   check(schema_, options);
+  if (std::memcmp(&options, &groups_[group], sizeof options) == 0) return;
+  if (const std::string wrong = schema_.change(groups_[group], options); !wrong.empty()) refuse(wrong);
   check_states(group, options);
   groups_[group] = options;
 }
@@ -164,7 +167,7 @@ void OptimizerCore::check_states(std::size_t group, const Options& options) cons
     if (member.group != group) continue;
     for (std::size_t s = 0; s < schema_.states.size(); ++s) {
       if (!schema_.uses(options, s) || member.states[s].data != nullptr) continue;
-      refuse("parameter '" + member.name + "' has no " + schema_.states[s].name +
+      refuse("parameter '" + member.name + "' has no " + schema_.state_name(options, s) +
              ", which these hyperparameters need; make the optimizer with them from the start");
     }
   }

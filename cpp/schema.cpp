@@ -57,7 +57,7 @@ constexpr RuleSchema erased_schema() {
                 "Schema::fields: expected each member of the rule's struct, once");
   static_assert(schema::names_are_unique(About::fields), "Schema::fields: a member stands there twice");
   static_assert(schema::states_name_fields(About::states, About::fields),
-                "Schema::states: used_with or starts_at names no field");
+                "Schema::states: used_with, starts_at or renamed_with names no field");
   static_assert(std::size(About::states) <= max_states, "Schema::states: more than max_states");
   RuleSchema made{
       .name = About::name,
@@ -65,12 +65,14 @@ constexpr RuleSchema erased_schema() {
       .fields = About::fields,
       .states = About::states,
       .used_with = {},
+      .renamed_with = {},
       .uses_otherwise = nullptr,
       .step_in_formula = false,
       .step_used_with = nullptr,
       .defaults = [] { return erased(Rule{}); },
       .needs_loss = [](const Options&) { return false; },
       .conflict = [](const Options&) { return std::string(); },
+      .change = [](const Options&, const Options&) { return std::string(); },
       .prologue =
           [](const Options& options) {
             const Rule& o = as<Rule>(options);
@@ -83,6 +85,7 @@ constexpr RuleSchema erased_schema() {
   };
   for (std::size_t s = 0; s < std::size(About::states); ++s) {
     made.used_with[s] = field_of<Rule>(About::states[s].used_with);
+    made.renamed_with[s] = field_of<Rule>(About::states[s].renamed_with);
   }
   if constexpr (requires(const Rule& o) { About::uses(o, 0); }) {
     made.uses_otherwise = [](const Options& options, int state) { return About::uses(as<Rule>(options), state); };
@@ -94,6 +97,11 @@ constexpr RuleSchema erased_schema() {
   }
   if constexpr (requires(const Rule& o) { About::needs_loss(o); }) {
     made.needs_loss = [](const Options& options) { return About::needs_loss(as<Rule>(options)); };
+  }
+  if constexpr (requires(const Rule& o) { About::change(o, o); }) {
+    made.change = [](const Options& before, const Options& after) {
+      return About::change(as<Rule>(before), as<Rule>(after));
+    };
   }
   if constexpr (requires(const Rule& o) { About::conflict(o); }) {
     made.conflict = [](const Options& options) { return About::conflict(as<Rule>(options)); };

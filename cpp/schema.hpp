@@ -49,12 +49,14 @@ struct RuleSchema {
   std::span<const schema::Field> fields;
   std::span<const schema::State> states;
   const schema::Field* used_with[max_states];  // of a state; null: it is always used
+  const schema::Field* renamed_with[max_states];
   bool (*uses_otherwise)(const Options& options, int state);  // null: as `used_with` says
   bool step_in_formula;
   const schema::Field* step_used_with;  // null: always, where the step count is in the formula at all
   Options (*defaults)();
   bool (*needs_loss)(const Options& options);
   std::string (*conflict)(const Options& options);  // what is wrong between two fields; empty: nothing
+  std::string (*change)(const Options& before, const Options& after);  // what may not change after the start
   Prologue (*prologue)(const Options& options);
   std::span<const AnyDialect> (*dialects)();
 
@@ -65,6 +67,12 @@ struct RuleSchema {
   bool uses(const Options& options, std::size_t state) const {
     if (uses_otherwise != nullptr) return uses_otherwise(options, static_cast<int>(state));
     return used_with[state] == nullptr || options.is_on(*used_with[state]);
+  }
+
+  // What the state is called with these options.
+  const char* state_name(const Options& options, std::size_t state) const {
+    const schema::Field* with = renamed_with[state];
+    return with != nullptr && options.is_on(*with) ? states[state].renamed : states[state].name;
   }
 
   // The update depends on its number.

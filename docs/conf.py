@@ -15,7 +15,6 @@ from sphinx.application import Sphinx
 from sphinx_gallery.scrapers import figure_rst, matplotlib_scraper
 
 import fusedstep as fs
-from fusedstep.optimizers import Optimizer
 
 project = "fusedstep"
 copyright = author = "the fusedstep developers"
@@ -83,7 +82,7 @@ def correct_signature(
         _, *own = inspect.signature(obj.__init__).parameters.values()
         plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in own]
         return str(inspect.Signature(plain)), None
-    return ("", None) if obj in (fs.StepReport, Optimizer) else None
+    return ("", None) if obj in (fs.StepReport, fs.Optimizer) else None
 
 
 def visit_math(translator: nodes.NodeVisitor, node: nodes.math) -> None:

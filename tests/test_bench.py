@@ -59,7 +59,8 @@ def test_the_installed_command_times_every_rule_and_concludes_in_five_lines(tmp_
 def test_the_installed_command_says_what_is_wrong_and_does_not_time_it(tmp_path, monkeypatch, capsys):
     stored = tmp_path / "rows.json"
     monkeypatch.setitem(_bench.OURS, "function", lambda data: repeated(lambda: None))
-    monkeypatch.setattr(_core, "rules", lambda rules=_core.rules(): {"rprop": rules["rprop"]})
+    rprop = _core.rules()["rprop"]
+    monkeypatch.setattr(_core, "rules", lambda: {"rprop": rprop})
     assert small_bench(monkeypatch, "--json", stored, sizes=(16,)) == 1
     assert "WRONG, and not timed: " in capsys.readouterr().out
     assert "function" not in {row["contender"] for row in json.loads(stored.read_text())["rows"]}

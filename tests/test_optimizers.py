@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -651,8 +652,17 @@ def test_rprops_lr_is_a_start() -> None:
     with pytest.raises(ValueError, match=told):
         optimizer.state_dict()
     unchanged.check()
-    optimizer.param_groups[1]["lr"] = np.float64(0.5)
-    optimizer.step([np.ones(3), np.ones(2)])
+    optimizer.add_param_group({"params": np.ones(1), "lr": 0.75})
+    for again in (optimizer, copy.deepcopy(optimizer)):
+        with pytest.raises(ValueError, match=r"param_groups\[1\].*0\.5 to 0\.25"):
+            again.step([np.ones(3), np.ones(2), np.ones(1)])
+        again.param_groups[1]["lr"] = np.float64(0.5)
+        again.step([np.ones(3), np.ones(2), np.ones(1)])
+        again.param_groups[2]["lr"] = 0.5
+        with pytest.raises(ValueError, match=r"param_groups\[2\].*0\.75 to 0\.5"):
+            again.step([np.ones(3), np.ones(2), np.ones(1)])
+        again.param_groups[2]["lr"] = 0.75
+        again.param_groups[1]["lr"] = 0.25
 
 
 def test_rprops_lr_scales_decoupled_decay() -> None:

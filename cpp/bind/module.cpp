@@ -27,7 +27,7 @@ std::vector<std::string> used_states(const std::string& rule, const py::dict& va
   const Options options = options_from(schema, values);
   std::vector<std::string> names;
   for (std::size_t s = 0; s < schema.states.size(); ++s) {
-    if (schema.uses(options, s)) names.emplace_back(schema.states[s].name);
+    if (schema.uses(options, s)) names.emplace_back(schema.state_name(options, s));
   }
   return names;
 }
@@ -60,6 +60,8 @@ py::dict rules() {
       made["storage"] = storages[static_cast<int>(state.storage)];
       made["used_with"] = text_or_none(state.used_with);
       made["starts_at"] = text_or_none(state.starts_at);
+      made["renamed_with"] = text_or_none(state.renamed_with);
+      made["renamed"] = text_or_none(state.renamed);
       states[state.name] = made;
     }
     py::dict entry;

@@ -237,7 +237,7 @@ class PyOptimizer {
       py::dict by_name;
       for (std::size_t s = 0; s < core_.schema().states.size(); ++s) {
         if (core_.state(i, s).data == nullptr) continue;
-        const char* name = core_.schema().states[s].name;
+        const char* name = core_.schema().state_name(core_.options(core_.group(i)), s);
         by_name[name] = make_views ? py::object(array_over(core_.state(i, s), memory)) : owned[(i - first) * apart + 1 + s];
       }
       states.append(by_name);

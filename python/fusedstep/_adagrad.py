@@ -50,29 +50,13 @@ def adagrad_(
         ``g``, shape and dtype of ``param``; only read.
     square_sum : ndarray
         ``s``, the sum of squared gradients, shape and dtype of ``param``; written. Keras and TensorFlow start at 0.1.
-    lr : float
-        Step size, ``lr >= 0``.
-    eps : float
-        Added to the root, or under it, ``eps >= 0``.
-    eps_inside_sqrt : bool
-        Add ``eps`` under the root (Keras, optax) instead of to the root (PyTorch).
-    weight_decay : float
-        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
-    decoupled_weight_decay : bool
-        Shrink the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
-    maximize : bool
-        Maximise instead of minimise: ``-g`` in place of ``g``.
+    lr, eps, eps_inside_sqrt, weight_decay, decoupled_weight_decay, maximize
+        As in ``Adagrad``.
 
     Raises
     ------
-    TypeError
-        Not an array, wrong dtype or byte order, a hyperparameter of the wrong type.
-    ValueError
-        Shape, read-only, misaligned or overlapping arrays, a hyperparameter out of range. Nothing was written.
-
-    References
-    ----------
-    Duchi, Hazan & Singer 2011, JMLR 12:2121.
+    TypeError, ValueError
+        An array or a hyperparameter that does not fit, see ``Optimizer``. Nothing was written.
 
     Examples
     --------
@@ -106,19 +90,8 @@ class Adagrad(Optimizer, rule="adagrad"):
         Decay of the step size with the number of updates of a parameter, ``lr_decay >= 0``.
     initial_accumulator_value : float
         Where ``s`` starts, ``>= 0``. Keras and TensorFlow start at 0.1.
-    weight_decay : float
-        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
-    decoupled_weight_decay : bool
-        Shrink the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
-    maximize : bool
-        Maximise instead of minimise.
-    verify : {"never", "first", "every"}
-        Which steps to check against the NumPy reference: none, the first, or all.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Arrays or hyperparameters that do not fit, see ``Optimizer``. Nothing was written.
+    weight_decay, decoupled_weight_decay, maximize, verify
+        What all rules have, see ``Optimizer``.
 
     References
     ----------

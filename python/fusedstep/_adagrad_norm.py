@@ -45,27 +45,13 @@ def adagrad_norm_(
         ``g``, shape and dtype of ``param``; only read.
     square_sum : 0-d ndarray
         ``s``, the sum of squared norms, dtype of ``param``; written. Starts at 0.
-    lr : float
-        Step size, ``lr >= 0``.
-    eps : float
-        Added to the root, ``eps >= 0``.
-    weight_decay : float
-        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
-    decoupled_weight_decay : bool
-        Shrink the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
-    maximize : bool
-        Maximise instead of minimise: ``-g`` in place of ``g``.
+    lr, eps, weight_decay, decoupled_weight_decay, maximize
+        As in ``AdagradNorm``.
 
     Raises
     ------
-    TypeError
-        Not an array, wrong dtype or byte order, a hyperparameter of the wrong type.
-    ValueError
-        Shape, read-only, misaligned or overlapping arrays, a hyperparameter out of range. Nothing was written.
-
-    References
-    ----------
-    Ward, Wu & Bottou 2019, ICML.
+    TypeError, ValueError
+        An array or a hyperparameter that does not fit, see ``Optimizer``. Nothing was written.
 
     Examples
     --------
@@ -95,19 +81,8 @@ class AdagradNorm(Optimizer, rule="adagrad_norm"):
         Added to the root, ``eps >= 0``.
     initial_accumulator_value : float
         Where ``s`` starts, ``>= 0``. The paper's ``b_0^2``.
-    weight_decay : float
-        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
-    decoupled_weight_decay : bool
-        Shrink the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
-    maximize : bool
-        Maximise instead of minimise.
-    verify : {"never", "first", "every"}
-        Which steps to check against the NumPy reference: none, the first, or all.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Arrays or hyperparameters that do not fit, see ``Optimizer``. Nothing was written.
+    weight_decay, decoupled_weight_decay, maximize, verify
+        What all rules have, see ``Optimizer``.
 
     References
     ----------

@@ -98,57 +98,33 @@ def accuracy(network: Arrays, x: Array, y: Array) -> float:
     return float((forward(network, x)[1].argmax(axis=1) == y).mean())
 
 
-# The rules: each as an optimizer, and as a loop over the reference's functions.
-
-
-def reference_rprop(network: Arrays, lr: float) -> Step:
-    """Return the step of Rprop in NumPy."""
-    step_size = {name: np.full_like(p, lr) for name, p in network.items()}
-    prev_sign = {name: np.zeros(p.shape, np.int8) for name, p in network.items()}
-
-    def step(grads: Arrays) -> None:
-        for name, p in network.items():
-            reference.rprop_(p, grads[name], step_size[name], prev_sign[name])
-
-    return step
-
-
-def reference_adagrad(network: Arrays, lr: float) -> Step:
-    """Return the step of Adagrad in NumPy."""
-    square_sum = {name: np.zeros_like(p) for name, p in network.items()}
-
-    def step(grads: Arrays) -> None:
-        for name, p in network.items():
-            reference.adagrad_(p, grads[name], square_sum[name], lr=lr)
-
-    return step
-
-
-def reference_rmsprop(network: Arrays, lr: float) -> Step:
-    """Return the step of RMSprop in NumPy."""
-    square_avg = {name: np.zeros_like(p) for name, p in network.items()}
-
-    def step(grads: Arrays) -> None:
-        for name, p in network.items():
-            reference.rmsprop_(p, grads[name], square_avg[name], lr=lr)
-
-    return step
+# The rules: each as an optimizer, and as a loop over the function of the reference.
 
 
 class Rule(NamedTuple):
-    """A rule with the settings that it is trained with; batch: images a step, None for all."""
+    """A rule with the settings that it is trained with; batch: images per step, None for all."""
 
     name: str
     optimizer: Callable[..., Optimizer]
-    reference_step: Callable[[Arrays, float], Step]
     lr: float
     batch: int | None
 
+    def reference_step(self, network: Arrays) -> Step:
+        """Return the step of the rule in NumPy, with states as the optimizer starts them."""
+        update = getattr(reference, f"{self.name.lower()}_")
+        state = self.optimizer({name: p.copy() for name, p in network.items()}, lr=self.lr).state
+
+        def step(grads: Arrays) -> None:
+            for name, p in network.items():
+                update(p, grads[name], **state[name], lr=self.lr)
+
+        return step
+
 
 RULES = (
-    Rule("Rprop", Rprop, reference_rprop, lr=0.001, batch=None),  # its signs need the gradient of all images
-    Rule("Adagrad", Adagrad, reference_adagrad, lr=0.02, batch=32),
-    Rule("RMSprop", RMSprop, reference_rmsprop, lr=0.001, batch=32),
+    Rule("Rprop", Rprop, lr=0.001, batch=None),  # its signs need the gradient of all images
+    Rule("Adagrad", Adagrad, lr=0.02, batch=32),
+    Rule("RMSprop", RMSprop, lr=0.001, batch=32),
 )
 
 
@@ -208,7 +184,7 @@ def compare(rule: Rule, digits: Digits, *, epochs: int = EPOCHS, hidden: int = H
     trainings: list[Training] = []
     for fused in (True, False):
         network = new_network(np.random.default_rng(seed), digits.train_x.shape[1], hidden, 10)
-        step = rule.optimizer(network, lr=rule.lr).step if fused else rule.reference_step(network, rule.lr)
+        step = rule.optimizer(network, lr=rule.lr).step if fused else rule.reference_step(network)
         trainings.append(train(network, step, digits, rule.batch, epochs, seed))
     fused_training, reference_training = trainings
     right = accuracy(fused_training.network, digits.test_x, digits.test_y)

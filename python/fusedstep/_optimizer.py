@@ -55,6 +55,12 @@ class Optimizer:
         groups ``{"params": ..., "lr": ...}`` with hyperparameters of their own. The arrays have float32 or float64
         elements and any layout. They are borrowed, never copied. A parameter is named after its path, as in
         ``"layers.0.w"``.
+    weight_decay : float
+        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
+    decoupled_weight_decay : bool
+        Shrink the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
+    maximize : bool
+        Maximise instead of minimise: ``-g`` in place of ``g``.
     verify : {"never", "first", "every"}
         Which steps to check against the NumPy reference: none, the first, or all. A difference in a single bit raises
         ``VerificationError``.
@@ -76,6 +82,8 @@ class Optimizer:
         one of the wrong type.
     ValueError
         Read-only, misaligned or overlapping arrays, a hyperparameter out of range.
+    RuntimeError
+        From any method: this optimizer is in use in another thread. Nothing was written.
     """
 
     _schema: ClassVar[Schema]
@@ -241,8 +249,6 @@ class Optimizer:
         ------
         TypeError, ValueError
             As in the constructor; a name in use, or an array that overlaps a parameter. The optimizer is unchanged.
-        RuntimeError
-            This optimizer is in use in another thread.
 
         Examples
         --------
@@ -306,13 +312,12 @@ class Optimizer:
             Bad gradients, options or groups; nothing was written.
         FloatingPointError
             An inf or a NaN, with ``nonfinite="raise"``; nothing was written.
-        RuntimeError
-            This optimizer is in use in another thread: in a step, or being saved or loaded. Nothing was written.
         """
         run = self._run
         given: Any = ungrouped(grads, run.trees, run.leaves) if run.grouped else grads
-        if run.schema.starting:
-            run.check_starts()
+        for group, key, value in run.starts:
+            if group.get(key) is not value:
+                run.check_starts()
         if self._verify == "never":
             return run.core.step(given, run.groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)
         from ._verification import _step
@@ -338,8 +343,6 @@ class Optimizer:
         ------
         ValueError
             A hyperparameter in ``param_groups`` that a step would refuse.
-        RuntimeError
-            This optimizer is in use in another thread.
         """
         from ._checkpoint import _state
 
@@ -358,13 +361,9 @@ class Optimizer:
 
         Raises
         ------
-        TypeError
-            Not a mapping.
-        ValueError
-            Another format version or class; names, groups, states, shapes or dtypes that are not this optimizer's; a
-            hyperparameter out of range; a read-only array. Nothing was written.
-        RuntimeError
-            This optimizer is in use in another thread. Nothing was written.
+        TypeError, ValueError
+            Not a mapping; another format version or class; names, groups, states, shapes or dtypes that are not this
+            optimizer's; a hyperparameter out of range; a read-only array. Nothing was written.
         """
         from ._checkpoint import _state
 
@@ -385,12 +384,8 @@ class Optimizer:
         ------
         ImportError
             ``.safetensors`` without the package; ``pip install safetensors``.
-        OSError
-            It could not be written.
-        RuntimeError
-            This optimizer is in use in another thread.
-        ValueError
-            Another ending, or a hyperparameter in ``param_groups`` that a step would refuse.
+        OSError, ValueError
+            It could not be written; another ending; a hyperparameter that a step would refuse.
         """
         from ._checkpoint import _files
 
@@ -412,8 +407,6 @@ class Optimizer:
             ``.safetensors`` without the package; ``pip install safetensors``.
         OSError
             It could not be read; FileNotFoundError if it does not exist.
-        RuntimeError
-            This optimizer is in use in another thread. Nothing was written.
         ValueError
             Another ending; a file that was cut, damaged or altered, in any byte; or one that does not fit this
             optimizer, as in ``load_state_dict``. The message starts with the path. Nothing was written.

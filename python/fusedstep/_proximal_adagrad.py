@@ -49,29 +49,13 @@ def proximal_adagrad_(
         ``g``, shape and dtype of ``param``; only read.
     square_sum : ndarray
         ``s``, the sum of squared gradients, shape and dtype of ``param``; written. TensorFlow starts at 0.1.
-    lr : float
-        Step size, ``lr >= 0``.
-    l1 : float
-        L1 penalty, ``l1 >= 0``: small elements become 0.
-    l2 : float
-        L2 penalty, ``l2 >= 0``.
-    weight_decay : float
-        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
-    decoupled_weight_decay : bool
-        Shrink the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
-    maximize : bool
-        Maximise instead of minimise: ``-g`` in place of ``g``.
+    lr, l1, l2, weight_decay, decoupled_weight_decay, maximize
+        As in ``ProximalAdagrad``.
 
     Raises
     ------
-    TypeError
-        Not an array, wrong dtype or byte order, a hyperparameter of the wrong type.
-    ValueError
-        Shape, read-only, misaligned or overlapping arrays, a hyperparameter out of range. Nothing was written.
-
-    References
-    ----------
-    Duchi & Singer 2009, JMLR 10:2899 (FOBOS).
+    TypeError, ValueError
+        An array or a hyperparameter that does not fit, see ``Optimizer``. Nothing was written.
 
     Examples
     --------
@@ -103,19 +87,8 @@ class ProximalAdagrad(Optimizer, rule="proximal_adagrad"):
         L2 penalty, ``l2 >= 0``.
     initial_accumulator_value : float
         Where ``s`` starts, ``>= 0``. The default is TensorFlow's.
-    weight_decay : float
-        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
-    decoupled_weight_decay : bool
-        Shrink the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
-    maximize : bool
-        Maximise instead of minimise.
-    verify : {"never", "first", "every"}
-        Which steps to check against the NumPy reference: none, the first, or all.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Arrays or hyperparameters that do not fit, see ``Optimizer``. Nothing was written.
+    weight_decay, decoupled_weight_decay, maximize, verify
+        What all rules have, see ``Optimizer``.
 
     References
     ----------

@@ -67,43 +67,19 @@ def rmsprop_(
         ``g``, shape and dtype of ``param``; only read.
     square_avg : ndarray
         ``v``, the moving average of squared gradients, shape and dtype of ``param``; written. Starts at 0.
-    lr : float
-        Step size, ``lr >= 0``.
-    alpha : float
-        Decay of the averages, ``0 <= alpha <= 1``. PyTorch's default is 0.99.
-    eps : float
-        Added to the root, or under it, ``eps >= 0``.
-    eps_inside_sqrt : bool
-        Add ``eps`` under the root (Keras, TensorFlow) instead of to the root (PyTorch).
     grad_avg : ndarray, optional
         ``m``, the moving average of gradients; written. If given, the update is centred (Graves 2013).
     momentum_buffer : ndarray, optional
         ``b``, needed if ``momentum > 0``; written.
-    momentum : float
-        ``mu``, ``0 <= momentum <= 1``.
-    nesterov : bool
-        Look ahead by Nesterov's rule; needs ``momentum > 0``.
-    momentum_form : {"torch", "tf"}
-        Whether ``lr`` stands outside the buffer or in it.
     step : int, optional
         ``t``, the number of this update, counted from 1. If given, the averages are corrected for their start at 0.
-    weight_decay : float
-        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
-    decoupled_weight_decay : bool
-        Shrink the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
-    maximize : bool
-        Maximise instead of minimise: ``-g`` in place of ``g``.
+    lr, alpha, eps, eps_inside_sqrt, momentum, nesterov, momentum_form, weight_decay, decoupled_weight_decay, maximize
+        As in ``RMSprop``.
 
     Raises
     ------
-    TypeError
-        Not an array, wrong dtype or byte order, a hyperparameter of the wrong type.
-    ValueError
-        Shape, read-only, misaligned or overlapping arrays, a hyperparameter out of range. Nothing was written.
-
-    References
-    ----------
-    Hinton, Neural Networks for Machine Learning, lecture 6e. Graves 2013, arXiv:1308.0850.
+    TypeError, ValueError
+        An array or a hyperparameter that does not fit, see ``Optimizer``. Nothing was written.
 
     Examples
     --------
@@ -148,19 +124,8 @@ class RMSprop(Optimizer, rule="rmsprop"):
         Divide the averages by ``1 - alpha^t``, to correct for their start at 0.
     initial_square_avg : float
         Where ``v`` starts, ``>= 0``. TensorFlow 1 starts at 1.
-    weight_decay : float
-        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
-    decoupled_weight_decay : bool
-        Shrink the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
-    maximize : bool
-        Maximise instead of minimise.
-    verify : {"never", "first", "every"}
-        Which steps to check against the NumPy reference: none, the first, or all.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Arrays or hyperparameters that do not fit, see ``Optimizer``. Nothing was written.
+    weight_decay, decoupled_weight_decay, maximize, verify
+        What all rules have, see ``Optimizer``.
 
     References
     ----------

@@ -65,33 +65,19 @@ def rprop_(
         ``D``, shape and dtype of ``param``; written. Starts at the first step size.
     prev_sign : ndarray of int8
         Sign of the gradient before, shape of ``param``; written. Starts at 0. Only the sign of its numbers counts.
-    etas : pair of float
-        ``(eta-, eta+)``, ``0 < eta- < 1 < eta+``.
-    step_sizes : pair of float
-        ``(lo, hi)``, ``0 <= lo <= hi``.
     variant : {"rprop-", "rprop+", "irprop-", "irprop-move", "irprop+", "grprop-slr", "grprop-sag"}
         ``irprop-`` is PyTorch's. ``rprop+``, ``grprop-slr`` and ``grprop-sag`` are those of R's neuralnet.
     loss_increased : bool
         Whether the loss rose since the step before. Only ``irprop+`` asks for it.
     lr : float, optional
         Only needed by decoupled weight decay.
-    weight_decay : float
-        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
-    decoupled_weight_decay : bool
-        Shrink the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
-    maximize : bool
-        Maximise instead of minimise: ``-g`` in place of ``g``.
+    etas, step_sizes, weight_decay, decoupled_weight_decay, maximize
+        As in ``Rprop``.
 
     Raises
     ------
-    TypeError
-        Not an array, wrong dtype or byte order, a hyperparameter of the wrong type.
-    ValueError
-        Shape, read-only, misaligned or overlapping arrays, a hyperparameter out of range. Nothing was written.
-
-    References
-    ----------
-    Riedmiller & Braun 1993. Igel & Hüsken 2000, 2003. Anastasiadis, Magoulas & Vrahatis 2005.
+    TypeError, ValueError
+        An array or a hyperparameter that does not fit, see ``Optimizer``. Nothing was written.
 
     Examples
     --------
@@ -134,19 +120,8 @@ class Rprop(Optimizer, rule="rprop"):
     variant : {"rprop-", "rprop+", "irprop-", "irprop-move", "irprop+", "grprop-slr", "grprop-sag"}
         What happens where the sign flipped, see ``rprop_``. PyTorch's is ``irprop-``. ``irprop+`` needs
         ``step(grads, loss=...)``.
-    weight_decay : float
-        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
-    decoupled_weight_decay : bool
-        Shrink the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
-    maximize : bool
-        Maximise instead of minimise.
-    verify : {"never", "first", "every"}
-        Which steps to check against the NumPy reference: none, the first, or all.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Arrays or hyperparameters that do not fit, see ``Optimizer``. Nothing was written.
+    weight_decay, decoupled_weight_decay, maximize, verify
+        What all rules have, see ``Optimizer``.
 
     References
     ----------

@@ -41,6 +41,8 @@ class Run:
         The names of the parameters, and their containers, of each group.
     grouped : bool
         Whether gradients come in groups.
+    starts : list of (dict, str, value)
+        Options of the groups at which states started, where a later change is without effect.
     leaves : int
         How many parameters there are.
     """
@@ -58,6 +60,7 @@ class Run:
         for leaves, own in parsed:
             self._add(leaves, own)
         self._bind()
+        self.remember_starts()
 
     def _begin(self, schema: Schema, name: str) -> None:
         self.schema = schema
@@ -74,7 +77,7 @@ class Run:
         self.state = MappingProxyType(self._state)
         self._unnamed = 0
         self._members: list[tuple[Array, ...]] = []
-        self._started: list[dict[str, Any]] = []
+        self.starts: list[tuple[dict[str, Any], str, Any]] = []
 
     # -------------------------------------------------------------------------------------------------------- groups
 
@@ -89,6 +92,7 @@ class Run:
         self._add(leaves, {key: value for key, value in group.items() if key != "params"})
         self.grouped = True
         self._bind()
+        self.starts += self._starts_of(self.groups[-1:])
 
     def _parsed(self, members: Any, before: list[Leaves]) -> Leaves:
         taken = {*self._params, *(name for leaves in before for name in leaves.names)}
@@ -115,7 +119,6 @@ class Run:
         self.core.set_tree(self.trees if self.grouped else self.trees[0])
         self.core.own(self.groups)
         self._members = [group["params"] for group in self.groups]
-        self.remember_starts()
 
     def _unknown(self, key: object) -> str:
         known = self.schema.arguments
@@ -178,17 +181,22 @@ class Run:
 
     def remember_starts(self) -> None:
         """Take the present values of ``schema.starting`` for those that the states started with."""
-        self._started = [{key: group[key] for key in self.schema.starting} for group in self.groups]
+        self.starts = self._starts_of(self.groups)
+
+    def _starts_of(self, groups: list[dict[str, Any]]) -> list[tuple[dict[str, Any], str, Any]]:
+        return [(group, key, group[key]) for group in groups for key in self.schema.starting]
 
     def check_starts(self) -> None:
         """Raise ValueError if a group has another value at which its states should have started."""
-        for index, (group, started) in enumerate(zip(self.groups, self._started, strict=False)):
-            for key, value in started.items():
-                now = group.get(key, value) if isinstance(group, dict) else value
-                if now is not value and now != value and not _decays_decoupled(group):
-                    raise ValueError(
-                        f"param_groups[{index}]: {key} was changed from {value!r} to {now!r}; {self._only_a_start(key)}"
-                    )
+        for group, key, value in self.starts:
+            now = group.get(key, value)
+            if now is value or now == value or _decays_decoupled(group):
+                continue
+            _core.check_hyperparameters(self.schema.rule, {key: now})
+            index = next(index for index, each in enumerate(self._members) if each is group.get("params", each))
+            raise ValueError(
+                f"param_groups[{index}]: {key} was changed from {value!r} to {now!r}; {self._only_a_start(key)}"
+            )
 
     def _only_a_start(self, key: str) -> str:
         state = self.schema.starting[key]
@@ -212,7 +220,7 @@ class Run:
                 "trees": self.trees,
                 "grouped": self.grouped,
                 "unnamed": self._unnamed,
-                "started": self._started,
+                "starts": [value for _, _, value in self.starts],
                 "state": {name: dict(states) for name, states in self._state.items()},
                 "steps": self.core.steps,
                 "counts": self.core.counts,
@@ -237,7 +245,8 @@ class Run:
         run.grouped = parts["grouped"]
         run._unnamed = parts["unnamed"]
         run._bind()
-        run._started = parts["started"]
+        starts = run._starts_of(run.groups)
+        run.starts = [(*start[:2], value) for start, value in zip(starts, parts["starts"], strict=True)]
         run.core.steps = parts["steps"]
         run.core.counts = parts["counts"]
         run.core.last_loss = parts["last_loss"]

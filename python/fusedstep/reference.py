@@ -116,7 +116,10 @@ def rmsprop_(
     maximize: bool = False,
     **prologue: Any,
 ) -> None:
-    """Update in place by RMSprop (Hinton, lecture 6e; centred: Graves 2013)."""
+    """Update in place by RMSprop (Hinton, lecture 6e; centred: Graves 2013).
+
+    Centred (``grad_avg`` given), ``square_avg`` holds the variance: the difference of two averages would cancel.
+    """
     T = param.dtype.type
     with np.errstate(all="ignore"):
         g = gradient(
@@ -128,18 +131,17 @@ def rmsprop_(
             maximize=maximize,
             **prologue,
         )
-        v = T(alpha) * square_avg + T(1.0 - alpha) * g * g
+        correction = 1.0 if step is None else 1.0 - _power(alpha, step)
+        if grad_avg is None:
+            v = T(alpha) * square_avg + T(1.0 - alpha) * g * g
+            r = v if step is None else v / T(correction)
+        else:
+            w = (1.0 - alpha) / correction
+            e = g - grad_avg
+            v = T(alpha if step is None else 1.0 - w) * (square_avg + T(w) * e * e)
+            r = v
+            grad_avg[...] = grad_avg + T(w) * e
         square_avg[...] = v
-        r = v
-        if step is not None:
-            r = r / T(1.0 - alpha**step)
-        if grad_avg is not None:
-            m = T(alpha) * grad_avg + T(1.0 - alpha) * g
-            grad_avg[...] = m
-            if step is not None:
-                m = m / T(1.0 - alpha**step)
-            r = r - m * m
-            r = _positive_part(r)
         d = np.sqrt(r + T(eps)) if eps_inside_sqrt else np.sqrt(r) + T(eps)
         if momentum == 0.0:
             param[...] = param - T(lr) * g / d
@@ -401,6 +403,17 @@ def _resized(g: Array, D: Array, prev_sign: Array, etas: tuple[float, float], st
     Dn = np.where(agreement > T(0), D * eta_plus, np.where(agreement < T(0), D * eta_minus, D))
     Dn = np.where(Dn < lo, lo, Dn)
     return np.where(Dn > hi, hi, Dn)
+
+
+def _power(x: float, n: int) -> float:
+    """Return ``x**n`` by repeated squaring: libm's ``pow`` differs between machines."""
+    result = 1.0
+    while n:
+        if n & 1:
+            result *= x
+        x *= x
+        n >>= 1
+    return result
 
 
 def _sign(x: Array) -> Array:

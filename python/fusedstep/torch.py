@@ -152,6 +152,11 @@ def _array(tensor: Tensor, what: str) -> NDArray[Any]:
     return array
 
 
+def _defaults(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a constructor that are defaults of its groups."""
+    return {name: value for name, value in arguments.items() if name not in ("self", "params", "__class__")}
+
+
 def _check_implementation(group: Group) -> None:
     """Check the options that choose among torch's implementations, which this one replaces."""
     for name in ("capturable", "differentiable"):
@@ -305,24 +310,10 @@ class RMSprop(_Optimizer):
     ----------
     params : iterable of torch.Tensor, of (str, torch.Tensor) or of dict
         What to update: dense, float32 or float64, on the CPU.
-    lr : float or torch.Tensor
-        Step size, ``lr >= 0``.
-    alpha : float
-        Decay of the average, ``0 <= alpha <= 1``.
-    eps : float
-        Added to the root, ``eps >= 0``.
-    weight_decay : float
-        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
-    momentum : float
-        ``mu``, ``0 <= momentum <= 1``: ``b <- mu b + g / (sqrt(v) + eps), p <- p - lr b``.
-    centered : bool
-        Subtract the square of the average gradient from ``v`` (Graves 2013).
-    capturable, differentiable : bool
-        False: they are for graphs of CUDA and of autograd.
-    foreach : bool, optional
-        Without effect: it chooses among torch's implementations.
-    maximize : bool
-        Maximise instead of minimise.
+    lr, alpha, eps, weight_decay, momentum, centered, maximize
+        As in torch and in ``fusedstep.RMSprop``.
+    capturable, foreach, differentiable
+        These select among torch's implementations. False, or without effect.
     """
 
     _rule = "rmsprop"
@@ -342,19 +333,7 @@ class RMSprop(_Optimizer):
         maximize: bool = False,
         differentiable: bool = False,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "alpha": alpha,
-            "eps": eps,
-            "centered": centered,
-            "weight_decay": weight_decay,
-            "capturable": capturable,
-            "foreach": foreach,
-            "maximize": maximize,
-            "differentiable": differentiable,
-        }
-        super().__init__(params, defaults)
+        super().__init__(params, _defaults(locals()))
 
     def _new_entry(self, param: Tensor, group: Group) -> Entry:
         entry = {"step": torch.zeros(()), "square_avg": torch.zeros_like(param)}
@@ -380,22 +359,10 @@ class Adagrad(_Optimizer):
     ----------
     params : iterable of torch.Tensor, of (str, torch.Tensor) or of dict
         What to update: dense, float32 or float64, on the CPU.
-    lr : float or torch.Tensor
-        Step size, ``lr >= 0``.
-    lr_decay : float
-        Decay of the step size with the updates of a parameter, ``lr_decay >= 0``.
-    weight_decay : float
-        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
-    initial_accumulator_value : float
-        Where ``s`` starts, ``>= 0``.
-    eps : float
-        Added to the root, ``eps >= 0``.
-    foreach, fused : bool, optional
-        Without effect: they choose among torch's implementations.
-    maximize : bool
-        Maximise instead of minimise.
-    differentiable : bool
-        False: it is for graphs of autograd.
+    lr, lr_decay, weight_decay, initial_accumulator_value, eps, maximize
+        As in torch and in ``fusedstep.Adagrad``.
+    foreach, differentiable, fused
+        These select among torch's implementations. False, or without effect.
     """
 
     _rule = "adagrad"
@@ -419,18 +386,7 @@ class Adagrad(_Optimizer):
             raise ValueError(
                 f"initial_accumulator_value: expected a finite number >= 0, got {initial_accumulator_value!r}"
             )
-        defaults = {
-            "lr": lr,
-            "lr_decay": lr_decay,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "initial_accumulator_value": initial_accumulator_value,
-            "foreach": foreach,
-            "maximize": maximize,
-            "differentiable": differentiable,
-            "fused": fused,
-        }
-        super().__init__(params, defaults)
+        super().__init__(params, _defaults(locals()))
         for group in self.param_groups:
             for param in group["params"]:
                 self.state[param] = self._new_entry(param, group)
@@ -466,18 +422,10 @@ class Rprop(_Optimizer):
     ----------
     params : iterable of torch.Tensor, of (str, torch.Tensor) or of dict
         What to update: dense, float32 or float64, on the CPU.
-    lr : float or torch.Tensor
-        First step size, ``lr >= 0``.
-    etas : pair of float
-        ``(eta-, eta+)``, ``0 < eta- < 1 < eta+``.
-    step_sizes : pair of float
-        ``(lo, hi)``, ``0 <= lo <= hi``.
-    capturable, differentiable : bool
-        False: they are for graphs of CUDA and of autograd.
-    foreach : bool, optional
-        Without effect: it chooses among torch's implementations.
-    maximize : bool
-        Maximise instead of minimise.
+    lr, etas, step_sizes, maximize
+        As in torch and in ``fusedstep.Rprop``.
+    capturable, foreach, differentiable
+        These select among torch's implementations. False, or without effect.
     """
 
     _rule = "rprop"
@@ -496,16 +444,7 @@ class Rprop(_Optimizer):
         maximize: bool = False,
         differentiable: bool = False,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "etas": etas,
-            "step_sizes": step_sizes,
-            "foreach": foreach,
-            "maximize": maximize,
-            "differentiable": differentiable,
-            "capturable": capturable,
-        }
-        super().__init__(params, defaults)
+        super().__init__(params, _defaults(locals()))
 
     def _new_entry(self, param: Tensor, group: Group) -> Entry:
         return {

@@ -125,6 +125,16 @@ inline T rounded_limit(double x) {
   return static_cast<T>(x > largest ? largest : x);
 }
 
+// x^n by repeated squaring, from the lowest bit: libm's pow differs between machines.
+inline double power(double x, std::int64_t n) {
+  double result = 1.0;
+  for (; n > 0; n >>= 1) {
+    if (n & 1) result *= x;
+    x *= x;
+  }
+  return result;
+}
+
 // f(true_type) or f(false_type): an option that a rule is composed from at compile time.
 template <class F>
 inline auto choose(bool option, F f) {

@@ -1,6 +1,9 @@
 // RMSprop: Hinton, Neural Networks for Machine Learning, lecture 6e. Centred form: Graves 2013, arXiv:1308.0850.
 //
 //   v <- alpha v + (1 - alpha) g^2            p <- p - lr g / (sqrt(v) + eps)
+//
+// Centred, the variance v - m^2 takes the place of v, with m the average gradient. It is kept itself: e = g - m,
+// s <- alpha (s + (1 - alpha) e^2), m <- m + (1 - alpha) e. As the difference of two averages it would cancel.
 #pragma once
 
 #include "prologue.hpp"
@@ -19,7 +22,7 @@ struct RMSprop {
   double alpha = 0.9;                                ///< decay of the average, in [0, 1]
   double eps = 1e-8;                                 ///< added to the root, or under it, >= 0
   bool eps_inside_sqrt = false;                      ///< sqrt(v + eps) instead of sqrt(v) + eps
-  bool centered = false;                             ///< v - m^2 in place of v, m the average gradient; clamped at 0
+  bool centered = false;                             ///< the variance in place of v, with m the average gradient
   double momentum = 0.0;                             ///< mu, in [0, 1]
   bool nesterov = false;                             ///< the step looks ahead; needs momentum > 0
   MomentumForm momentum_form = MomentumForm::torch;  ///< where lr enters the momentum
@@ -44,7 +47,10 @@ struct Schema<RMSprop> {
       FUSEDSTEP_FIELD(nesterov),                 FUSEDSTEP_FIELD(momentum_form, momentum_forms),
       FUSEDSTEP_FIELD(bias_correction),          FUSEDSTEP_DECAY_FIELDS,
       FUSEDSTEP_START(initial_square_avg)};
-  static constexpr schema::State states[] = {{.name = "square_avg", .starts_at = "initial_square_avg"},
+  static constexpr schema::State states[] = {{.name = "square_avg",
+                                              .starts_at = "initial_square_avg",
+                                              .renamed_with = "centered",
+                                              .renamed = "variance"},
                                              {.name = "grad_avg", .used_with = "centered"},
                                              {.name = "momentum_buffer", .used_with = "momentum"}};
   static constexpr const char* step_used_with = "bias_correction";
@@ -52,7 +58,17 @@ struct Schema<RMSprop> {
   static std::string conflict(const RMSprop& o) {
     if (o.nesterov && o.momentum == 0) return "nesterov: expected momentum > 0 with it, got momentum 0";
     if (o.bias_correction && o.alpha == 1) return "bias_correction: expected alpha < 1 with it, got alpha 1";
+    if (o.bias_correction && o.centered && o.initial_square_avg != 0) {
+      return "initial_square_avg: expected 0 with centered and bias_correction, which forget it in the first step, got " +
+             schema::text(o.initial_square_avg);
+    }
     return {};
+  }
+
+  // With both, states are the corrected averages themselves.
+  static std::string change(const RMSprop& before, const RMSprop& after) {
+    if (!after.centered || before.bias_correction == after.bias_correction) return {};
+    return "bias_correction: expected no change with centered after the first step; make a new optimizer";
   }
 
   static constexpr MomentumForm tf = MomentumForm::tf;
@@ -89,8 +105,12 @@ inline RMSprop RMSprop::like(std::string_view dialect) { return schema::like<RMS
 namespace fusedstep {
 namespace {
 
-template <bool centered, bool eps_inside_sqrt, bool bias_correction, bool momentum>
+// What stands under the root: the average square, the same corrected for its start at 0, or the variance.
+enum class Average { square, corrected_square, variance };
+
+template <Average average, bool eps_inside_sqrt, bool momentum>
 struct RMSpropRule {
+  static constexpr bool centered = average == Average::variance;
   static constexpr bool uses[3] = {true, centered, momentum};
   static constexpr bool divides = true;
 
@@ -99,35 +119,36 @@ struct RMSpropRule {
 
   template <class T>
   struct Constants {
-    T lr, alpha, one_minus_alpha, eps, mu, bc;
+    T lr, alpha, w, eps, mu, bc;
     T lr_in_buffer, lr_outside;  // one of them is 1, which changes no bit
     Option<T> nesterov;
 
-    Constants(const RMSprop& o, std::int64_t t)
-        : lr(rounded<T>(o.lr)),
-          alpha(rounded<T>(o.alpha)),
-          one_minus_alpha(rounded<T>(1.0 - o.alpha)),
-          eps(rounded<T>(o.eps)),
-          mu(rounded<T>(o.momentum)),
-          bc(bias_correction ? rounded<T>(1.0 - __builtin_pow(o.alpha, static_cast<double>(t))) : T(1)),
-          lr_in_buffer(o.momentum_form == MomentumForm::tf ? lr : T(1)),
-          lr_outside(o.momentum_form == MomentumForm::tf ? T(1) : lr),
-          nesterov(o.nesterov) {}
+    // Centred with bias correction, a weight that starts at 1 makes m and s the corrected averages themselves.
+    Constants(const RMSprop& o, std::int64_t t) : nesterov(o.nesterov) {
+      const double correction = o.bias_correction ? 1.0 - power(o.alpha, t) : 1.0;
+      const double weight = centered ? (1.0 - o.alpha) / correction : 1.0 - o.alpha;
+      lr = rounded<T>(o.lr);
+      alpha = rounded<T>(centered && o.bias_correction ? 1.0 - weight : o.alpha);
+      w = rounded<T>(weight);
+      eps = rounded<T>(o.eps);
+      mu = rounded<T>(o.momentum);
+      bc = rounded<T>(correction);
+      lr_in_buffer = o.momentum_form == MomentumForm::tf ? lr : T(1);
+      lr_outside = o.momentum_form == MomentumForm::tf ? T(1) : lr;
+    }
   };
 
   template <class T>
   static Values<T, T, T, T> step(T p, T g, T v, T m, T b, const Constants<T>& c) {
-    v = c.alpha * v + c.one_minus_alpha * g * g;
-    if constexpr (centered) m = c.alpha * m + c.one_minus_alpha * g;
-
-    T r = v;
-    if constexpr (bias_correction) r = r / c.bc;
     if constexpr (centered) {
-      const T mean = bias_correction ? m / c.bc : m;
-      r = positive_part(r - mean * mean);
+      const T e = g - m;
+      v = c.alpha * (v + c.w * e * e);
+      m = m + c.w * e;
+    } else {
+      v = c.alpha * v + c.w * g * g;
     }
+    const T r = average == Average::corrected_square ? v / c.bc : v;
     const T d = eps_inside_sqrt ? sqrt(r + c.eps) : sqrt(r) + c.eps;
-
     if constexpr (momentum) {
       const T u = c.lr_in_buffer * g / d;
       b = c.mu * b + u;
@@ -142,11 +163,11 @@ struct RMSpropRule {
 // f(the rule that these options ask for)
 template <class F>
 auto compose(const RMSprop& o, F f) {
-  return choose(o.centered, [&](auto centered) {
-    return choose(o.eps_inside_sqrt, [&](auto inside) {
-      return choose(o.bias_correction, [&](auto bias) {
-        return choose(o.momentum != 0, [&](auto momentum) { return f(RMSpropRule<centered, inside, bias, momentum>{}); });
-      });
+  return choose(o.eps_inside_sqrt, [&](auto inside) {
+    return choose(o.momentum != 0, [&](auto momentum) {
+      if (o.centered) return f(RMSpropRule<Average::variance, inside, momentum>{});
+      if (o.bias_correction) return f(RMSpropRule<Average::corrected_square, inside, momentum>{});
+      return f(RMSpropRule<Average::square, inside, momentum>{});
     });
   });
 }

@@ -54,6 +54,12 @@ struct Schema<Rprop> {
            schema::text(o.step_sizes[1]) + ")";
   }
 
+  static std::string change(const Rprop& before, const Rprop& after) {
+    if (before.lr == after.lr || (after.decoupled_weight_decay && after.weight_decay != 0)) return {};
+    return "lr: expected no change after the start (it is the first step size), got " + schema::text(after.lr) +
+           " instead of " + schema::text(before.lr) + "; change the state step_size instead";
+  }
+
   static bool needs_loss(const Rprop& o) { return o.variant == RpropVariant::irprop_plus; }
 
   static constexpr schema::Dialect<Rprop> dialects[] = {

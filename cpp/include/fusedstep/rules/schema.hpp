@@ -15,8 +15,9 @@
 
 namespace fusedstep {
 
-/// What a rule declares: `name`, `fields`, `states`; and where they apply, `step_used_with`, `dialects`, `conflict()`,
-/// `needs_loss()`. Specialised beside each rule.
+/// What a rule declares: `name`, `fields`, `states`; and where they apply, `step_used_with`, `dialects`, `conflict()` (what
+/// is wrong between two options), `change()` (what may not change after the start), `needs_loss()`. Specialised beside
+/// each rule.
 template <class Rule>
 struct Schema;
 
@@ -90,6 +91,8 @@ struct State {
   Storage storage = Storage::as_parameter;
   const char* used_with = nullptr;  ///< the option without which (0, false) the rule does without this state
   const char* starts_at = nullptr;  ///< the option at which an optimizer starts it; otherwise 0
+  const char* renamed_with = nullptr;  ///< the option with which the state holds something else,
+  const char* renamed = nullptr;       ///< and is called this
 };
 
 /// For `step_used_with`: the formula has the step count in it, whatever the options.
@@ -168,7 +171,9 @@ constexpr bool names_are_unique(std::span<const Field> fields) {
 
 constexpr bool states_name_fields(std::span<const State> states, std::span<const Field> fields) {
   for (const State& state : states) {
-    if (!is_field(fields, state.used_with) || !is_field(fields, state.starts_at)) return false;
+    for (const char* name : {state.used_with, state.starts_at, state.renamed_with}) {
+      if (!is_field(fields, name)) return false;
+    }
   }
   return true;
 }
