@@ -49,6 +49,9 @@ class State:
     """An array of state: its name, and where the class form starts it."""
 
     name: str
+    """What the functions and the reference call it."""
+    held_as: str
+    """What ``optimizer.state`` calls it."""
     start: float = 0.0
     starts_at: str | None = None
     """The hyperparameter that says so."""
@@ -231,6 +234,7 @@ class Entry:
             states=tuple(
                 State(
                     key,
+                    state["renamed"] if state["renamed"] and value[state["renamed_with"]] else key,
                     value[state["starts_at"]] if state["starts_at"] else 0.0,
                     state["starts_at"],
                     negative=key in self.signed,
@@ -357,15 +361,16 @@ def _line(t: int, p: Array) -> Array:
 
 def _tf_rmsprop(alpha: float, momentum: float, eps: float, lr: float, centered: bool) -> Oracle:
     """The closed form for a constant gradient: v_t = a^t + (1 - a^t) g^2 from 1, m_t = (1 - a^t) g,
-    u_t = lr g / sqrt(v_t - m_t^2 + eps), b_t = sum of mu^(t-k) u_k, p_t = p_0 - sum of b_k."""
+    u_t = lr g / sqrt(v_t - m_t^2 + eps), b_t = sum of mu^(t-k) u_k, p_t = p_0 - sum of b_k. Centred, the state is
+    v_t - m_t^2."""
     published = {}
     u: list[Array] = []
     for t in range(1, 5):
         v, m = alpha**t + (1 - alpha**t) * _TF_GRADS**2, (1 - alpha**t) * _TF_GRADS
         u.append(lr * _TF_GRADS / np.sqrt(v + eps - (m**2 if centered else 0)))
         b = [sum(momentum ** (j - k) * u[k] for k in range(j + 1)) for j in range(t)]
-        published[t] = {"param": np.array(_TF_START) - sum(b), "square_avg": v}
-        published[t] |= {"grad_avg": m} if centered else {}
+        published[t] = {"param": np.array(_TF_START) - sum(b)}
+        published[t] |= {"variance": v - m**2, "grad_avg": m} if centered else {"square_avg": v}
         published[t] |= {"momentum_buffer": b[-1]} if momentum else {}
     options = {"lr": lr, "alpha": alpha, "momentum": momentum, "eps": eps, "centered": centered}
     name = f"{_TF}rmsprop_test.py, testDense, {options}"
