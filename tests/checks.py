@@ -266,10 +266,10 @@ class Mirror:
     def assert_like(self, optimizer: Any, params: Mapping[str, Array], where: str) -> None:
         """Every bit of parameters and states is as it should be, in the optimizer's live arrays."""
         assert list(optimizer.state) == list(self.arrays), where
-        for name, expected in self.arrays.items():
-            assert list(optimizer.state[name]) == [state.known_as for state in self.case.states], where
-            states = {state.name: optimizer.state[name][state.known_as] for state in self.case.states}
-            found = {"param": params[name], **states}
+        held_as = {"param": "param", **{state.name: state.held_as for state in self.case.states}}
+        for name, arrays in self.arrays.items():
+            found = {"param": params[name], **optimizer.state[name]}
+            expected = {held_as[key]: array for key, array in arrays.items()}
             assert_same(found, expected, f"{where}: {name}")
 
 

@@ -23,7 +23,7 @@ settings.load_profile("short")
 # change or count what the whole process shares.
 PARALLEL = {
     "test_border", "test_borrowing", "test_claims", "test_dialects", "test_exactness", "test_norm", "test_optimizers",
-    "test_oracles", "test_torch", "test_torch_trajectories",
+    "test_oracles", "test_registry", "test_torch", "test_torch_trajectories",
 }  # fmt: skip
 
 

@@ -49,9 +49,9 @@ class State:
     """An array of state: its name, and where the class form starts it."""
 
     name: str
-    """As the functions call it."""
-    known_as: str
-    """As ``optimizer.state`` calls it."""
+    """What the functions and the reference call it."""
+    held_as: str
+    """What ``optimizer.state`` calls it."""
     start: float = 0.0
     starts_at: str | None = None
     """The hyperparameter that says so."""
@@ -234,7 +234,7 @@ class Entry:
             states=tuple(
                 State(
                     key,
-                    state["renamed"] if state["renamed_with"] and value[state["renamed_with"]] else key,
+                    state["renamed"] if state["renamed"] and value[state["renamed_with"]] else key,
                     value[state["starts_at"]] if state["starts_at"] else 0.0,
                     state["starts_at"],
                     negative=key in self.signed,
@@ -361,7 +361,8 @@ def _line(t: int, p: Array) -> Array:
 
 def _tf_rmsprop(alpha: float, momentum: float, eps: float, lr: float, centered: bool) -> Oracle:
     """The closed form for a constant gradient: v_t = a^t + (1 - a^t) g^2 from 1, m_t = (1 - a^t) g,
-    u_t = lr g / sqrt(v_t - m_t^2 + eps), b_t = sum of mu^(t-k) u_k, p_t = p_0 - sum of b_k."""
+    u_t = lr g / sqrt(v_t - m_t^2 + eps), b_t = sum of mu^(t-k) u_k, p_t = p_0 - sum of b_k. Centred, the state is
+    v_t - m_t^2."""
     published = {}
     u: list[Array] = []
     for t in range(1, 5):

@@ -319,13 +319,13 @@ def test_a_gradient_and_a_state_of_an_optimizer(case: Case, dtype: np.dtype[Any]
     optimizer = case.new(params)
     grads = {name: np.ones_like(param) for name, param in params.items()}
     for name, owner, state in itertools.product(params, params, case.states):
-        memory = optimizer.state[owner][state.known_as].reshape(-1).view(np.uint8)
+        memory = optimizer.state[owner][state.held_as].reshape(-1).view(np.uint8)
         if memory.nbytes < grads[name].nbytes:
             continue
         grad = memory[: grads[name].nbytes].view(dtype).reshape(grads[name].shape)
         for own in (grad, grad[::-1] if grad.ndim else grad):
             given = {**grads, name: own}
-            says = [f"gradient of parameter '{name}'", f"{state.known_as} of parameter '{owner}'", "shares memory"]
+            says = [f"gradient of parameter '{name}'", f"{state.held_as} of parameter '{owner}'", "shares memory"]
             with refused(ValueError, says, memory_of(optimizer, *given.values()), f"{name}, {owner}, {state.name}"):
                 optimizer.step(given, **loss_of(case))
 
@@ -674,7 +674,7 @@ def test_a_state_that_changed_since(case: Case) -> None:
             continue
         optimizer, mirror = case.new(params), Mirror(case, params)
         grads = {"w": np.ones((3, 4), np.float32)}
-        live = optimizer.state["w"][state.known_as]
+        live = optimizer.state["w"][state.held_as]
         with pytest.raises(ValueError, match=r"resize|own"):
             live.resize((4000, 5), refcheck=False)
         CHANGES["flattened"](live)

@@ -412,9 +412,9 @@ def test_states_names_types_and_layouts(case: Case) -> None:
         optimizer = case.new({"w": param})
         assert list(optimizer.state) == ["w"]
         states = optimizer.state["w"]
-        assert list(states) == [state.known_as for state in case.states]
+        assert list(states) == [state.held_as for state in case.states]
         for state in case.states:
-            array = states[state.known_as]
+            array = states[state.held_as]
             assert not difference(array, np.full(state.shape((4, 5, 6)), state.start, state.dtype(dtype)))
             if state.scalar:
                 continue
@@ -442,8 +442,8 @@ def test_state_is_live(case: Case) -> None:
         optimizer.step(grads, **loss_for(case, t))
         mirror.step(grads, **loss_for(case, t))
         for state in case.states:
-            assert optimizer.state["w"][state.known_as] is arrays[state.known_as]
-            for live in (arrays[state.known_as], mirror.arrays["w"][state.name]):
+            assert optimizer.state["w"][state.held_as] is arrays[state.held_as]
+            for live in (arrays[state.held_as], mirror.arrays["w"][state.name]):
                 live[() if state.scalar else slice(3, 9)] = 1 if state.sign else 0.75
         mirror.assert_like(optimizer, params, f"{case}, step {t}")
 

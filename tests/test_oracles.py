@@ -68,10 +68,6 @@ def test_rprop_dialects_follow_the_table_by_hand(name: str, variant: str) -> Non
     np.testing.assert_allclose(sizes, lr * np.array(growth), rtol=1e-14)
 
 
-CONSTANT = np.random.default_rng(0).uniform(0.1, 3, 400).astype(np.float32)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{}, {"alpha": 0.99}, {"eps_inside_sqrt": True}, {"momentum": 0.9}, {"bias_correction": True},
@@ -79,44 +75,30 @@ CONSTANT = np.random.default_rng(0).uniform(0.1, 3, 400).astype(np.float32)
     ids=str,
 )  # fmt: skip
 def test_centered_stays_finite_with_a_constant_gradient(options: dict[str, Any]) -> None:
-    """10,000 steps in float32. Computed as ``v - m^2``, the variance would become negative within 140."""
-    g = np.concatenate([CONSTANT, -CONSTANT, 10.0 ** np.arange(-12.0, 13.0, dtype=np.float32)])
+    """2,000 steps in float32, in which the variance goes to 0 and must not become negative."""
+    some = np.random.default_rng(0).uniform(0.1, 3, 400).astype(np.float32)
+    g = np.concatenate([some, -some, 10.0 ** np.arange(-12.0, 13.0, dtype=np.float32)])
     p = np.zeros_like(g)
     opt = fs.RMSprop(p, 1e-4, centered=True, **options)
-    largest = np.zeros_like(g)
-    for _ in range(10_000):
+    for _ in range(2000):
         opt.step(g)
-        largest = np.maximum(largest, np.abs(p))  # NaN stays NaN
-    for array in (p, largest, *opt.state["0"].values()):
-        assert np.isfinite(array).all()
+        assert np.isfinite(p).all()
     assert (np.sign(p) == -np.sign(g)).all()
-    variance, m = opt.state["0"]["variance"], opt.state["0"]["grad_avg"]
-    np.testing.assert_allclose(m, g, rtol=2e-5)
-    assert (variance >= 0).all()
-    assert (variance <= 1e-9 * g.astype(np.float64) ** 2 + 1e-30).all()
+    assert (opt.state["0"]["variance"] >= 0).all()
+    np.testing.assert_allclose(opt.state["0"]["grad_avg"], g, rtol=2e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"bias_correction": True}, {"momentum": 0.9}], ids=str)
-@pytest.mark.parametrize("ratio", [10, 100, 1000, 3000])
-def test_centered_in_float32_is_exact_where_the_mean_is_large(ratio: int, options: dict[str, Any]) -> None:
-    """Gradients of deviation 1 around a large mean: 2,000 steps in float32 end within 1% of those in float64."""
-    ends = []
-    for dtype in (np.float32, np.float64):
-        rng = np.random.default_rng(ratio)
-        p = np.zeros(8, dtype)
-        opt = fs.RMSprop(p, 1e-3, alpha=0.99, centered=True, **options)
-        for _ in range(2000):
-            opt.step((ratio + rng.standard_normal(8)).astype(dtype))
-        ends.append(p.astype(np.float64))
-    np.testing.assert_allclose(ends[0], ends[1], rtol=0.01)
-
-
-def test_without_the_clamp_it_would_not_stay_finite() -> None:
-    """The same formula in NumPy: the root would be one of a negative number within 140 steps, for some of the above."""
-    v, m, lowest = (np.zeros_like(CONSTANT) for _ in range(3))
-    alpha, rest = np.float32(0.9), np.float32(0.1)
-    for _ in range(140):
-        v = alpha * v + rest * CONSTANT * CONSTANT
-        m = alpha * m + rest * CONSTANT
-        lowest = np.minimum(lowest, v - m * m)
-    assert (lowest < 0).sum() > 10
+@pytest.mark.parametrize("mean", [0.0, 1.0, 1000.0, 3000.0])
+def test_centered_with_a_mean_that_is_large_beside_the_deviation(mean: float) -> None:
+    """2,000 steps in float32 with gradients of deviation 1 are within 1% of the published formula, v - m^2 of two
+    averages, in float64: in float32 that difference would cancel."""
+    p, exact, v, m = np.zeros(20, np.float32), np.zeros(20), np.zeros(20), np.zeros(20)
+    opt = fs.RMSprop(p, 1e-3, alpha=0.99, centered=True)
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        g = (mean + rng.standard_normal(20)).astype(np.float32)
+        opt.step(g)
+        x = g.astype(float)
+        v, m = 0.99 * v + 0.01 * x * x, 0.99 * m + 0.01 * x
+        exact -= 1e-3 * x / (np.sqrt(v - m * m) + 1e-8)
+    np.testing.assert_allclose(p, exact, rtol=0.01, atol=1e-3)
