@@ -14,110 +14,33 @@ import pytest
 
 import fusedstep as fs
 from dialect_tables import markdown
+from registry import DECLARED, DEFINED, ENTRIES, FLT_EPSILON, REQUIRED
 
 ROOT = Path(__file__).parents[1]
-CLASSES = {"rmsprop": fs.RMSprop, "adagrad": fs.Adagrad, "rprop": fs.Rprop}
+CLASSES = {entry.rule: getattr(fs, entry.class_name) for entry in ENTRIES if entry.dialects is not None}
 TABLES = fs.dialects()
-REQUIRED = object()
-FLT_EPSILON = float(np.finfo(np.float32).eps)
-
-# The definition's tables, written a second time and in another form: lr, then the columns of the rule.
-RMSPROP = {  # lr, alpha, eps, eps inside, first v, momentum form, momentum, centered, decoupled
-    "default": (0.01, 0.9, 1e-8, False, 0.0, "torch", 0.0, False, False),
-    "torch": (0.01, 0.99, 1e-8, False, 0.0, "torch", 0.0, False, False),
-    "keras": (0.001, 0.9, 1e-7, True, 0.0, "tf", 0.0, False, True),
-    "tf1": (REQUIRED, 0.9, 1e-10, True, 1.0, "tf", 0.0, False, False),
-    "optax": (REQUIRED, 0.9, 1e-8, True, 0.0, "tf", 0.0, False, False),
-    "chainer": (0.01, 0.99, 1e-8, False, 0.0, "torch", 0.0, False, False),
-    "lasagne": (1.0, 0.9, 1e-6, True, 0.0, "torch", 0.0, False, False),
-    "caffe": (REQUIRED, 0.99, 1e-8, False, 0.0, "torch", 0.0, False, False),
-    "mlx": (REQUIRED, 0.99, 1e-8, False, 0.0, "torch", 0.0, False, False),
-    "timm": (0.01, 0.9, 1e-10, True, 1.0, "tf", 0.0, False, False),
-    "graves": (1e-4, 0.95, 1e-4, True, 0.0, "tf", 0.9, True, False),
-}
-ADAGRAD = {  # lr, eps, eps inside, first s, decoupled
-    "default": (0.01, 1e-10, False, 0.0, False),
-    "torch": (0.01, 1e-10, False, 0.0, False),
-    "keras": (0.001, 1e-7, True, 0.1, True),
-    "optax": (REQUIRED, 1e-7, True, 0.1, False),
-    "tf1": (REQUIRED, 0.0, False, 0.1, False),
-    "lasagne": (1.0, 1e-6, True, 0.0, False),
-    "chainer": (0.001, 1e-8, False, 0.0, False),
-    "caffe": (REQUIRED, 1e-8, False, 0.0, False),
-    "mlx": (REQUIRED, 1e-8, False, 0.0, False),
-    "deepspeed": (0.01, 1e-10, False, 0.0, False),
-}
-RPROP = {  # lr, etas, step sizes, variant
-    "default": (0.01, (0.5, 1.2), (1e-6, 50.0), "rprop-"),
-    "torch": (0.01, (0.5, 1.2), (1e-6, 50.0), "irprop-"),
-    "shark": (0.01, (0.5, 1.2), (0.0, 1e100), "irprop+"),
-    "encog": (0.1, (0.5, 1.2), (1e-6, 50.0), "rprop+"),
-    "opencv": (0.1, (0.5, 1.2), (FLT_EPSILON, 50.0), "irprop-move"),
-    "neuralnet": (0.1, (0.5, 1.2), (1e-10, 0.1), "rprop+"),
-}
-COLUMNS = {
-    "rmsprop": (
-        RMSPROP,
-        (
-            *("lr", "alpha", "eps", "eps_inside_sqrt", "initial_square_avg", "momentum_form", "momentum", "centered"),
-            "decoupled_weight_decay",
-        ),
-    ),
-    "adagrad": (ADAGRAD, ("lr", "eps", "eps_inside_sqrt", "initial_accumulator_value", "decoupled_weight_decay")),
-    "rprop": (RPROP, ("lr", "etas", "step_sizes", "variant")),
-}
-
-# The arguments that each framework has, in our names.
-TAKES = {
-    ("rmsprop", "torch"): "lr alpha eps centered momentum weight_decay maximize",
-    ("rmsprop", "keras"): "lr alpha eps centered momentum weight_decay",
-    ("rmsprop", "tf1"): "lr alpha eps centered momentum",
-    ("rmsprop", "optax"): "lr alpha eps centered momentum nesterov bias_correction initial_square_avg",
-    ("rmsprop", "chainer"): "lr alpha eps weight_decay",
-    ("rmsprop", "lasagne"): "lr alpha eps",
-    ("rmsprop", "caffe"): "lr alpha eps weight_decay",
-    ("rmsprop", "mlx"): "lr alpha eps",
-    ("rmsprop", "timm"): "lr alpha eps centered momentum weight_decay decoupled_weight_decay",
-    ("rmsprop", "graves"): "lr alpha eps momentum",
-    ("adagrad", "torch"): "lr eps lr_decay initial_accumulator_value weight_decay maximize",
-    ("adagrad", "keras"): "lr eps initial_accumulator_value weight_decay",
-    ("adagrad", "optax"): "lr eps initial_accumulator_value",
-    ("adagrad", "tf1"): "lr initial_accumulator_value",
-    ("adagrad", "lasagne"): "lr eps",
-    ("adagrad", "chainer"): "lr eps weight_decay",
-    ("adagrad", "caffe"): "lr eps",
-    ("adagrad", "mlx"): "lr eps",
-    ("adagrad", "deepspeed"): "lr eps weight_decay",
-    ("rprop", "torch"): "lr etas step_sizes maximize",
-    ("rprop", "shark"): "lr etas step_sizes",
-    ("rprop", "encog"): "lr step_sizes",
-    ("rprop", "opencv"): "lr etas step_sizes",
-    ("rprop", "neuralnet"): "lr etas step_sizes",
-}
 
 ALL = [(rule, name) for rule, table in TABLES.items() for name in table]
-# A value of each argument that is not its default anywhere.
-OTHER = {
-    "lr": 0.0625,
-    "alpha": 0.75,
-    "eps": 0.125,
-    "eps_inside_sqrt": True,
-    "centered": True,
-    "momentum": 0.5,
-    "nesterov": True,
-    "momentum_form": "tf",
-    "bias_correction": True,
-    "initial_square_avg": 0.375,
-    "initial_accumulator_value": 0.375,
-    "lr_decay": 0.25,
-    "weight_decay": 0.5,
-    "decoupled_weight_decay": True,
-    "maximize": True,
-    "etas": (0.25, 1.5),
-    "step_sizes": (0.001, 0.0625),
-    "variant": "irprop-move",
+
+
+def _other(key: str, spec: dict[str, Any]) -> Any:
+    """A value of an argument that is not its default in any dialect."""
+    if spec["kind"] == "flag":
+        return True
+    if spec["kind"] == "choice":
+        return spec["choices"][-1] if key != "variant" else "irprop-move"
+    if spec["kind"] == "pair":
+        return (0.25, 1.5) if key == "etas" else (0.001, 0.0625)
+    return {"lr": 0.0625, "eps": 0.125}.get(key, 0.375)
+
+
+OTHER = {key: _other(key, spec) for rule in TABLES for key, spec in DECLARED[rule]["fields"].items()}
+STARTS = {
+    state["starts_at"]: name
+    for rule in TABLES
+    for name, state in DECLARED[rule]["states"].items()
+    if state["starts_at"] and DECLARED[rule]["fields"][state["starts_at"]]["purpose"] == "start"
 }
-STARTS = {"initial_square_avg": "square_avg", "initial_accumulator_value": "square_sum"}
 
 
 def arguments(cls: type[Any]) -> dict[str, Any]:
@@ -156,12 +79,12 @@ def bits(arrays: list[np.ndarray[Any, Any]]) -> list[bytes]:
 
 @pytest.mark.parametrize("rule", TABLES)
 def test_rows_are_those_of_the_definition(rule: str) -> None:
-    rows, columns = COLUMNS[rule]
-    assert list(TABLES[rule]) == list(rows)
-    for name, row in rows.items():
+    definition = DEFINED[rule]
+    assert list(TABLES[rule]) == list(definition.rows)
+    for name, (row, _) in definition.rows.items():
         dialect = TABLES[rule][name]
         values = {**dialect["fixed"], **dialect["defaults"], **dict.fromkeys(dialect["required"], REQUIRED)}
-        for column, expected in zip(columns, row, strict=True):
+        for column, expected in zip(definition.columns.split(), row, strict=True):
             assert values[column] == (list(expected) if isinstance(expected, tuple) else expected), (name, column)
 
 
@@ -175,7 +98,7 @@ def test_each_row_takes_what_the_framework_has(rule: str, name: str) -> None:
             key: list(value) if isinstance(value, tuple) else value for key, value in ours.items()
         }
     else:
-        assert set(taken) == set(TAKES[rule, name].split())
+        assert set(taken) == set(DEFINED[rule].rows[name][1].split())
     assert not set(taken) & set(dialect["fixed"])
     assert {*taken, *dialect["fixed"]} == set(ours)
     assert dialect["source"]
