@@ -87,14 +87,11 @@ COLUMNS: dict[str, dict[str, Show]] = {
 }
 
 
-def defaults(row: Row) -> str:
-    _, dialect, values = row
-    shown = [f"{key} {number(values[key])}" for key in dialect["defaults"] if isinstance(values[key], float)]
-    return ", ".join([*(f"{key} required" for key in dialect["required"]), *shown])
-
-
-OTHERS: dict[str, Show] = {"defaults": defaults, "weight decay": weight_decay}
-"""The columns of a rule that has none of its own."""
+def others(rule: str) -> dict[str, Show]:
+    """The columns of a rule that has none of its own: one for each number that all of its dialects have."""
+    first = next(iter(fs.dialects()[rule].values()))["defaults"]
+    numbers = [key for key, value in first.items() if isinstance(value, float) and key != "weight_decay"]
+    return {**{key: value_of(key) for key in numbers}, "weight decay": weight_decay}
 
 
 def markdown(rule: str) -> str:
@@ -102,7 +99,7 @@ def markdown(rule: str) -> str:
     columns: dict[str, Show] = {
         "dialect": lambda row: f"`{row[0]}`",
         "of": lambda row: str(row[1]["source"]),
-        **COLUMNS.get(rule, OTHERS),
+        **(COLUMNS.get(rule) or others(rule)),
         "takes": takes,
     }
     rows = [list(columns), ["---"] * len(columns)]

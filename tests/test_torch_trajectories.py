@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import fusedstep as fs
+from registry import ENTRIES, Entry
 
 torch = pytest.importorskip("torch")
 
@@ -152,6 +153,21 @@ def test_rmsprop(options: Options) -> None:
 @pytest.mark.parametrize("options", ADAGRAD + combinations(MORE_ADAGRAD), ids=named)
 def test_adagrad(options: Options) -> None:
     assert_close_all_the_way(fs.Adagrad, options, square_sum="sum")
+
+
+OTHERS = [
+    entry
+    for entry in ENTRIES
+    if entry.class_name not in ("RMSprop", "Adagrad", "Rprop") and "torch" in fs.dialects().get(entry.rule, {})
+]
+
+
+@pytest.mark.parametrize(
+    "options", combinations({"lr": (0.1, 1.0), "weight_decay": (0.0, 0.1), "maximize": (False, True)}), ids=named
+)
+@pytest.mark.parametrize("entry", OTHERS, ids=lambda entry: entry.rule)
+def test_other_rules(entry: Entry, options: Options) -> None:
+    assert_close_all_the_way(getattr(fs, entry.class_name), options)
 
 
 @pytest.mark.parametrize("options", RPROP + combinations(MORE_RPROP), ids=named)
