@@ -738,7 +738,44 @@ RPROP = Entry(
     ),
 )  # fmt: skip
 
-ENTRIES: tuple[Entry, ...] = (RMSPROP, ADAGRAD, PROXIMAL_ADAGRAD, ADAGRAD_DA, ADAGRAD_NORM, RPROP)
+# Adadelta
+ADADELTA = Entry(
+    "adadelta",
+    "Adadelta",
+    dialects=Dialects(
+        "lr rho eps decoupled_weight_decay",
+        {
+            "default": ((1.0, 0.9, 1e-6, False), ""),
+            "torch": ((1.0, 0.9, 1e-6, False), "lr rho eps weight_decay maximize"),
+            "keras": ((0.001, 0.95, 1e-7, True), "lr rho eps weight_decay"),
+            "optax": ((REQUIRED, 0.9, 1e-6, False), "lr rho eps weight_decay"),
+        },
+    ),
+    cases={
+        "plain": {"lr": 1.0},
+        "coupled decay": {"weight_decay": 0.1},
+        "decoupled decay": DECOUPLED,
+        "maximize, coupled decay": {"rho": 0.95, "eps": 1e-7, "maximize": True, "weight_decay": 0.1},
+        "zeros": {"lr": 0.0, "rho": 0.0, "eps": 0.0},
+        "ones": {"lr": 1.0, "rho": 1.0, "eps": 1.0},
+    },
+    bad={**_DECAY, "rho": UNIT, "eps": NONNEGATIVE},
+    loops=(Loop("AdadeltaRule", 1, "add sub mul div sqrt", "half"),),
+    oracles=(
+        Oracle(f"{_KERAS}adadelta_test.py, test_single_step", _TF_START, same([1.0, 6.0, 7.0, 2.0]),
+               {1: [0.9993, 1.9993, 2.9993, 3.9993]}, {"lr": 0.5}, "keras", atol=decimals(4)),
+        Oracle(f"{_KERAS}adadelta_test.py, test_correctness_with_golden", np.ones(10), then(np.full(10, 0.01), _UP_TO_1),
+               {t: np.full(10, x) for t, x in enumerate((0.9978, 0.9947, 0.9915, 0.9882, 0.9849), 1)},
+               {"lr": 1.0, "rho": 0.8, "eps": 1e-6}, "keras", atol=decimals(4)),
+        Oracle(f"{_KERAS}adadelta_test.py, test_weight_decay", 2.0, same(0.0), {3: 1.9760959}, _DECAY_ALONE, "keras",
+               atol=1.5e-6),
+        Oracle(_LASAGNE, np.ones(3), _square, {10: [0.95453237704725, 0.9545237471374, 0.95452214847397]},
+               {"rho": 0.95}, "torch", atol=1e-14),
+    ),
+)  # fmt: skip
+# End of Adadelta
+
+ENTRIES: tuple[Entry, ...] = (RMSPROP, ADAGRAD, PROXIMAL_ADAGRAD, ADAGRAD_DA, ADAGRAD_NORM, RPROP, ADADELTA)
 
 # ----------------------------------------------------------------------------------------------- what follows from them
 

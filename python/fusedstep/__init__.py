@@ -4,6 +4,7 @@ from . import _interpreter  # noqa: F401  (first: it may refuse)
 
 # isort: split
 from . import _core, reference
+from ._adadelta import Adadelta, adadelta_
 from ._adagrad import Adagrad, adagrad_
 from ._adagrad_da import AdagradDA, adagrad_da_
 from ._adagrad_norm import AdagradNorm, adagrad_norm_
@@ -28,6 +29,7 @@ from ._verification import VerificationError
 
 __version__: str = _core.version
 __all__ = [
+    "Adadelta",
     "Adagrad",
     "AdagradDA",
     "AdagradNorm",
@@ -37,6 +39,7 @@ __all__ = [
     "Rprop",
     "StepReport",
     "VerificationError",
+    "adadelta_",
     "adagrad_",
     "adagrad_da_",
     "adagrad_norm_",

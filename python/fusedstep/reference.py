@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "adadelta_",
     "adagrad_",
     "adagrad_da_",
     "adagrad_norm_",
@@ -284,6 +285,39 @@ def adagrad_norm_(
         square_sum[...] = square_sum + T(_tree_sum(_block_sums(x * x)))
         d = np.sqrt(square_sum) + T(eps)
         param[...] = param - T(lr) * g / d
+
+
+def adadelta_(
+    param: Array,
+    grad: Array,
+    square_avg: Array,
+    acc_delta: Array,
+    *,
+    lr: float,
+    rho: float = 0.9,
+    eps: float = 1e-6,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+    **prologue: Any,
+) -> None:
+    """Update in place by Adadelta (Zeiler 2012)."""
+    T = param.dtype.type
+    with np.errstate(all="ignore"):
+        g = gradient(
+            param,
+            grad,
+            lr=lr,
+            weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            maximize=maximize,
+            **prologue,
+        )
+        s = T(rho) * square_avg + T(1.0 - rho) * g * g
+        square_avg[...] = s
+        d = np.sqrt(acc_delta + T(eps)) / np.sqrt(s + T(eps)) * g
+        acc_delta[...] = T(rho) * acc_delta + T(1.0 - rho) * d * d
+        param[...] = param - T(lr) * d
 
 
 def rprop_(

@@ -2,6 +2,7 @@
 // out of its range is a std::invalid_argument with the name, the value and the range.
 #pragma once
 
+#include "rules/adadelta.hpp"
 #include "rules/adagrad.hpp"
 #include "rules/adagrad_da.hpp"
 #include "rules/adagrad_norm.hpp"
@@ -18,7 +19,7 @@ struct TypeList {
 };
 
 /// Every rule. A rule that is listed here has kernels, checks, a place in AnyRule, in the C interface and in Python.
-using Rules = TypeList<RMSprop, Adagrad, Rprop, ProximalAdagrad, AdagradDA, AdagradNorm>;
+using Rules = TypeList<RMSprop, Adagrad, Rprop, ProximalAdagrad, AdagradDA, AdagradNorm, Adadelta>;
 
 template <class Wanted, class... T>
 constexpr int index_in(TypeList<T...>) {

@@ -1,0 +1,136 @@
+"""Adadelta: its function, its class, and the types of its options."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self, Unpack
+
+from numpy.typing import NDArray
+
+from ._functional import fused
+from ._optimizer import Optimizer, Options
+from .typing import Float, Params, Verify
+
+__all__ = ["Adadelta", "AdadeltaOptions", "adadelta_"]
+
+
+class AdadeltaOptions(Options, total=False):
+    """The hyperparameters of ``Adadelta``, except ``lr``."""
+
+    rho: float
+    eps: float
+
+
+@fused("adadelta")
+def adadelta_(
+    param: NDArray[Float],
+    grad: NDArray[Float],
+    square_avg: NDArray[Float],
+    acc_delta: NDArray[Float],
+    *,
+    lr: float,
+    rho: float = 0.9,
+    eps: float = 1e-6,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+) -> None:
+    """Update a parameter in place by Adadelta.
+
+    ::
+
+        s <- rho s + (1 - rho) g^2,   d <- sqrt(a + eps) / sqrt(s + eps) g
+        a <- rho a + (1 - rho) d^2,   p <- p - lr d
+
+    Parameters
+    ----------
+    param : ndarray of float32 or float64
+        ``p``, any shape and layout; written.
+    grad : ndarray
+        ``g``, shape and dtype of ``param``; only read.
+    square_avg : ndarray
+        ``s``, the moving average of squared gradients, shape and dtype of ``param``; written. Starts at 0.
+    acc_delta : ndarray
+        ``a``, the moving average of squared moves, shape and dtype of ``param``; written. Starts at 0.
+    lr, rho, eps, weight_decay, decoupled_weight_decay, maximize
+        As in ``Adadelta``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An array or a hyperparameter that does not fit, see ``Optimizer``. Nothing was written.
+
+    Examples
+    --------
+    >>> import numpy as np, fusedstep as fs
+    >>> w, square_avg, acc_delta = np.ones(3), np.zeros(3), np.zeros(3)
+    >>> fs.adadelta_(w, np.full(3, 0.5), square_avg, acc_delta, lr=1.0)
+    >>> w.round(4)
+    array([0.9968, 0.9968, 0.9968])
+    """
+
+
+class Adadelta(Optimizer, rule="adadelta"):
+    """Scale each step by the magnitude of earlier steps over that of the gradient: no step size needs tuning.
+
+    ::
+
+        s <- rho s + (1 - rho) g^2,   d <- sqrt(a + eps) / sqrt(s + eps) g
+        a <- rho a + (1 - rho) d^2,   p <- p - lr d
+
+    Parameters
+    ----------
+    params
+        What to update, see ``Optimizer``.
+    lr : float
+        Factor of the step, ``lr >= 0``. The paper has none, which is 1.
+    rho : float
+        Decay of both averages, ``0 <= rho <= 1``.
+    eps : float
+        Added under both roots, ``eps >= 0``. The first steps are about ``sqrt(eps)`` long.
+    weight_decay, decoupled_weight_decay, maximize, verify
+        What all rules have, see ``Optimizer``.
+
+    References
+    ----------
+    Zeiler 2012, arXiv:1212.5701.
+
+    Examples
+    --------
+    >>> import numpy as np, fusedstep as fs
+    >>> w = np.ones(3)
+    >>> opt = fs.Adadelta(w)
+    >>> opt.step(2 * w).step
+    1
+    >>> w.round(4)
+    array([0.9968, 0.9968, 0.9968])
+    """
+
+    rho: float
+    eps: float
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1.0,
+        *,
+        rho: float = 0.9,
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        verify: Verify = "never",
+    ) -> None:
+        self._begin(locals())
+
+    if TYPE_CHECKING:
+
+        @classmethod
+        def like(  # type: ignore[override]
+            cls,
+            name: str,
+            params: Params,
+            lr: float | None = None,
+            *,
+            verify: Verify = "never",
+            **overrides: Unpack[AdadeltaOptions],
+        ) -> Self: ...
