@@ -54,8 +54,8 @@ typedef struct fusedstep_array {
   int32_t dimensions;
 } fusedstep_array;
 
-/* A rule with its options. The rules: "rmsprop", "adagrad", "rprop", "proximal_adagrad", "adagrad_da", "adagrad_norm";
- * an unknown name is an error that lists them. The options, their meanings, ranges and defaults are those of the C++
+/* A rule with its options, by the name of its Python function without the underscore: "rmsprop", "adagrad", "rprop", ...
+ * An unknown name is an error that lists them. The options, their meanings, ranges and defaults are those of the C++
  * structs in fusedstep/rules/ and of the Python classes. */
 typedef struct fusedstep_rule fusedstep_rule;
 
