@@ -211,8 +211,10 @@ std::int32_t fusedstep_rule_get_pair(const fusedstep_rule* rule, const char* opt
   return guarded([&] {
     const schema::Field& field = given(rule, "rule").of_kind(option, {Kind::pair}, "get");
     const auto& pair = rule->options.at<double[2]>(field);
-    given(first, "first") = pair[0];
-    given(second, "second") = pair[1];
+    given(first, "first");
+    given(second, "second");
+    *first = pair[0];
+    *second = pair[1];
   });
 }
 

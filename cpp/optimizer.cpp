@@ -157,7 +157,13 @@ void OptimizerCore::make_states(std::size_t first_member, std::span<const NewPar
 void OptimizerCore::set_options(std::size_t group, const Options& options) {
   check(schema_, options);
   if (std::memcmp(&options, &groups_[group], sizeof options) == 0) return;
+  check_states(group, options);
   if (const std::string wrong = schema_.change(groups_[group], options); !wrong.empty()) refuse(wrong);
+  groups_[group] = options;
+}
+
+void OptimizerCore::restore_options(std::size_t group, const Options& options) {
+  check(schema_, options);
   check_states(group, options);
   groups_[group] = options;
 }
@@ -193,12 +199,6 @@ void OptimizerCore::accept(std::size_t i, const Array& gradient, bool written) {
   std::copy_n(gradient.strides, gradient.shape.size(), const_cast<std::int64_t*>(member.gradient.strides));
   present_[i] = true;
   blocks_known_ = false;
-  gradients_are_disjoint_ = false;
-}
-
-void OptimizerCore::keep(std::size_t i) {
-  if (present_[i]) return;
-  present_[i] = true;
   gradients_are_disjoint_ = false;
 }
 
@@ -243,18 +243,23 @@ std::int32_t OptimizerCore::part_for(std::size_t kind, std::int64_t step, const 
 void OptimizerCore::prepare(const StepOptions& options, double clip_coef) {
   parts_.clear();
   present_elements_ = 0;
-  std::map<std::pair<std::size_t, std::int64_t>, std::int32_t> others;
+  std::vector<char> uses_step(groups_.size());
+  for (std::size_t k = 0; k < groups_.size(); ++k) uses_step[k] = schema_.uses_step(groups_[k]);
+  std::map<std::pair<std::size_t, std::int64_t>, std::int32_t> parts;
   std::int32_t part = -1;  // most members need what the one before needed
+  std::size_t last_kind = 0;
+  std::int64_t last_step = 0;
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     if (!present_[i]) continue;
     present_elements_ += tensors_[i].size + tensor_overhead;
     const std::size_t kind = kinds_[i];
-    const std::int64_t step = schema_.uses_step(groups_[kind / parameter_types]) ? counts_[i] + 1 : 0;
-    if (part < 0 || parts_[static_cast<std::size_t>(part)].kind != kind ||
-        parts_[static_cast<std::size_t>(part)].step != step) {
-      const auto [found, is_new] = others.try_emplace({kind, step}, 0);
+    const std::int64_t step = uses_step[kind / parameter_types] ? counts_[i] + 1 : 0;
+    if (part < 0 || kind != last_kind || step != last_step) {
+      const auto [found, is_new] = parts.try_emplace({kind, step}, 0);
       if (is_new) found->second = part_for(kind, step, options, clip_coef);
       part = found->second;
+      last_kind = kind;
+      last_step = step;
     }
     part_of_[i] = part;
   }

@@ -42,10 +42,17 @@ class OptimizerCore {
   // New options for a group, from the next step on. Throws if a member of the group lacks a state that they need.
   void set_options(std::size_t group, const Options& options);
 
+  // The same where states are restored, too: then any option may change.
+  void restore_options(std::size_t group, const Options& options);
+
   // The gradient of parameter i for the next step: accept() unless it is the array of the last time, in the same place and
   // shape; that one keep() takes once more. leave_out(): there is none. `written`: it may be set to 0.
   void accept(std::size_t i, const Array& gradient, bool written);
-  void keep(std::size_t i);
+  void keep(std::size_t i) {
+    if (present_[i]) return;
+    present_[i] = true;
+    gradients_are_disjoint_ = false;
+  }
   void leave_out(std::size_t i) { present_[i] = false; }
 
   // Throws before anything is written; std::domain_error for Nonfinite::raise.

@@ -197,8 +197,9 @@ void check(const RuleSchema& rule, const Options& options) {
 }
 
 Options RuleAccess::options(const AnyRule& rule) {
-  Options options{};
-  std::memcpy(options.bytes, rule.bytes_.data(), schema(rule).size);
+  Options options;
+  static_assert(sizeof options <= sizeof rule.bytes_);
+  std::memcpy(options.bytes, rule.bytes_.data(), sizeof options);
   return options;
 }
 

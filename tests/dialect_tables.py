@@ -87,12 +87,22 @@ COLUMNS: dict[str, dict[str, Show]] = {
 }
 
 
+def defaults(row: Row) -> str:
+    _, dialect, values = row
+    shown = [f"{key} {number(values[key])}" for key in dialect["defaults"] if isinstance(values[key], float)]
+    return ", ".join([*(f"{key} required" for key in dialect["required"]), *shown])
+
+
+OTHERS: dict[str, Show] = {"defaults": defaults, "weight decay": weight_decay}
+"""The columns of a rule that has none of its own."""
+
+
 def markdown(rule: str) -> str:
     """The dialects of a rule as a Markdown table."""
     columns: dict[str, Show] = {
         "dialect": lambda row: f"`{row[0]}`",
         "of": lambda row: str(row[1]["source"]),
-        **COLUMNS[rule],
+        **COLUMNS.get(rule, OTHERS),
         "takes": takes,
     }
     rows = [list(columns), ["---"] * len(columns)]

@@ -404,7 +404,7 @@ RMSPROP = Entry(
     },
     bad={**_DECAY, "alpha": UNIT, "eps": NONNEGATIVE, "momentum": UNIT, "initial_square_avg": NONNEGATIVE},
     signed=frozenset({"grad_avg", "momentum_buffer"}),
-    loops=(Loop("RMSpropRule", 2 * 2 * 2 * 2, "add sub mul div sqrt", "half"),),
+    loops=(Loop("RMSpropRule", 3 * 2 * 2, "add sub mul div sqrt", "half"),),
     oracles=(
         Oracle(f"{_KERAS}rmsprop_test.py, test_single_step", _TF_START, same([1.0, 6.0, 7.0, 2.0]),
                {1: [-0.5811, 0.4189, 1.4189, 2.4189]}, {"lr": 0.5}, "keras", atol=decimals(4)),

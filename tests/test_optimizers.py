@@ -412,9 +412,9 @@ def test_states_names_types_and_layouts(case: Case) -> None:
         optimizer = case.new({"w": param})
         assert list(optimizer.state) == ["w"]
         states = optimizer.state["w"]
-        assert list(states) == [state.name for state in case.states]
+        assert list(states) == [state.held_as for state in case.states]
         for state in case.states:
-            array = states[state.name]
+            array = states[state.held_as]
             assert not difference(array, np.full(state.shape((4, 5, 6)), state.start, state.dtype(dtype)))
             if state.scalar:
                 continue
@@ -442,8 +442,8 @@ def test_state_is_live(case: Case) -> None:
         optimizer.step(grads, **loss_for(case, t))
         mirror.step(grads, **loss_for(case, t))
         for state in case.states:
-            assert optimizer.state["w"][state.name] is arrays[state.name]
-            for live in (arrays[state.name], mirror.arrays["w"][state.name]):
+            assert optimizer.state["w"][state.held_as] is arrays[state.held_as]
+            for live in (arrays[state.held_as], mirror.arrays["w"][state.name]):
                 live[() if state.scalar else slice(3, 9)] = 1 if state.sign else 0.75
         mirror.assert_like(optimizer, params, f"{case}, step {t}")
 
@@ -452,19 +452,28 @@ def test_state_is_live(case: Case) -> None:
 
 
 def test_options_that_switch_states_off_and_on() -> None:
-    """Momentum and centring may be switched off, and on again where the state is there; else it is an error."""
+    """Momentum may be switched off, and on again where the state is there; else it is an error. Centring can't be
+    switched off, because the variance is no average square."""
     rng = np.random.default_rng(7)
     grads = [normal(rng, (20,), "f4") for _ in range(4)]
-    for key, off, state in (("centered", False, "grad_avg"), ("momentum", 0.0, "momentum_buffer")):
-        param = normal(rng, (20,), "f4")
-        plain = {"param": param.copy(), "square_avg": np.zeros_like(param)}
-        optimizer = fs.RMSprop([param], **{key: 0.9 if key == "momentum" else True}, verify="every")
-        optimizer.param_groups[0][key] = off
-        optimizer.step(grads[:1])
-        fs.reference.rmsprop_(plain["param"], grads[0], plain["square_avg"], lr=0.01)
-        assert_same({"param": param, "square_avg": optimizer.state["0"]["square_avg"]}, plain, key)
-        assert not optimizer.state["0"][state].any()
+    param = normal(rng, (20,), "f4")
+    plain = {"param": param.copy(), "square_avg": np.zeros_like(param)}
+    optimizer = fs.RMSprop([param], momentum=0.9, verify="every")
+    optimizer.param_groups[0]["momentum"] = 0.0
+    optimizer.step(grads[:1])
+    fs.reference.rmsprop_(plain["param"], grads[0], plain["square_avg"], lr=0.01)
+    assert_same({"param": param, "square_avg": optimizer.state["0"]["square_avg"]}, plain, "momentum")
+    assert not optimizer.state["0"]["momentum_buffer"].any()
 
+    for key, other in (("centered", False), ("bias_correction", True)):
+        optimizer = fs.RMSprop([param], centered=True)
+        optimizer.param_groups[0][key] = other
+        unchanged = Unchanged(memory_of(optimizer))
+        with pytest.raises(ValueError, match=f"{key}: expected no change after the start"):
+            optimizer.step(grads[:1])
+        unchanged.check()
+
+    for key, off, state in (("centered", False, "grad_avg"), ("momentum", 0.0, "momentum_buffer")):
         optimizer = fs.RMSprop([param])
         optimizer.param_groups[0][key] = 0.5 if key == "momentum" else True
         unchanged = Unchanged(memory_of(optimizer))
@@ -529,7 +538,7 @@ def test_an_assigned_hyperparameter_counts_in_the_next_step() -> None:
 REFUSED: list[tuple[str, Any, type[Exception], str]] = [
     ("alpha", 1.5, ValueError, "alpha"),
     ("alpha", "x", TypeError, "alpha"),
-    ("centered", True, ValueError, "'0' has no 'grad_avg'"),
+    ("centered", True, ValueError, "'0' has no 'variance', 'grad_avg'"),
     ("momentum", 0.5, ValueError, "'0' has no 'momentum_buffer'"),
     ("nesterov", True, ValueError, "momentum"),
     ("momentum_form", "keras", ValueError, "'torch', 'tf'"),

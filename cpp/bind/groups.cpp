@@ -51,7 +51,7 @@ Groups::Groups(const RuleSchema& rule) : rule_(rule) {
   }
 }
 
-void Groups::own(const py::list& groups) {
+void Groups::own(const py::list& groups, OptimizerCore& core) {
   std::vector<Group> owned;
   for (const py::handle group : groups) {
     Group& made = owned.emplace_back();
@@ -59,8 +59,12 @@ void Groups::own(const py::list& groups) {
     made.params = group["params"];
     made.keys = py::len(group);
   }
+  if (owned.size() != core.groups()) throw py::value_error("groups: expected one for each group that was added");
   groups_ = std::move(owned);
   list_ = groups;
+  for (std::size_t k = 0; k < core.groups(); ++k) {
+    core.restore_options(k, read_group(k, groups_[k].dict.ptr(), core));
+  }
 }
 
 // The same keys with the same objects.
@@ -104,7 +108,11 @@ void Groups::read(py::handle groups, OptimizerCore& core) {
     if (!PyDict_Check(values.ptr())) {
       throw py::type_error(at(k) + ": expected a dict of hyperparameters, got " + type_name(values));
     }
-    if (!unchanged(groups_[k], values.ptr())) read_group(k, values.ptr(), core);
+    if (unchanged(groups_[k], values.ptr())) continue;
+    const Options options = read_group(k, values.ptr(), core);
+    Entries seen = std::exchange(groups_[k].seen, {});  // to be read again, should the optimizer refuse it
+    core.set_options(k, options);
+    groups_[k].seen = std::move(seen);
   }
 }
 
@@ -142,7 +150,7 @@ void Groups::check_keys(std::size_t index, const Group& group, const Entries& en
   throw py::value_error(at(index) + ": expected 'params', got none");
 }
 
-void Groups::read_group(std::size_t index, PyObject* values, OptimizerCore& core) {
+Options Groups::read_group(std::size_t index, PyObject* values, const OptimizerCore& core) {
   Group& group = groups_[index];
   Entries entries = entries_of(values);
   if (group.dict) check_keys(index, group, entries);
@@ -154,8 +162,8 @@ void Groups::read_group(std::size_t index, PyObject* values, OptimizerCore& core
     set_field(*field, value, options);
     immutable = immutable && is_immutable(value.ptr());
   }
-  core.set_options(index, options);
   group.seen = immutable ? std::move(entries) : Entries{};
+  return options;
 }
 
 int Groups::traverse(visitproc visit, void* arg) const {

@@ -17,7 +17,8 @@ class Groups {
   explicit Groups(const RuleSchema& rule);
 
   // From now on read() insists on this list of these dicts, each with its "params" and with exactly the keys that it has.
-  void own(const py::list& groups);
+  // The optimizer takes their values as those that its states belong to.
+  void own(const py::list& groups, OptimizerCore& core);
 
   // Hands what has changed since the last time to the optimizer. May run any Python code.
   void read(py::handle groups, OptimizerCore& core);
@@ -36,7 +37,7 @@ class Groups {
   };
 
   static bool unchanged(const Group& group, PyObject* values);
-  void read_group(std::size_t index, PyObject* values, OptimizerCore& core);
+  Options read_group(std::size_t index, PyObject* values, const OptimizerCore& core);
   void check_keys(std::size_t index, const Group& group, const Entries& entries) const;
   const schema::Field* field(const py::object& key) const;
 

@@ -39,7 +39,7 @@ class PyOptimizer {
   explicit PyOptimizer(const std::string& rule)
       : core_(rule_named(rule)),
         groups_(core_.schema()),
-        report_type_(py::type::of<PyOptimizer>().attr("StepReport")) {}
+        report_type_(py::type::of<PyOptimizer>().attr("_StepReport")) {}
 
   py::tuple add_group(const std::vector<std::string>& names, const py::list& arrays, const py::dict& options,
                       const py::object& states) {
@@ -77,7 +77,7 @@ class PyOptimizer {
   }
 
   void set_tree(py::handle tree) { containers_.emplace(tree); }
-  void own(const py::list& groups) { groups_.own(groups); }
+  void own(const py::list& groups) { groups_.own(groups, core_); }
 
   // In this order: everything that may run Python code, and all objects owned; then a look at the memory, with nothing of
   // Python's run in between; then the work.
@@ -389,7 +389,7 @@ void register_optimizer(py::module_& module) {
   auto method = py::reinterpret_steal<py::object>(
       PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(type.ptr()), &step_definition));
   type.attr("step") = method;
-  type.attr("StepReport") = report_type;
+  type.attr("_StepReport") = report_type;
 }
 
 }  // namespace fusedstep::bind

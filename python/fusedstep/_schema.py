@@ -31,6 +31,8 @@ class Schema:
         self.step = step
         self.arguments = {name: field["default"] for name, field in fields.items() if field["purpose"] != "loss"}
         self.options = {name: value for name, value in self.arguments.items() if fields[name]["purpose"] == "option"}
+        self.argument = {state["renamed"]: name for name, state in states.items() if state["renamed"] is not None}
+        """What functions call the states that have another name with some options."""
         self.starting = {
             state["starts_at"]: name for name, state in states.items() if state["starts_at"] in self.options
         }

@@ -60,14 +60,14 @@ class _Bound:
                 [name for name, _, _ in group],
                 [_array(param, f"parameter {name!r}") for name, param, _ in group],
                 values,
-                [[entry[state].numpy() if state in entry else None for state in states] for _, _, entry in group],
+                [[None if state is None else state.numpy() for state in _found(entry, states)] for _, _, entry in group],
             )
         self._core.set_tree(list(range(len(mine))))
         self._core.counts = [int(step) for step in self.steps.tolist()]
         for i, entry in enumerate(mine):
             entry["step"] = self.steps[i]
         self._values = _values(entries)
-        self._states = [entry[state] for entry in mine for state in states if state in entry]
+        self._states = [state for entry in mine for state in _found(entry, states) if state is not None]
         self._places = self._places_now()
         self._version = self.steps._version
 
@@ -122,6 +122,11 @@ class _Bound:
 _dtype = operator.attrgetter("dtype")
 
 
+def _found(entry: Entry, names: Sequence[str]) -> list[Tensor | None]:
+    """Return the states of an entry, None where the rule does without."""
+    return [next((entry[name] for name in either.split("|") if name in entry), None) for either in names]
+
+
 def _sizes(groups: list[Group]) -> list[int]:
     return [len(group["params"]) for group in groups]
 
@@ -174,7 +179,7 @@ class _Optimizer(torch.optim.Optimizer):
 
     _rule: ClassVar[str]
     _states: ClassVar[tuple[str, ...]]
-    """torch's names of the rule's states, in the rule's order."""
+    """The names of the rule's states in an entry, in the rule's order; "a|b" where there are two for one."""
     _fixed: ClassVar[dict[str, Any]] = {}
     """Hyperparameters of the rule that torch does not have."""
 
@@ -289,7 +294,33 @@ class _Optimizer(torch.optim.Optimizer):
                 group.setdefault(name, value)
             self._check(group)
         super().__setstate__(state)
+        for entry in self.state.values():
+            found = self._from_torch(entry)
+            if found is not entry:
+                entry.clear()
+                entry.update(found)
         self._bound = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the optimizer as the class of ``torch.optim`` has it."""
+        state = self.state
+        self.state = state.copy()
+        self.state.update({param: self._to_torch(entry) for param, entry in state.items()})
+        try:  # so that hooks see it in this form
+            state_dict: dict[str, Any] = super().state_dict()
+        finally:
+            self.state = state
+        return state_dict
+
+    @staticmethod
+    def _to_torch(entry: Entry) -> Entry:
+        """Return the states as torch has them."""
+        return entry
+
+    @staticmethod
+    def _from_torch(entry: Entry) -> Entry:
+        """Return the states as this class has them, from either form."""
+        return entry
 
 
 class RMSprop(_Optimizer):
@@ -302,8 +333,9 @@ class RMSprop(_Optimizer):
 
     As ``torch.optim.RMSprop``, whose ``state_dict`` it loads and which loads its own. Differences:
 
-    - Centred, ``v - m^2`` is clamped at 0. torch does not clamp it: rounding makes it negative where gradients hardly
-      change, and the parameter becomes NaN.
+    - Centred, the state is the ``variance`` itself; torch computes it as ``v - m^2``, which cancels, becomes negative
+      where gradients hardly change, and makes the parameter NaN. ``state_dict()`` has torch's ``square_avg``, and
+      ``load_state_dict`` takes it.
     - ``alpha`` and ``momentum`` are at most 1, and all numbers finite.
 
     Parameters
@@ -317,7 +349,7 @@ class RMSprop(_Optimizer):
     """
 
     _rule = "rmsprop"
-    _states = ("square_avg", "grad_avg", "momentum_buffer")
+    _states = ("square_avg|variance", "grad_avg", "momentum_buffer")
 
     def __init__(
         self,
@@ -336,12 +368,27 @@ class RMSprop(_Optimizer):
         super().__init__(params, _defaults(locals()))
 
     def _new_entry(self, param: Tensor, group: Group) -> Entry:
-        entry = {"step": torch.zeros(()), "square_avg": torch.zeros_like(param)}
+        square = "variance" if group["centered"] else "square_avg"
+        entry = {"step": torch.zeros(()), square: torch.zeros_like(param)}
         if group["momentum"] > 0:
             entry["momentum_buffer"] = torch.zeros_like(param)
         if group["centered"]:
             entry["grad_avg"] = torch.zeros_like(param)
         return entry
+
+    @staticmethod
+    def _to_torch(entry: Entry) -> Entry:
+        if "variance" not in entry:
+            return entry
+        square = entry["variance"] + entry["grad_avg"] * entry["grad_avg"]
+        return {("square_avg" if key == "variance" else key): value for key, value in (entry | {"variance": square}).items()}
+
+    @staticmethod
+    def _from_torch(entry: Entry) -> Entry:
+        if "grad_avg" not in entry or "square_avg" not in entry:
+            return entry
+        variance = (entry["square_avg"] - entry["grad_avg"] * entry["grad_avg"]).clamp(min=0)
+        return {("variance" if key == "square_avg" else key): value for key, value in (entry | {"square_avg": variance}).items()}
 
 
 class Adagrad(_Optimizer):
@@ -453,23 +500,13 @@ class Rprop(_Optimizer):
             "step_size": torch.full_like(param, self._options(group)["lr"]),
         }
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of the optimizer as ``torch.optim.Rprop`` has it, except the magnitudes of ``prev``."""
-        state = self.state
-        self.state = state.copy()
-        for param, entry in state.items():
-            if "prev" in entry:
-                self.state[param] = {**entry, "prev": entry["prev"].to(entry["step_size"].dtype)}
-        try:  # so that hooks see it in this form
-            state_dict: dict[str, Any] = super().state_dict()
-        finally:
-            self.state = state
-        return state_dict
+    @staticmethod
+    def _to_torch(entry: Entry) -> Entry:
+        return {**entry, "prev": entry["prev"].to(entry["step_size"].dtype)} if "prev" in entry else entry
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over what ``load_state_dict``, ``copy`` or ``pickle`` have."""
-        super().__setstate__(state)
-        for entry in self.state.values():
-            if "prev" in entry:
-                prev = entry["prev"]
-                entry["prev"] = (prev > 0).to(torch.int8) - (prev < 0).to(torch.int8)
+    @staticmethod
+    def _from_torch(entry: Entry) -> Entry:
+        if "prev" not in entry:
+            return entry
+        prev = entry["prev"]
+        return {**entry, "prev": (prev > 0).to(torch.int8) - (prev < 0).to(torch.int8)}

@@ -195,6 +195,7 @@ def _write(run: Run, restore: Restore) -> None:
         np.copyto(live, value)
     for group, values in zip(run.groups, restore.groups, strict=True):
         group.update(values)
+    run.core.own(run.groups)
     run.remember_starts()
     run.core.steps = restore.step
     run.core.counts = restore.times

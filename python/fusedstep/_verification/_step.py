@@ -73,7 +73,8 @@ class Snapshot:
         """
         names = inspect.signature(getattr(reference, f"{schema.rule}_")).parameters
         found = {key: value for key, value in self.options.items() if key in names}
-        found |= {key: self.before[key] for key in _core.used_states(schema.rule, self.options)}
+        used = _core.used_states(schema.rule, self.options)
+        found |= {schema.argument.get(key, key): self.before[key] for key in used}
         if schema.step is not None and (schema.step == "" or self.options[schema.step]):
             found["step"] = self.count
         if "loss_increased" in names:

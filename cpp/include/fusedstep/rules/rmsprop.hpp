@@ -65,10 +65,13 @@ struct Schema<RMSprop> {
     return {};
   }
 
-  // With both, states are the corrected averages themselves.
+  // The state then holds something else: the variance, or, with both, corrected averages.
   static std::string change(const RMSprop& before, const RMSprop& after) {
-    if (!after.centered || before.bias_correction == after.bias_correction) return {};
-    return "bias_correction: expected no change with centered after the first step; make a new optimizer";
+    const char* changed = before.centered != after.centered ? "centered"
+                          : after.centered && before.bias_correction != after.bias_correction ? "bias_correction"
+                                                                                              : nullptr;
+    if (changed == nullptr) return {};
+    return std::string(changed) + ": expected no change after the start; make a new optimizer";
   }
 
   static constexpr MomentumForm tf = MomentumForm::tf;

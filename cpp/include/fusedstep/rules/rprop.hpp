@@ -54,12 +54,6 @@ struct Schema<Rprop> {
            schema::text(o.step_sizes[1]) + ")";
   }
 
-  static std::string change(const Rprop& before, const Rprop& after) {
-    if (before.lr == after.lr || (after.decoupled_weight_decay && after.weight_decay != 0)) return {};
-    return "lr: expected no change after the start (it is the first step size), got " + schema::text(after.lr) +
-           " instead of " + schema::text(before.lr) + "; change the state step_size instead";
-  }
-
   static bool needs_loss(const Rprop& o) { return o.variant == RpropVariant::irprop_plus; }
 
   static constexpr schema::Dialect<Rprop> dialects[] = {
@@ -149,7 +143,7 @@ struct RpropRule {
     const T Dn = resized(D, g, ps, c);
     const T move = sign(g) * (on_flip == OnFlip::undo && flip ? D : Dn);
     const std::int8_t sg = stored_sign(g);
-    p = on_flip == OnFlip::stay && flip ? p : p - move;
+    p = p - (on_flip == OnFlip::stay && flip ? T(0) : move);
     ps = forget && flip ? std::int8_t{0} : sg;
     return {p, Dn, ps};
   }

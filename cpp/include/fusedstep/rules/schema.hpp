@@ -108,7 +108,7 @@ struct Dialect {
 };
 
 /// The shortest text of a number that reads back as the same number.
-std::string text(double x);
+FUSEDSTEP_API std::string text(double x);
 
 inline constexpr double required = std::numeric_limits<double>::quiet_NaN();
 
