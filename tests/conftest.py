@@ -27,14 +27,28 @@ PARALLEL = {
 }  # fmt: skip
 
 
+# What `-m "not slow"` leaves out, beside what is marked where it stands: files that build C or C++ programs, run other
+# programs, or train; and tests that take more than a second.
+SLOW = {
+    "test_bench", "test_c_abi", "test_demo", "test_embedding", "test_examples", "test_gallery", "test_instructions",
+    "test_torch_trajectories", "test_typing",
+    "test_altered_files_with_a_right_checksum", "test_each_step_is_that_of_torch", "test_every_byte_and_every_length",
+    "test_forks_in_the_middle_of_an_optimizers_steps", "test_killed_while_saving", "test_resumed_at_every_cut",
+    "test_schedulers", "test_states_go_from_torch_to_us_and_back", "test_training_runs_as_with_torch",
+}  # fmt: skip
+
+
 def in_parallel(config: pytest.Config) -> bool:
     return str(config.getoption("parallel_threads", 1)) != "1"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items if in_parallel(config) else ():
-        if item.path.stem not in PARALLEL:
+    for item in items:
+        if in_parallel(config) and item.path.stem not in PARALLEL:
             item.add_marker("thread_unsafe")
+        if {item.path.stem, getattr(item, "originalname", "")} & SLOW:
+            item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)

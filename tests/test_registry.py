@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import fusedstep as fs
+from conftest import SLOW
 from registry import (
     BAD_CLASS_OPTIONS,
     BAD_FUNCTION_OPTIONS,
@@ -116,3 +118,10 @@ def test_what_is_missing_is_said() -> None:
     lacking = Entry("no_such_rule", "NoSuchRule", {}, (), ()).missing()
     for word in ("C++", "reference.py", "fs.no_such_rule_", "fs.NoSuchRule", "cases", "oracles", "loops"):
         assert any(word in what for what in lacking), word
+
+
+def test_what_is_slow_exists() -> None:
+    """The names in conftest.py are those of files or tests."""
+    files = {path.stem: path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py")}
+    for name in SLOW:
+        assert name in files or any(f"def {name}(" in text for text in files.values()), name
