@@ -66,12 +66,12 @@ void step(const AnyRule& rule, std::int64_t step, const AnySpan& parameter, cons
 }
 
 double norm(std::span<const AnySpan> gradients) {
-  std::vector<std::unique_ptr<MemoryOrder>> orders;
+  std::vector<std::unique_ptr<StridedOrder>> orders;
   std::vector<NormOperand> operands;
   for (const AnySpan& gradient : gradients) {
     const Array array = checked(gradient, {"gradient"}, gradient.type, false);
     check_parameter_type(array);
-    orders.push_back(memory_order(array));
+    orders.push_back(c_order(array));
     operands.push_back({array.data, array.size(), array.type, orders.back().get()});
   }
   const DefaultFloatingPoint guard;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <functional>
 
 #include "dispatch.hpp"
@@ -15,37 +14,29 @@ namespace {
 
 std::int64_t blocks(const NormOperand& gradient) { return (gradient.size + block - 1) / block; }
 
-double sum_of_block(const NormOperand& gradient, std::int64_t index, const Prepared& prepared, double& poison) {
+// f(n, dense) for one block of a gradient, in its logical C order.
+template <class F>
+double with_block(const NormOperand& gradient, std::int64_t index, F f) {
   const std::int64_t begin = index * block;
   const std::int64_t n = std::min(block, gradient.size - begin);
   const std::int64_t item = size_of(gradient.type);
-  const auto sum_of_squares = kernels().norm[static_cast<std::size_t>(gradient.type)].sum_of_squares;
-  if (gradient.order == nullptr) return sum_of_squares(prepared, n, gradient.data + begin * item, poison);
+  if (gradient.order == nullptr) return f(n, gradient.data + begin * item);
   alignas(64) char dense[block * sizeof(double)];
   gather(gradient.order->shape, gradient.order->strides.data(), gradient.data, item, begin, n, dense);
-  return sum_of_squares(prepared, n, dense, poison);
+  return f(n, dense);
 }
 
 }  // namespace
 
-std::unique_ptr<MemoryOrder> memory_order(const Array& array) {
-  std::vector<std::size_t> axes;
-  for (std::size_t axis = 0; axis < array.shape.size(); ++axis) {
-    if (array.shape[axis] != 1) axes.push_back(axis);
-  }
-  std::stable_sort(axes.begin(), axes.end(), [&](std::size_t a, std::size_t b) {
-    return std::abs(array.strides[a]) > std::abs(array.strides[b]);
-  });
+std::unique_ptr<StridedOrder> c_order(const Array& array) {
   std::int64_t dense = array.item_size();
   bool is_dense = true;
-  for (std::size_t k = axes.size(); k-- > 0; dense *= array.shape[axes[k]]) is_dense &= array.strides[axes[k]] == dense;
-  if (is_dense || array.size() == 0) return nullptr;
-  auto order = std::make_unique<MemoryOrder>();
-  for (const std::size_t axis : axes) {
-    order->shape.push_back(array.shape[axis]);
-    order->strides.push_back(array.strides[axis]);
+  for (std::size_t axis = array.shape.size(); axis-- > 0; dense *= array.shape[axis]) {
+    is_dense &= array.shape[axis] == 1 || array.strides[axis] == dense;
   }
-  return order;
+  if (is_dense || array.size() == 0) return nullptr;
+  return std::make_unique<StridedOrder>(
+      StridedOrder{{array.shape.begin(), array.shape.end()}, {array.strides, array.strides + array.shape.size()}});
 }
 
 Norm norm(std::span<const NormOperand> gradients, const StepOptions& options) {
@@ -64,6 +55,7 @@ Norm norm(std::span<const NormOperand> gradients, const StepOptions& options) {
   Prepared prepared[parameter_types];
   for (int type = 0; type < parameter_types; ++type) kernels().norm[type].prepare(clipping, prepared[type]);
 
+  double scale = 1.0;
   const auto run = [&](std::int64_t begin, std::int64_t end) {
     const DefaultFloatingPoint guard;
     auto i = static_cast<std::size_t>(std::upper_bound(first.begin(), first.end(), begin) - first.begin()) - 1;
@@ -71,19 +63,30 @@ Norm norm(std::span<const NormOperand> gradients, const StepOptions& options) {
       while (unit >= first[i + 1]) ++i;
       double poison = 0.0;
       const auto type = static_cast<std::size_t>(gradients[i].type);
-      sums[static_cast<std::size_t>(unit)] = sum_of_block(gradients[i], unit - first[i], prepared[type], poison);
-      poisoned[static_cast<std::size_t>(unit)] = std::isnan(poison);
+      const NormKernel& kernel = kernels().norm[type];
+      sums[static_cast<std::size_t>(unit)] = with_block(gradients[i], unit - first[i], [&](std::int64_t n, const void* g) {
+        return scale == 1.0 ? kernel.sum_of_squares(prepared[type], n, g, poison)
+                            : kernel.scaled_sum_of_squares(prepared[type], scale, n, g);
+      });
+      poisoned[static_cast<std::size_t>(unit)] = poisoned[static_cast<std::size_t>(unit)] || std::isnan(poison);
     }
   };
-  parallel_for(first.back(), threads_for(elements), body(run));
+  const auto root_of_sum = [&] {
+    parallel_for(first.back(), threads_for(elements), body(run));
+    return std::sqrt(tree(std::span(sums), std::plus<double>()));
+  };
 
   Norm result;
+  result.norm = root_of_sum();
   for (std::size_t i = 0; i < gradients.size(); ++i) {
     const auto from = poisoned.begin() + first[i];
     const auto to = poisoned.begin() + first[i + 1];
     if (std::find(from, to, true) != to) result.nonfinite.push_back(i);
   }
-  result.norm = std::sqrt(tree(std::span(sums), std::plus<double>()));
+  // Where the squares leave the range of double and their root does not: times a power of 2, which is exact.
+  if (std::isinf(result.norm) && result.nonfinite.empty()) scale = 0x1p-600;
+  if (result.norm < 0x1p-450) scale = 0x1p600;
+  if (scale != 1.0) result.norm = root_of_sum() / scale;
   return result;
 }
 

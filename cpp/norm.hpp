@@ -1,5 +1,5 @@
-// The norm of a list of gradients, and which of them have an inf or a NaN: one reading pass, the same bits for any number
-// of threads and any instruction set.
+// The norm of a list of gradients, and which of them have an inf or a NaN: one reading pass, the same bits for any layout,
+// number of threads and instruction set.
 #pragma once
 
 #include <cstdint>
@@ -12,20 +12,20 @@
 
 namespace fusedstep {
 
-// An array in the order of its own memory (NumPy's order="K"), where that is not one dense run.
-struct MemoryOrder {
-  std::vector<std::int64_t> shape;  // outermost first
+// How an array lies whose elements, in their logical C order, are not one dense run.
+struct StridedOrder {
+  std::vector<std::int64_t> shape;
   std::vector<std::int64_t> strides;
 };
 
-// Null: one dense run from the first element.
-std::unique_ptr<MemoryOrder> memory_order(const Array& array);
+// Null: one dense run.
+std::unique_ptr<StridedOrder> c_order(const Array& array);
 
 struct NormOperand {
   const char* data;
   std::int64_t size;
   Type type;
-  const MemoryOrder* order;
+  const StridedOrder* order;
 };
 
 struct Norm {

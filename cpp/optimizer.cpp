@@ -1,6 +1,7 @@
 #include "optimizer.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <map>
 #include <stdexcept>
@@ -9,6 +10,26 @@
 #include "reduction.hpp"
 
 namespace fusedstep {
+namespace {
+
+// Sets all elements to 0.
+void set_to_zero(char* data, std::span<const std::int64_t> shape, const std::int64_t* strides, std::int64_t item_size) {
+  if (shape.empty()) {
+    std::memset(data, 0, static_cast<std::size_t>(item_size));
+    return;
+  }
+  if (shape.size() == 1 && strides[0] == item_size) {
+    std::memset(data, 0, static_cast<std::size_t>(shape[0] * item_size));
+    return;
+  }
+  for (std::int64_t i = 0; i < shape[0]; ++i) {
+    set_to_zero(data + i * strides[0], shape.subspan(1), strides + 1, item_size);
+  }
+}
+
+void set_to_zero(const Array& array) { set_to_zero(array.data, array.shape, array.strides, array.item_size()); }
+
+}  // namespace
 
 OptimizerCore::OptimizerCore(RuleId rule) : rule_(rule), schema_(schema_of(rule)) {}
 
@@ -188,7 +209,7 @@ void OptimizerCore::accept(std::size_t i, const Array& gradient, bool written) {
   Tensor tensor;
   auto layout = std::make_unique<Layout>();
   if (arrange(schema_, member.parameter, gradient, member.states, tensor, *layout)) layout = nullptr;
-  auto order = memory_order(gradient);
+  auto order = c_order(gradient);
 
   // From here on nothing throws: the member is as before or wholly new.
   tensor.layout = layout.get();
@@ -309,7 +330,10 @@ StepReport OptimizerCore::step(const StepOptions& options) {
   if (needs_loss()) {
     if (!options.loss) refuse("loss: needed by these hyperparameters; pass the loss at these gradients");
     const schema::Field& field = *schema_.field("loss_increased");
-    for (Options& group : groups_) group.at<bool>(field) = last_loss_ && *options.loss > *last_loss_;
+    for (Options& group : groups_) {  // who maximises an objective loses where it falls
+      const bool maximize = schema_.prologue(group).maximize;
+      group.at<bool>(field) = last_loss_ && (maximize ? *options.loss < *last_loss_ : *options.loss > *last_loss_);
+    }
   }
   if (options.zero_grads) check_gradients_disjoint();
 
@@ -325,10 +349,13 @@ StepReport OptimizerCore::step(const StepOptions& options) {
     }
     if (!report.nonfinite.empty() && options.nonfinite == Nonfinite::skip) {
       report.skipped = true;
+      for (std::size_t i = 0; options.zero_grads && i < members_.size(); ++i) {
+        if (present_[i]) set_to_zero(members_[i].gradient);
+      }
       return report;
     }
     const double norm = *report.grad_norm;
-    if (options.clip_norm != 0) clip_coef = options.clip_norm / (norm < options.clip_norm ? options.clip_norm : norm);
+    if (options.clip_norm != 0 && !std::isinf(options.clip_norm)) clip_coef = options.clip_norm / (norm < options.clip_norm ? options.clip_norm : norm);
   }
   prepare(options, clip_coef);
   const int threads = threads_for(present_elements_);  // may throw: before anything is written

@@ -87,7 +87,7 @@ class OptimizerCore {
     Array states[max_states];
     Owner owner;
     std::unique_ptr<Layout> layout;
-    std::unique_ptr<MemoryOrder> gradient_order;  // null: one dense run
+    std::unique_ptr<StridedOrder> gradient_order;  // null: one dense run
   };
 
   struct Part {

@@ -20,7 +20,9 @@ void check_positive(double x, const char* name) {
 
 void check(const StepOptions& options) {
   check_positive(options.grad_scale, "grad_scale");
-  if (options.clip_norm != 0) check_positive(options.clip_norm, "clip_norm");
+  if (options.clip_norm != 0 && !(std::isinf(options.clip_norm) && options.clip_norm > 0)) {
+    check_positive(options.clip_norm, "clip_norm");
+  }
   if (options.clip_value != 0) check_positive(options.clip_value, "clip_value");
 }
 

@@ -221,6 +221,11 @@ class Mirror:
         """Leave out what only the class takes: which states there are, and where they start."""
         return {key: value for key, value in options.items() if key in self.case.reference_takes}
 
+    def _worse(self, loss: float | None, maximize: bool) -> bool:
+        if loss is None or self.last_loss is None:
+            return False
+        return loss < self.last_loss if maximize else loss > self.last_loss
+
     def step(
         self,
         grads: Mapping[str, Array | None],
@@ -238,18 +243,18 @@ class Mirror:
         if clip_norm is not None or nonfinite != "propagate":
             present = [grad for grad in grads.values() if grad is not None]
             norm = fs.reference.norm(present, grad_scale=grad_scale, clip_value=clip_value)
-            if clip_norm is not None:
+            if clip_norm is not None and not math.isinf(clip_norm):
                 coef = clip_norm / (norm if norm > clip_norm or math.isnan(norm) else clip_norm)
-        rises = loss is not None and self.last_loss is not None and loss > self.last_loss
         members = {}
         for name, grad in grads.items():
             if grad is None:
                 continue
             self.times[name] += 1
             t = self.times[name]
+            own = {**self.case.class_options, **self.options[name]}
+            rises = self._worse(loss, bool(own.get("maximize")))
             options = {
-                **self.case.class_options,
-                **self.options[name],
+                **own,
                 **self.case.at_step(t, rises),
                 **self.case.reference_at_step(t, rises),
             }

@@ -581,7 +581,8 @@ ADAGRAD_DA = Entry(
     cases={
         "plain": {},
         "l1 and l2, maximize": {"l1": 0.3, "l2": 0.2, "maximize": True, "initial_accumulator_value": 0.0},
-        "l2, decoupled decay": {"lr": 0.1, "l2": 0.5, **DECOUPLED},
+        "l2, coupled decay": {"lr": 0.1, "l2": 0.5, "weight_decay": 0.3},
+        "decoupled, without decay": {"decoupled_weight_decay": True},
     },
     bad=_PENALTIES,
     signed=frozenset({"grad_sum"}),
@@ -1321,7 +1322,7 @@ CONFLICTS: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
 _POSITIVE = (*(bad for bad in NONNEGATIVE if bad.value is not None), *_bad((0, 0.0, -0.0), ValueError))
 BAD_STEP_OPTIONS: dict[str, tuple[Bad, ...]] = {
     "grad_scale": _POSITIVE,
-    "clip_norm": _POSITIVE,
+    "clip_norm": tuple(bad for bad in _POSITIVE if bad.value != math.inf),
     "clip_value": _POSITIVE,
     "zero_grads": FLAG,
     "nonfinite": _bad(("", "Skip", "ignore", None, True, 3), ValueError),

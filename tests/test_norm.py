@@ -141,12 +141,29 @@ def test_special_values(dtype: np.dtype[Any], isa: str) -> None:
         assert norm([np.full(4, 1e30, dtype)]) == 2 * float(dtype.type(1e30))
 
 
-def test_squares_that_overflow() -> None:
-    """Finite gradients with a norm beyond the largest double: the norm is inf, no parameter is to blame."""
-    param = np.ones(3)
-    report = fs.RMSprop([param]).step([np.full(3, 1e200)], clip_norm=1.0)
+@pytest.mark.parametrize("magnitude", [1e-200, 1e-170, 1e-160, 1e154, 1e160, 1e200, 1e300])
+def test_squares_beyond_the_range_of_double(magnitude: float) -> None:
+    """The norm overflows or vanishes only where the true norm does."""
+    grads = [np.full(8, magnitude), np.full((3, 5), -2 * magnitude), np.zeros(3), np.ones(2, np.float32)]
+    if magnitude < 1:
+        grads[-1][...] = 0
+    report = fs.RMSprop([np.ones_like(grad) for grad in grads], verify="every").step(grads, clip_norm=1.0)
+    assert report.nonfinite == ()
+    np.testing.assert_allclose(report.grad_norm, magnitude * math.sqrt(8 + 15 * 4), rtol=1e-14)
+
+
+def test_a_norm_beyond_the_largest_double() -> None:
+    """It is inf, and no parameter is to blame."""
+    report = fs.RMSprop([np.ones(3)]).step([np.full(3, 1.7e308)], clip_norm=1.0)
     assert report.grad_norm == math.inf
     assert report.nonfinite == ()
+
+
+def test_an_infinite_clip_norm_only_reports() -> None:
+    param, plain, grad = np.ones(3), np.ones(3), np.array([3.0, 0.0, 4.0])
+    assert fs.RMSprop([param]).step([grad], clip_norm=math.inf).grad_norm == 5.0
+    fs.RMSprop([plain]).step([grad])
+    assert param.tobytes() == plain.tobytes()
 
 
 def test_the_names_of_nonfinite_gradients() -> None:

@@ -782,8 +782,9 @@ def test_the_report(case: Case) -> None:
 @each_dtype
 @each_full_rule
 def test_nonfinite_gradients(case: Case, dtype: np.dtype[Any], value: float) -> None:
-    """propagate: as the reference. skip and raise: not a byte changes, not of the gradients either, nor the number of
-    steps nor the last loss; the parameters are named; the run goes on as if the step had not been."""
+    """propagate: as the reference. skip and raise: not a byte of parameters and states changes, nor the number of steps
+    nor the last loss; skip sets the gradients to 0 if asked to; the parameters are named; the run goes on as if the step
+    had not been."""
     rng = np.random.default_rng(8)
     shapes = {"first": (5,), "large": (9000,), "wide": (30, 40), "last": (3,)}
     for bad, count, more in itertools.product(
@@ -806,9 +807,15 @@ def test_nonfinite_gradients(case: Case, dtype: np.dtype[Any], value: float) -> 
         grads = {name: normal(rng, shape, dtype, "every 2nd of the last axis") for name, shape in shapes.items()}
         for name in bad:
             grads[name][(-1,) * grads[name].ndim] = value
-        unchanged = Unchanged(memory_of(optimizer, *grads.values()))
+        unchanged = Unchanged(memory_of(optimizer, *([] if more.get("zero_grads") else grads.values())))
         with threads(count):
             report = optimizer.step(grads, nonfinite="skip", loss=1e9, **more)
+            if more.get("zero_grads"):
+                assert not any(grad.any() for grad in grads.values())
+                for name, shape in shapes.items():
+                    grads[name][...] = normal(rng, shape, dtype)
+                for name in bad:
+                    grads[name][(-1,) * grads[name].ndim] = value
             assert report.step == 1
             assert report.skipped
             assert report.nonfinite == bad

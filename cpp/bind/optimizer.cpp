@@ -86,7 +86,10 @@ class PyOptimizer {
     const Hold hold(*this, true);
     StepOptions options;
     if (!grad_scale.is_none()) options.grad_scale = positive(grad_scale, "grad_scale");
-    if (!clip_norm.is_none()) options.clip_norm = positive(clip_norm, "clip_norm");
+    if (!clip_norm.is_none()) {
+      options.clip_norm = real(clip_norm, "clip_norm");
+      if (!(std::isinf(options.clip_norm) && options.clip_norm > 0)) positive(clip_norm, "clip_norm");
+    }
     if (!clip_value.is_none()) options.clip_value = positive(clip_value, "clip_value");
     options.zero_grads = flag(zero_grads, "zero_grads");
     options.nonfinite = policy(nonfinite);

@@ -90,6 +90,8 @@ struct Kernel {
 struct NormKernel {
   void (*prepare)(const Prologue& prologue, Prepared& out) noexcept;
   double (*sum_of_squares)(const Prepared& prepared, std::int64_t n, const void* g, double& poison) noexcept;
+  // The same of the gradients times `scale`, where their squares would leave the range of double.
+  double (*scaled_sum_of_squares)(const Prepared& prepared, double scale, std::int64_t n, const void* g) noexcept;
 };
 
 struct Kernels {

@@ -66,6 +66,17 @@ template <class T>
   return sum_of_lanes(sum);
 }
 
+template <class T>
+[[gnu::noinline]] double scaled_sum_of_squares_loop(const PrologueConstants<T> c, double scale, std::int64_t n,
+                                                    const T* __restrict g) noexcept {
+  double sum[lanes] = {};
+  by_lanes(n, [&](std::int64_t i, std::int64_t lane) {
+    const double x = static_cast<double>(clipped(g[i], c)) * scale;
+    sum[lane] += x * x;
+  });
+  return sum_of_lanes(sum);
+}
+
 // The same functions with their types erased.
 
 template <class Rule, class T, template <class> class Before>
@@ -106,6 +117,9 @@ constexpr NormKernel norm_kernel() {
           },
           [](const Prepared& prepared, std::int64_t n, const void* g, double& poison) noexcept {
             return sum_of_squares_loop<T>(as<PrologueConstants<T>>(prepared), n, static_cast<const T*>(g), poison);
+          },
+          [](const Prepared& prepared, double scale, std::int64_t n, const void* g) noexcept {
+            return scaled_sum_of_squares_loop<T>(as<PrologueConstants<T>>(prepared), scale, n, static_cast<const T*>(g));
           }};
 }
 

@@ -466,8 +466,9 @@ def _positive_part(x: Array) -> Array:
 def norm(grads: Iterable[Array], *, grad_scale: float | None = None, clip_value: float | None = None) -> float:
     """Return the norm of all gradients, in the kernels' order of additions.
 
-    Squares and sums in double; each gradient in the order of its memory, in blocks of 1,024 of 16 lanes; lanes, then
-    blocks, are added in pairs of neighbours.
+    Squares and sums in double; each gradient in its logical C order, in blocks of 1,024 of 16 lanes; lanes, then blocks,
+    are added in pairs of neighbours. Where the squares leave the range of double and their root does not, the gradients
+    are scaled by a power of 2.
 
     Parameters
     ----------
@@ -481,14 +482,18 @@ def norm(grads: Iterable[Array], *, grad_scale: float | None = None, clip_value:
     float
         The square root of the sum of all squares; inf or NaN where a gradient has one.
     """
-    blocks: list[float] = []
     with np.errstate(all="ignore"):
-        for grad in grads:
-            g = gradient(grad, grad, grad_scale=grad_scale, clip_value=clip_value)
-            axes = sorted(range(grad.ndim), key=lambda axis, grad=grad: -abs(grad.strides[axis]))  # type: ignore[misc]
-            x = g.transpose(axes).ravel().astype(np.float64)
-            blocks.extend(_block_sums(x * x))
-        return math.sqrt(_tree_sum(blocks))
+        unscaled = [gradient(grad, grad, grad_scale=grad_scale) for grad in grads]
+        doubles = [gradient(g, g, clip_value=clip_value).ravel().astype(np.float64) for g in unscaled]
+        total = _tree_sum([each for x in doubles for each in _block_sums(x * x)])
+        scale = 1.0
+        if math.isinf(total) and all(np.isfinite(g).all() for g in unscaled):
+            scale = 2.0**-600
+        if total < 2.0**-900:
+            scale = 2.0**600
+        if scale != 1.0:
+            total = _tree_sum([each for x in doubles for each in _block_sums(x * scale * (x * scale))])
+        return math.sqrt(total) / scale
 
 
 def _block_sums(terms: Array) -> list[float]:

@@ -197,7 +197,7 @@ enum class Nonfinite : std::uint8_t {
 /// What a whole step does besides the update; 0 turns an option off.
 struct StepOptions {
   double grad_scale = 1.0;  ///< what the loss was multiplied by, > 0
-  double clip_norm = 0.0;   ///< largest norm of all gradients together
+  double clip_norm = 0.0;   ///< largest norm of all gradients together; inf: only report it
   double clip_value = 0.0;  ///< largest magnitude of an element
   bool zero_grads = false;  ///< set the gradients to 0 in the same pass
   Nonfinite nonfinite = Nonfinite::propagate;

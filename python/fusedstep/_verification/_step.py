@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -96,10 +97,9 @@ def verified_step(
     with run.core:
         run.check_groups()
         before = run.core.last_loss
-        rises = loss is not None and before is not None and loss > before
         groups = [group for group, names in zip(run.groups, run.names, strict=True) for _ in names]
         snapshots = [
-            Snapshot(run.schema, name, array, run.state[name], grad, group, count + 1, rises)
+            Snapshot(run.schema, name, array, run.state[name], grad, group, count + 1, _worse(group, loss, before))
             for (name, array), group, count, grad in zip(
                 run.params.items(), groups, run.core.counts, run.core.gradients(grads), strict=True
             )
@@ -108,6 +108,13 @@ def verified_step(
         with default_floating_point():
             _check(run.schema, snapshots, report, grad_scale, clip_norm, clip_value, zero_grads)
         return report
+
+
+def _worse(group: Mapping[str, Any], loss: float | None, before: float | None) -> bool:
+    """Return whether the loss rose, or the objective fell in a group that maximises it."""
+    if loss is None or before is None:
+        return False
+    return loss < before if group.get("maximize") else loss > before
 
 
 def _check(
@@ -124,7 +131,7 @@ def _check(
         grads = [snapshot.grad for snapshot in snapshots if snapshot.grad is not None]
         norm = reference.norm(grads, grad_scale=grad_scale, clip_value=clip_value)
         _compare("the norm", np.asarray(report.grad_norm), np.asarray(norm))
-        if clip_norm is not None:
+        if clip_norm is not None and not math.isinf(clip_norm):
             clip_coef = clip_norm / max(norm, clip_norm)
     if not report.skipped:
         prologue = {"grad_scale": grad_scale, "clip_value": clip_value, "clip_coef": clip_coef}
@@ -134,7 +141,7 @@ def _check(
             what = "" if key == "param" else f"{key} of "
             _compare(f"{what}parameter {snapshot.name!r}", array, snapshot.before[key])
         if snapshot.grad is not None and snapshot.live_grad is not None:
-            expected = np.zeros_like(snapshot.grad) if zero_grads and not report.skipped else snapshot.grad
+            expected = np.zeros_like(snapshot.grad) if zero_grads else snapshot.grad
             _compare(f"the gradient of parameter {snapshot.name!r}", snapshot.live_grad, expected)
 
 

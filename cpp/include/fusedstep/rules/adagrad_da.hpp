@@ -27,6 +27,12 @@ struct Schema<AdagradDA> {
   static constexpr schema::State states[] = {{.name = "grad_sum"},
                                              {.name = "square_sum", .starts_at = "initial_accumulator_value"}};
   static constexpr const char* step_used_with = schema::always;
+
+  static std::string conflict(const AdagradDA& o) {
+    if (o.weight_decay == 0 || !o.decoupled_weight_decay) return {};
+    return "decoupled_weight_decay: expected False with weight_decay, because this rule does not go on from the "
+           "parameter, which the decay would shrink";
+  }
 };
 
 }  // namespace fusedstep
