@@ -582,7 +582,6 @@ ADAGRAD_DA = Entry(
         "plain": {},
         "l1 and l2, maximize": {"l1": 0.3, "l2": 0.2, "maximize": True, "initial_accumulator_value": 0.0},
         "l2, coupled decay": {"lr": 0.1, "l2": 0.5, "weight_decay": 0.3},
-        "decoupled, without decay": {"decoupled_weight_decay": True},
     },
     bad=_PENALTIES,
     signed=frozenset({"grad_sum"}),

@@ -774,3 +774,67 @@ def test_messages_say_what_to_do() -> None:
         with pytest.raises((TypeError, ValueError)) as caught:
             attempt()
         assert re.search(message, str(caught.value)), (message, str(caught.value))
+
+
+# --------------------------------------------------------------------------------------------- work that would be lost
+
+
+def test_functions_refuse_temporary_copies() -> None:
+    """Indexing by an array or a mask copies: the update of that copy would be lost."""
+    w, g, s = np.ones((6, 2)), np.ones((3, 2)), np.zeros((6, 2))
+    rows, mask, part = [0, 2, 4], np.arange(6) % 2 == 0, np.zeros((3, 2))
+    calls: tuple[Callable[[], None], ...] = (
+        lambda: fs.adagrad_(w[rows], g, part, lr=0.1),
+        lambda: fs.adagrad_(w[mask], g, part, lr=0.1),
+        lambda: fs.adagrad_(w[:3], g, s[rows], lr=0.1),
+        lambda: fs.adagrad_(w[:3], g, square_sum=np.zeros((3, 2)), lr=0.1),
+        lambda: fs.adagrad_(w[:3].astype(np.float32), g.astype(np.float32), part, lr=0.1),
+    )
+    for call in calls:
+        with refused(ValueError, ["temporary copy", "lost"], [w, g, s, part], "a temporary"):
+            call()
+    fs.adagrad_(w[::2], g, s[1:4], lr=0.1)  # views are no copies
+    kept = w[rows]
+    fs.adagrad_(kept, w[mask], part, lr=0.1)  # a gradient is only read
+    assert (w[::2] == w[0]).all()
+    assert (w[1::2] == 1.0).all()
+    assert (kept != w[rows]).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_numbers_are_gradients_of_0d_parameters(dtype: np.dtype[Any]) -> None:
+    """NumPy's arithmetic on 0-d arrays returns scalars."""
+    w, same, step = np.array(1.0, dtype), np.array(1.0, dtype), np.array(0.3, dtype)
+    optimizer, plain = fs.RMSprop({"w": w}, verify="every"), fs.RMSprop({"w": same})
+    for grad in (2 * (w - 3), 0.1, -0.3, step[()]):
+        optimizer.step({"w": grad})
+        plain.step({"w": np.array(grad, dtype)})
+    assert not difference(w, same)
+    with refused(TypeError, ["gradient of parameter 'w'", "0-d array", "zero_grads"], memory_of(optimizer)):
+        optimizer.step({"w": w - 3}, zero_grads=True)
+    other = np.float32 if dtype == np.float64 else np.float64
+    with refused(TypeError, ["gradient of parameter 'w'", "expected dtype"], memory_of(optimizer)):
+        optimizer.step({"w": other(1.0)})
+    with refused(TypeError, ["gradient of parameter '0'", "numpy.ndarray"], []):
+        fs.RMSprop(np.ones(2, dtype)).step(1.0)
+
+
+def test_messages_say_what_to_do() -> None:
+    w = np.ones(2, np.float32)
+    optimizer = fs.RMSprop([w])
+    for grad, says in (
+        ([1.0, 2.0], "np.asarray"),
+        (np.ones(2, np.complex64), "view"),
+        (np.ma.ones(2, np.float32), "mask"),
+    ):
+        with refused(TypeError, ["gradient of parameter '0'", says], memory_of(optimizer), str(grad)):
+            optimizer.step([grad])
+    with refused(ValueError, ["'a'", "'b'", "shares memory", "give it once", "both gradients"], [w]):
+        fs.RMSprop({"a": w, "b": w})
+
+
+def test_decay_that_would_do_nothing_is_refused() -> None:
+    """Dual averaging forgets the parameter, and so would forget the decay of it."""
+    with refused(ValueError, ["decoupled_weight_decay", "weight_decay"], []):
+        fs.AdagradDA(np.ones(2), weight_decay=0.1, decoupled_weight_decay=True)
+    fs.AdagradDA(np.ones(2), decoupled_weight_decay=True)

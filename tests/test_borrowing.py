@@ -282,7 +282,7 @@ def test_memory_of_parameters_is_held() -> None:
 
 def test_memory_of_a_call_is_released() -> None:
     """After a step or a function, successful or not, nothing of its gradients and arrays is held."""
-    param = np.ones(2, np.float32)
+    param, state = np.ones(2, np.float32), np.zeros(2, np.float32)
     optimizer = fs.RMSprop(param)
     for bad in (False, True):
         grad = array.array("f", [1.0, 2.0, 3.0] if bad else [1.0, 2.0])
@@ -291,8 +291,8 @@ def test_memory_of_a_call_is_released() -> None:
         calls: list[Callable[[], Any]] = [
             lambda grad=grad: optimizer.step(grad),
             lambda exporter=exporter: optimizer.step(exporter),
-            lambda grad=grad: fs.adagrad_(param, grad, np.zeros(2, np.float32), lr=0.1),
-            lambda exporter=exporter: fs.adagrad_(param, exporter, np.zeros(2, np.float32), lr=0.1),
+            lambda grad=grad: fs.adagrad_(param, grad, state, lr=0.1),
+            lambda exporter=exporter: fs.adagrad_(param, exporter, state, lr=0.1),
         ]
         for call in calls:
             if bad:
@@ -410,8 +410,9 @@ def test_memory_that_does_not_fit(wrong: Any) -> None:
 
 def test_what_the_exporter_said_is_the_cause() -> None:
     """The exception of the exporter is kept; those that are no ordinary errors pass through."""
+    w, state = np.ones(2), np.ones(2)
     with pytest.raises(TypeError) as caught:
-        fs.adagrad_(Refusing(np.ones(2)), np.ones(2), np.ones(2), lr=0.1)
+        fs.adagrad_(Refusing(w), w, w, lr=0.1)
     assert isinstance(caught.value.__cause__, BufferError)
 
     class Interrupted(Exporter):
@@ -419,14 +420,14 @@ def test_what_the_exporter_said_is_the_cause() -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fs.adagrad_(np.ones(2), Interrupted(np.ones(2)), np.ones(2), lr=0.1)
+        fs.adagrad_(w, Interrupted(np.ones(2)), state, lr=0.1)
 
 
 def test_overlaps_are_seen() -> None:
     """By the memory, whatever object it belongs to."""
-    w = np.ones(4, np.float32)
+    w, state = np.ones(4, np.float32), np.zeros(4, np.float32)
     with pytest.raises(ValueError, match="grad shares memory with param"):
-        fs.adagrad_(w, memoryview(w), np.zeros(4, np.float32), lr=0.1)
+        fs.adagrad_(w, memoryview(w), state, lr=0.1)
     with pytest.raises(ValueError, match="shares memory"):
         fs.Adagrad([w, memoryview(w[::2])])
     with pytest.raises(ValueError, match=r"gradient of parameter.*shares memory"):

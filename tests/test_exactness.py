@@ -213,7 +213,7 @@ def test_every_int8_as_the_last_sign(case: Case, dtype: np.dtype[Any], isa: str)
         saved["params"]["0"], saved["state"]["0"] = param, values.states
         optimizer.load_state_dict(saved)
         for t, grad in enumerate(values.grads, 1):
-            optimizer.step([grad], loss=loss(t))
+            optimizer.step([grad], loss=-loss(t) if case.class_options.get("maximize") else loss(t))
         found = {"param": optimizer.param_groups[0]["params"][0], **optimizer.state["0"]}
         assert_same(found, wanted.after[-1], f"{case} {dtype} {isa}, a loaded checkpoint")
 

@@ -848,6 +848,36 @@ def test_unscaling_that_overflows_is_nonfinite(dtype: np.dtype[Any]) -> None:
     assert not optimizer.step([grad], grad_scale=2.0, nonfinite="skip", clip_value=1.0).skipped
 
 
+def test_an_accumulated_gradient_recovers_from_a_nan() -> None:
+    """A skipped step sets the gradients to 0 if asked to, whatever their layout; else every later step would be skipped."""
+    w = np.ones((3, 4))
+    optimizer = fs.RMSprop([w], verify="every")
+    for layout in LAYOUTS:
+        total = Guarded((3, 4), np.dtype(np.float64), layout)
+        total.array[...] = 0
+        skipped = []
+        for g in (1.0, math.nan, 1.0, 1.0):
+            total.array[...] += g
+            skipped.append(optimizer.step([total.array], nonfinite="skip", zero_grads=True).skipped)
+        assert skipped == [False, True, False, False], layout
+        assert not total.array.any()
+        assert not total.damaged()
+
+
+@each_dtype
+def test_irprop_plus_that_maximizes(dtype: np.dtype[Any]) -> None:
+    """An objective that fell is a loss that rose: the moves are those of the negative objective that is minimised."""
+    rng = np.random.default_rng(9)
+    start, grads = normal(rng, (50,), dtype), [normal(rng, (50,), dtype) for _ in range(8)]
+    up, down = start.copy(), start.copy()
+    maximizing = fs.Rprop([up], variant="irprop+", maximize=True, verify="every")
+    minimizing = fs.Rprop([down], variant="irprop+")
+    for t, grad in enumerate(grads):
+        maximizing.step([grad], loss=-loss(t))
+        minimizing.step([-grad], loss=loss(t))
+        assert not difference(up, down), t
+
+
 # --------------------------------------------------------------------------------------------------------- verification
 
 

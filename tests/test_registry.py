@@ -10,10 +10,12 @@ import pytest
 
 import fusedstep as fs
 from conftest import SLOW
+from fusedstep import _core
 from registry import (
     BAD_CLASS_OPTIONS,
     BAD_FUNCTION_OPTIONS,
     DECLARED,
+    DECOUPLED,
     ENTRIES,
     STEP_PROLOGUE,
     Entry,
@@ -109,6 +111,10 @@ def test_every_option_and_state_is_in_a_case(entry: Entry) -> None:
     changed = {key for options in entry.cases.values() for key, value in options.items()
                if value != fields[key]["default"]}  # fmt: skip
     options = {key for key, spec in fields.items() if spec["purpose"] != "loss" and key != "lr"}
+    try:
+        _core.check_hyperparameters(entry.rule, DECOUPLED)
+    except ValueError:  # the rule has no use for it
+        options.remove("decoupled_weight_decay")
     assert options <= changed | {"lr"}, f"no case of {entry.rule!r} has {options - changed}"
     assert {state["used_with"] for state in states.values() if state["used_with"]} <= changed
 

@@ -19,11 +19,20 @@ const py::detail::PyArray_Proxy* proxy(PyObject* object) { return py::detail::ar
 
 std::string type_name(py::handle object) { return py::str(py::type::handle_of(object).attr("__name__")); }
 
-void check_is_array(py::handle object, const Label& label) {
+// What to do instead, where that is known.
+std::string advice(py::handle object, const std::string& dtype) {
+  if (py::isinstance<py::list>(object) || py::isinstance<py::tuple>(object) || PyNumber_Check(object.ptr())) {
+    return "pass np.asarray(value, dtype=np." + dtype + ")";
+  }
+  const std::string module = py::str(py::getattr(py::type::handle_of(object), "__module__", py::str()));
+  if (module.starts_with("jax")) return "JAX arrays can't be updated in place: make arrays by jax.tree.map(np.array, params)";
+  return "pass a numpy.ndarray";
+}
+
+void check_is_array(py::handle object, const Label& label, const std::string& dtype = "float32") {
   if (is_array(object.ptr())) return;
-  throw py::type_error(label.text() + ": expected a numpy.ndarray, or what offers its memory by DLPack or the buffer " +
-                       "protocol, got " + type_name(object) +
-                       "; arrays are updated in place, never converted: pass the array itself");
+  throw py::type_error(label.text() + ": expected a numpy.ndarray, or an object that offers its memory by DLPack or the " +
+                       "buffer protocol, got " + type_name(object) + "; " + advice(object, dtype));
 }
 
 // The protocol of before 2023 does not know the argument, nor copies.
@@ -73,6 +82,11 @@ void check_byte_order(PyObject* object, const Label& label) {
 }
 
 [[noreturn]] void wrong_dtype(PyObject* object, const Label& label, const std::string& expected) {
+  const auto dtype = py::reinterpret_borrow<py::dtype>(proxy(object)->descr);
+  if (dtype.kind() == 'c') {
+    throw py::type_error(label.text() + ": expected dtype " + expected + ", got " + dtype_text(object) +
+                         "; pass array.view(np.float64 or np.float32), which has the real and imaginary parts as elements");
+  }
   throw py::type_error(label.text() + ": expected dtype " + expected + ", got " + dtype_text(object) +
                        "; arrays are borrowed, never converted: pass one of that dtype");
 }
@@ -110,6 +124,18 @@ PyObject* as_array(py::handle object, const Label& label, References& references
                          "ignore; pass its data, or numpy.ma.filled(array, 0)");
   }
   return object.ptr();
+}
+
+bool is_scalar(PyObject* object) {
+  return PyFloat_Check(object) != 0 || py::isinstance(object, py::module_::import("numpy").attr("generic"));
+}
+
+PyObject* as_array(py::handle scalar, const Label& label, Type type, References& references) {
+  const auto numpy = py::module_::import("numpy");
+  const bool rounded = PyFloat_CheckExact(scalar.ptr());
+  const py::object array = rounded ? numpy.attr("asarray")(scalar, py::arg("dtype") = name_of(type)) : numpy.attr("asarray")(scalar);
+  if (!has_type(array.ptr(), type)) wrong_dtype(array.ptr(), label, name_of(type));
+  return references.share(array.ptr());
 }
 
 Array borrow_parameter(py::handle object, const Label& label) {

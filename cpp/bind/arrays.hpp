@@ -25,6 +25,13 @@ inline bool is_array(PyObject* object) {
 // or if it is an array whose arithmetic means something else (a masked array). May run any Python code.
 PyObject* as_array(py::handle object, const Label& label, References& references);
 
+// Whether an object is a number that may stand for a gradient of a 0-d parameter: a Python float or a NumPy scalar, which
+// arithmetic on 0-d arrays returns.
+bool is_scalar(PyObject* object);
+
+// Such a number as a 0-d array: a float is rounded, a NumPy scalar must have the type.
+PyObject* as_array(py::handle scalar, const Label& label, Type type, References& references);
+
 // A parameter: float32 or float64. Raises TypeError (not an array, dtype, byte order) or ValueError (read-only,
 // misaligned), with the label, what was found and what to do. The object must outlive what is returned. Runs no Python
 // code, unless to say what is wrong.

@@ -104,6 +104,23 @@ void check_states(const Function& function, const RuleSchema& rule, const Option
   }
 }
 
+// Whether an array is a temporary that nobody else holds and that owns its memory, as W[rows] is with an array of rows: its
+// update would be lost. Free-threaded Python does not count references so.
+bool is_lost(PyObject* array) {
+#if defined(Py_GIL_DISABLED)
+  static_cast<void>(array);
+  return false;
+#else
+  if (!is_plain_array(array)) return false;
+#if PY_VERSION_HEX >= 0x030E0000
+  if (PyUnstable_Object_IsUniqueReferencedTemporary(array) == 0) return false;
+#else
+  if (Py_REFCNT(array) != 1) return false;
+#endif
+  return (py::detail::array_proxy(array)->flags & py::detail::npy_api::NPY_ARRAY_OWNDATA_) != 0;
+#endif
+}
+
 // First all that may run Python code, numbers and arrays of others; then a look at the memory, and the update.
 void update(const Function& function, PyObject* const* values) {
   const RuleSchema& rule = schema_of(function.rule);
@@ -127,6 +144,11 @@ void update(const Function& function, PyObject* const* values) {
         step = step_count(value);
       } else {
         arrays[k] = as_array(value, {argument.text.c_str()}, references);
+        if (argument.role != Role::gradient && is_lost(value)) {
+          throw py::value_error(argument.text + ": expected an array that the caller holds, got a temporary copy, whose " +
+                                "update would be lost (indexing by an array or a mask copies); keep it in a variable, and " +
+                                "write it back");
+        }
       }
     }
   }

@@ -95,7 +95,7 @@ class PyOptimizer {
     options.nonfinite = policy(nonfinite);
     if (!loss.is_none()) options.loss = real(loss, "loss");
     References references;
-    std::vector<PyObject*> gradients = collect(grads, references);
+    std::vector<PyObject*> gradients = collect(grads, references, options.zero_grads);
     groups_.read(groups, core_);
     if (!options.loss && core_.needs_loss()) {
       throw py::value_error("loss: needed by these hyperparameters, got None; pass step(grads, loss=...)");
@@ -249,13 +249,22 @@ class PyOptimizer {
   }
 
   // The gradients as ndarrays, owned by `references`; None where there is none.
-  std::vector<PyObject*> collect(py::handle grads, References& references) const {
+  std::vector<PyObject*> collect(py::handle grads, References& references, bool to_be_zeroed = false) const {
     if (!containers_) throw py::value_error("the optimizer has no parameters yet");
     std::vector<PyObject*> found(core_.size(), Py_None);
     containers_->collect(grads, found, references);
     for (std::size_t i = 0; i < found.size(); ++i) {
       if (found[i] == Py_None || is_plain_array(found[i])) continue;
-      found[i] = as_array(found[i], core_.gradient(i).label, references);
+      const Label& label = core_.gradient(i).label;
+      if (core_.parameter(i).shape.empty() && is_scalar(found[i])) {
+        if (to_be_zeroed) {
+          throw py::type_error(label.text() + ": expected a 0-d array with zero_grads=True, got a number, which can't be set " +
+                               "to 0");
+        }
+        found[i] = as_array(found[i], label, bound_[i].type, references);
+      } else {
+        found[i] = as_array(found[i], label, references);
+      }
     }
     return found;
   }

@@ -60,7 +60,10 @@ class _Bound:
                 [name for name, _, _ in group],
                 [_array(param, f"parameter {name!r}") for name, param, _ in group],
                 values,
-                [[None if state is None else state.numpy() for state in _found(entry, states)] for _, _, entry in group],
+                [
+                    [None if state is None else state.numpy() for state in _found(entry, states)]
+                    for _, _, entry in group
+                ],
             )
         self._core.set_tree(list(range(len(mine))))
         self._core.counts = [int(step) for step in self.steps.tolist()]
@@ -381,14 +384,19 @@ class RMSprop(_Optimizer):
         if "variance" not in entry:
             return entry
         square = entry["variance"] + entry["grad_avg"] * entry["grad_avg"]
-        return {("square_avg" if key == "variance" else key): value for key, value in (entry | {"variance": square}).items()}
+        return {
+            ("square_avg" if key == "variance" else key): value for key, value in (entry | {"variance": square}).items()
+        }
 
     @staticmethod
     def _from_torch(entry: Entry) -> Entry:
         if "grad_avg" not in entry or "square_avg" not in entry:
             return entry
         variance = (entry["square_avg"] - entry["grad_avg"] * entry["grad_avg"]).clamp(min=0)
-        return {("variance" if key == "square_avg" else key): value for key, value in (entry | {"square_avg": variance}).items()}
+        return {
+            ("variance" if key == "square_avg" else key): value
+            for key, value in (entry | {"square_avg": variance}).items()
+        }
 
 
 class Adagrad(_Optimizer):
