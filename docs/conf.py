@@ -76,7 +76,7 @@ sphinx_gallery_conf = {
 
 
 class Public(SphinxDirective):
-    """``public:: optimizers`` documents the classes that have a rule, ``public:: functions`` the functions of the rules."""
+    """``public:: optimizers`` documents the classes that have a rule, ``public:: functions`` their functions."""
 
     required_arguments = 1
 
@@ -86,9 +86,7 @@ class Public(SphinxDirective):
         for name in fs.__all__:
             found = getattr(fs, name)
             if inspect.isclass(found) and issubclass(found, fs.Optimizer) and found is not fs.Optimizer:
-                own = [
-                    key for key, value in vars(found).items() if inspect.isfunction(value) and not key.startswith("_")
-                ]
+                own = [key for key in vars(found) if inspect.isfunction(vars(found)[key]) and key[0] != "_"]
                 lines += [("optimizers", f".. autoclass:: {name}")]
                 lines += [("optimizers", f"   :members: {', '.join(own)}")] if own else []
             elif name.endswith("_"):

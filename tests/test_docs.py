@@ -20,6 +20,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 import fusedstep as fs
@@ -106,6 +107,38 @@ def test_python_blocks_run(
         printed = capsys.readouterr().out
     if missing:
         pytest.skip(f"{page.name}: all ran but the blocks that need {', '.join(sorted(missing))}")
+
+
+def test_jax_reads_parameters_later() -> None:
+    """The page on common mistakes is right: a loss that JAX only started may see a step that came after it; one that
+    was waited for does not, nor one that came with its gradient."""
+    jax = pytest.importorskip("jax")
+
+    @jax.jit
+    def loss(params: dict[str, Any]) -> Any:
+        return ((params["w"] @ params["w"]) ** 2).sum()
+
+    def started(params: dict[str, Any]) -> tuple[Any, Any]:
+        return loss(params), grad
+
+    def waited_for(params: dict[str, Any]) -> tuple[Any, Any]:
+        return jax.block_until_ready(loss(params)), grad
+
+    both = jax.jit(jax.value_and_grad(loss))
+    start = np.random.default_rng(0).standard_normal((400, 400), dtype=np.float32)
+    true, grad = (np.asarray(found) for found in (loss({"w": start}), jax.grad(loss)({"w": start})["w"]))
+    late = 0
+    for way in (started, waited_for, both):
+        for _ in range(20):
+            params = {"w": start.copy()}
+            opt = fs.RMSprop(params, lr=10.0)
+            value, gradient = way(params)
+            opt.step({"w": grad if way is not both else gradient["w"]})
+            is_late = abs(float(value) / float(true) - 1) > 0.1
+            assert way is started or not is_late, way
+            late += is_late
+    if not late:
+        pytest.skip("no step overtook JAX on this machine")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -196,7 +196,7 @@ class Optimizer:
         -----
         Three details differ from the original: centered RMSprop keeps the variance itself, where others compute
         ``v - m^2``, which cancels. Rprop compares signs, where PyTorch multiplies gradients, whose product may
-        underflow. Where a sign flipped and the loss fell, ``shark`` stays, as in the paper; Shark repeats its last move.
+        underflow. Where a sign flipped and the loss fell, ``shark`` stays, as in the paper; Shark repeats its move.
 
         Examples
         --------
