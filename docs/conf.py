@@ -105,6 +105,11 @@ def correct_signature(
     return ("", None) if obj in (fs.StepReport, fs.Optimizer) else None
 
 
+def name_files(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Name the files to which a page links on a code host, but which are not part of the guide."""
+    source[0] = re.sub(r"\[([^\]]+)\]\(\.\./([\w./-]+)\)", r"\1 (`\2`)", source[0])
+
+
 def visit_math(translator: nodes.NodeVisitor, node: nodes.math) -> None:
     """Write a formula as MathML, which browsers draw by themselves: no script, no network."""
     translator.body.append(tex2mathml(node.astext(), as_block=False))
@@ -122,4 +127,5 @@ def setup(app: Sphinx) -> None:
     """Connect the above."""
     app.add_directive("public", Public)
     app.connect("autodoc-process-signature", correct_signature)
+    app.connect("source-read", name_files)
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
