@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
 from sphinx_gallery.scrapers import figure_rst, matplotlib_scraper
 
 import fusedstep as fs
@@ -74,6 +75,25 @@ sphinx_gallery_conf = {
 }
 
 
+class Public(SphinxDirective):
+    """``public:: optimizers`` documents the classes that have a rule, ``public:: functions`` their functions."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Write a line for each name, in the order of ``fusedstep.__all__``; of a class, its own methods too."""
+        lines = []
+        for name in fs.__all__:
+            found = getattr(fs, name)
+            if inspect.isclass(found) and issubclass(found, fs.Optimizer) and found is not fs.Optimizer:
+                own = [key for key in vars(found) if inspect.isfunction(vars(found)[key]) and key[0] != "_"]
+                lines += [("optimizers", f".. autoclass:: {name}")]
+                lines += [("optimizers", f"   :members: {', '.join(own)}")] if own else []
+            elif name.endswith("_"):
+                lines += [("functions", f".. autofunction:: {name}")]
+        return self.parse_text_to_nodes("\n".join(line for kind, line in lines if kind == self.arguments[0]))
+
+
 def correct_signature(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str, None] | None:
@@ -83,6 +103,11 @@ def correct_signature(
         plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in own]
         return str(inspect.Signature(plain)), None
     return ("", None) if obj in (fs.StepReport, fs.Optimizer) else None
+
+
+def name_files(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Name the files to which a page links on a code host, but which are not part of the guide."""
+    source[0] = re.sub(r"\[([^\]]+)\]\(\.\./([\w./-]+)\)", r"\1 (`\2`)", source[0])
 
 
 def visit_math(translator: nodes.NodeVisitor, node: nodes.math) -> None:
@@ -100,5 +125,7 @@ def visit_math_block(translator: nodes.NodeVisitor, node: nodes.math_block) -> N
 
 def setup(app: Sphinx) -> None:
     """Connect the above."""
+    app.add_directive("public", Public)
     app.connect("autodoc-process-signature", correct_signature)
+    app.connect("source-read", name_files)
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import copy
 import importlib.util
@@ -12,18 +13,21 @@ import pickle
 import pydoc
 import re
 import shlex
+import sys
 import sysconfig
 import tomllib
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 import fusedstep as fs
 import native
+from fusedstep import typing as types
 from fusedstep._cli import COMMANDS, make_parser
-from registry import DECLARED
+from registry import DECLARED, ENTRIES
 
 pytestmark = pytest.mark.slow
 
@@ -105,6 +109,38 @@ def test_python_blocks_run(
         pytest.skip(f"{page.name}: all ran but the blocks that need {', '.join(sorted(missing))}")
 
 
+def test_jax_reads_parameters_later() -> None:
+    """The page on common mistakes is right: a loss that JAX only started may see a step that came after it; one that
+    was waited for does not, nor one that came with its gradient."""
+    jax = pytest.importorskip("jax")
+
+    @jax.jit
+    def loss(params: dict[str, Any]) -> Any:
+        return ((params["w"] @ params["w"]) ** 2).sum()
+
+    def started(params: dict[str, Any]) -> tuple[Any, Any]:
+        return loss(params), grad
+
+    def waited_for(params: dict[str, Any]) -> tuple[Any, Any]:
+        return jax.block_until_ready(loss(params)), grad
+
+    both = jax.jit(jax.value_and_grad(loss))
+    start = np.random.default_rng(0).standard_normal((400, 400), dtype=np.float32)
+    true, grad = (np.asarray(found) for found in (loss({"w": start}), jax.grad(loss)({"w": start})["w"]))
+    late = 0
+    for way in (started, waited_for, both):
+        for _ in range(20):
+            params = {"w": start.copy()}
+            opt = fs.RMSprop(params, lr=10.0)
+            value, gradient = way(params)
+            opt.step({"w": grad if way is not both else gradient["w"]})
+            is_late = abs(float(value) / float(true) - 1) > 0.1
+            assert way is started or not is_late, way
+            late += is_late
+    if not late:
+        pytest.skip("no step overtook JAX on this machine")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_blocks_are_of_a_kind_that_is_tested(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
@@ -128,13 +164,26 @@ def commands(page: Path) -> list[list[str]]:
     ]
 
 
+def bench_parser() -> argparse.ArgumentParser:
+    """Return the parser of the benchmark, which is part of a checkout and not of the package."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        return importlib.import_module("bench.__main__").parser()
+    finally:
+        sys.path.remove(str(ROOT))
+
+
 def check_command(words: list[str]) -> None:
     """Fail unless a command is one of ours, with arguments that exist."""
     program = words[0].removeprefix(".venv/bin/")
     if (program, words[1:3]) == ("python", ["-m", "fusedstep"]):
         make_parser().parse_args(words[3:])
+    elif (program, words[1:3]) == ("python", ["-m", "bench"]):
+        bench_parser().parse_args(words[3:])
     elif (program, words[1:3]) == ("python", ["-m", "pytest"]):
         assert all((ROOT / word).exists() for word in words[3:] if word.startswith("tests/"))
+    elif program == "python" and words[1].endswith(".py"):
+        assert (ROOT / words[1]).is_file(), words
     elif (program, words[1:2]) == ("pip", ["install"]):
         for extras in re.findall(r"\[([\w,]+)\]", " ".join(words)):
             assert set(extras.split(",")) <= set(EXTRAS)
@@ -219,15 +268,30 @@ def test_every_page_is_in_the_guide() -> None:
 
 
 def test_the_api_reference_has_every_public_name() -> None:
+    """Two directives of docs/conf.py list the classes and the functions of the rules; the page lists the rest."""
     text = (DOCS / "api.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"^\.\. auto(?:class|function|exception):: (\w+)$", text, re.MULTILINE))
-    assert shown == set(fs.__all__) - {"reference"}
+    assert re.findall(r"^\.\. public:: (\w+)$", text, re.MULTILINE) == ["optimizers", "functions"]
+    optimizers = {name for name in fs.__all__ if name in {entry.class_name for entry in ENTRIES}}
+    functions = {f"{rule}_" for rule in DECLARED}
+    assert shown.isdisjoint(optimizers | functions)
+    assert shown | optimizers | functions == set(fs.__all__) - {"reference"}
     assert ".. automodule:: fusedstep.reference\n   :members:\n" in text
+    assert set(re.findall(r"`([A-Z]\w+)`", text)) == set(types.__all__)
     tree = ast.parse((ROOT / "python" / "fusedstep" / "torch.py").read_text(encoding="utf-8"))
     [names] = [
         node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
     ]
     assert set(re.findall(r"autoclass:: fusedstep\.torch\.(\w+)", text)) == set(ast.literal_eval(names))
+
+
+@pytest.mark.parametrize("rule", DECLARED)
+def test_a_rule_is_exported(rule: str) -> None:
+    """``__init__.py`` imports the function and the class, and ``__all__`` lists both."""
+    names = {f"{rule}_", *(entry.class_name for entry in ENTRIES if entry.rule == rule)}
+    missing = names - set(fs.__all__)
+    assert not missing, f"python/fusedstep/__init__.py does not export {sorted(missing)}"
+    assert all(hasattr(fs, name) for name in names)
 
 
 @pytest.mark.parametrize("rule", DECLARED)
@@ -247,11 +311,17 @@ def test_functions_show_as_the_packages_own(rule: str) -> None:
 
 
 def test_the_walk_passes_every_file_of_its_rule() -> None:
-    """The page on adding a rule names each source file in which the rule that it shows is mentioned."""
-    named = re.findall(r"`((?:cpp|python)/[\w./]+)`", (DOCS / "adding-a-rule.md").read_text(encoding="utf-8"))
-    sources = [*(ROOT / "cpp").rglob("*.[ch]*"), *(ROOT / "python").rglob("*.py")]
-    with_it = {
-        path for path in sources if re.search("proximal_?adagrad", path.read_text(encoding="utf-8"), re.IGNORECASE)
-    }
-    assert len(with_it) >= 4
-    assert {str(path.relative_to(ROOT)) for path in with_it} <= set(named)
+    """The page on adding a rule names each file of the sources that mentions the rule that it shows."""
+    page = (DOCS / "adding-a-rule.md").read_text(encoding="utf-8")
+    [rule] = set(re.findall(r"\{literalinclude\} \.\./cpp/include/fusedstep/rules/(\w+)\.hpp", page))
+    assert rule in DECLARED
+    mentioned = re.compile(rule.replace("_", "_?"), re.IGNORECASE)
+    files = [
+        path
+        for folder in ("bench", "cpp", "python", "tests")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in {".c", ".cpp", ".h", ".hpp", ".json", ".py", ".pyi", ".txt"}
+    ]
+    found = {str(path.relative_to(ROOT)) for path in files if mentioned.search(path.read_text(encoding="utf-8"))}
+    assert len(found) >= 5
+    assert found <= set(re.findall(r"`((?:bench|cpp|python|tests)/[\w./]+)`", page))

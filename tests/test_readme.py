@@ -1,4 +1,4 @@
-"""What README in particular must have; test_docs.py runs its code, with the guide's."""
+"""What README must have; test_docs.py runs its code and the guide's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_it_names_the_main_commands() -> None:
     assert {"demo", "verify", "info"} <= named
 
 
-def test_ci_runs_both_commands() -> None:
+def test_ci_runs_the_commands() -> None:
     script = ROOT / ".ci" / "run"
     if not script.exists():
         pytest.skip("no .ci/run here: this is not a checkout")

@@ -873,7 +873,7 @@ def test_which_implementation() -> None:
 
 
 def test_constant_gradients_do_not_end_in_nan() -> None:
-    """Centred RMSprop clamps the variance at 0, where that of torch becomes NaN."""
+    """Centred RMSprop keeps the variance, which stays finite where that of torch becomes NaN."""
     found = []
     for cls in (torch.optim.RMSprop, ft.RMSprop):
         param = torch.ones(2000, requires_grad=True)

@@ -200,7 +200,7 @@ def test_rprop_has_the_same_bits(options: Options) -> None:
 
 
 def test_centered_with_a_constant_gradient_is_finite_here_and_not_there() -> None:
-    """Without the clamp of ``v - m^2`` at 0, rounding makes it negative as the two come to agree."""
+    """Rounding makes torch's ``v - m^2`` negative as the two come to agree; a variance that is kept never is."""
     p = np.ones(64, np.float32)
     tensor = torch.tensor(p.copy(), requires_grad=True)
     g = np.linspace(0.1, 3.0, 64, dtype=np.float32)

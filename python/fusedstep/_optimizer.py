@@ -144,7 +144,7 @@ class Optimizer:
     def like(cls, name: str, params: Any, lr: float | None = None, **overrides: Any) -> Self:
         """Return an optimizer with the formula and the defaults of another framework: a preset, or dialect.
 
-        RMSprop, where ``r`` is ``v``, or ``v - m^2`` if centered, and ``u = g / d``::
+        RMSprop, where ``r`` is ``v``, or the variance if centered, and ``u = g / d``::
 
             d = sqrt(r) + eps                            default, torch, chainer, caffe, mlx
             d = sqrt(r + eps)                            keras, tf1, optax, lasagne, timm, graves
@@ -194,9 +194,9 @@ class Optimizer:
 
         Notes
         -----
-        Three details differ from the original: ``v - m^2`` of centered RMSprop is clamped at 0. Rprop compares signs,
-        where PyTorch multiplies gradients, whose product may underflow. Where a sign flipped and the loss fell,
-        ``shark`` stays, as in the paper; Shark repeats its last move.
+        Three details differ from the original: centered RMSprop keeps the variance itself, where others compute
+        ``v - m^2``, which cancels. Rprop compares signs, where PyTorch multiplies gradients, whose product may
+        underflow. Where a sign flipped and the loss fell, ``shark`` stays, as in the paper; Shark repeats its move.
 
         Examples
         --------

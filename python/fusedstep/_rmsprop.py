@@ -54,10 +54,10 @@ def rmsprop_(
         v <- alpha v + (1 - alpha) g^2
         p <- p - lr g / (sqrt(v) + eps)                             plain
         p <- p - lr g / sqrt(v + eps)                               eps_inside_sqrt
-        m <- alpha m + (1 - alpha) g,   v - m^2 in place of v       centred: grad_avg given
+        e <- g - m,  v <- alpha (v + (1 - alpha) e^2),  m <- m + (1 - alpha) e      centred: grad_avg given
         b <- mu b + g / d,              p <- p - lr b               momentum_form "torch"
         b <- mu b + lr g / d,           p <- p - b                  momentum_form "tf"
-        v / (1 - alpha^t), m / (1 - alpha^t)                        bias correction: step given
+        v / (1 - alpha^t)                                           bias correction: step given
 
     Parameters
     ----------
@@ -66,7 +66,8 @@ def rmsprop_(
     grad : ndarray
         ``g``, shape and dtype of ``param``; only read.
     square_avg : ndarray
-        ``v``, the moving average of squared gradients, shape and dtype of ``param``; written. Starts at 0.
+        ``v``, the moving average of squared gradients, shape and dtype of ``param``; written. Starts at 0. If
+        ``grad_avg`` is given, it holds the variance instead.
     grad_avg : ndarray, optional
         ``m``, the moving average of gradients; written. If given, the update is centred (Graves 2013).
     momentum_buffer : ndarray, optional
@@ -112,8 +113,8 @@ class RMSprop(Optimizer, rule="rmsprop"):
     eps_inside_sqrt : bool
         Add ``eps`` under the root (Keras, TensorFlow) instead of to the root (PyTorch).
     centered : bool
-        Subtract the square of the average gradient from ``v`` (Graves 2013). The difference is clamped at 0. PyTorch
-        does not clamp it, and a constant gradient ends in NaN there.
+        Divide by the standard deviation (Graves 2013). The state is the ``variance`` itself. PyTorch computes it as
+        ``v - m^2``, which cancels: a constant gradient ends in NaN there.
     momentum : float
         ``mu``, ``0 <= momentum <= 1``.
     nesterov : bool
@@ -121,7 +122,8 @@ class RMSprop(Optimizer, rule="rmsprop"):
     momentum_form : {"torch", "tf"}
         ``b <- mu b + g / d, p <- p - lr b`` or ``b <- mu b + lr g / d, p <- p - b``.
     bias_correction : bool
-        Divide the averages by ``1 - alpha^t``, to correct for their start at 0.
+        Divide the averages by ``1 - alpha^t``, to correct for their start at 0. Centred, the variance is 0 at the first
+        step, which is then ``lr g / eps`` long.
     initial_square_avg : float
         Where ``v`` starts, ``>= 0``. TensorFlow 1 starts at 1.
     weight_decay, decoupled_weight_decay, maximize, verify
