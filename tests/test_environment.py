@@ -747,17 +747,10 @@ def made_by_owner(make: Callable[[Owner], Any]) -> weakref.ref[Any]:
     return weakref.ref(model)
 
 
-class Key:
-    """A key of a mapping, or a number, that holds what holds the optimizer."""
+class Key(float):
+    """A key of a mapping, and a number, that refers to the model."""
 
-    def __init__(self, owner: Owner) -> None:
-        self.model = owner.model
-
-    def __float__(self) -> float:
-        return 0.25
-
-    def __str__(self) -> str:
-        return "w"
+    model: Any
 
 
 class Mine(fs.RMSprop):
@@ -771,8 +764,9 @@ def subclassed(w: Owner, g: Owner) -> tuple[Any, Any]:
 
 
 def keyed(w: Owner, g: Owner) -> tuple[Any, Any]:
-    key = Key(w)
-    return fs.RMSprop({key: np.ones(3)}, lr=key), {key: np.ones(3)}  # type: ignore[arg-type]
+    key = Key(0.25)
+    key.model = w.model
+    return fs.RMSprop({key: np.ones(3)}, lr=key), {key: np.ones(3)}
 
 
 CYCLES: dict[str, Callable[[Owner, Owner], tuple[Any, Any]]] = {
