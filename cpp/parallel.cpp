@@ -1,24 +1,26 @@
 #include "parallel.hpp"
 
 #include <pthread.h>
-#include <sched.h>
+#include <signal.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <charconv>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
-#include <limits>
-#include <memory>
 #include <mutex>
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #include "loops/kernel.hpp"
+#include "processors.hpp"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -52,15 +54,81 @@ constexpr int max_threads = 256;
 // After a job a worker watches for the next one for about this many pauses (some tens of microseconds), then sleeps.
 constexpr int watchful_pauses = 2000;
 
-int processors() {
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
-  return std::clamp(CPU_COUNT(&set), 1, max_threads);
-}
-
 std::int64_t nanoseconds() {
   return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
+
+// While this object lives, threads that are made take no signal: the caller's own wait for them, by a mask or sigwait.
+// Only what a thread does wrong itself is left to the handlers that report it.
+class SignalsBlocked {
+ public:
+  SignalsBlocked() {
+    sigset_t signals;
+    sigfillset(&signals);
+    for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) sigdelset(&signals, fault);
+    pthread_sigmask(SIG_SETMASK, &signals, &callers_);
+  }
+  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &callers_, nullptr); }
+  SignalsBlocked(const SignalsBlocked&) = delete;
+  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+
+ private:
+  sigset_t callers_;
+};
+
+// What it costs to bring sleeping workers to a job: W, the time of the call that wakes them, and L, until the first is
+// there. It differs by the system, from some microseconds to a hundred, and is learned from the jobs themselves.
+class CostOfWaking {
+ public:
+  // Whether a job on so many elements repays it. With two threads a work of t takes (t + L + W) / 2, less than t from
+  // t = L + W on. A job that does not is let through now and then, for the costs may have changed; and all are until
+  // one has told.
+  bool repaid_by(std::int64_t elements) {
+    constexpr double nanoseconds_per_element = 0.3;
+    constexpr std::uint32_t now_and_then = 256;
+    const std::int64_t cost = cost_.load(std::memory_order_relaxed);
+    if (static_cast<double>(elements) * nanoseconds_per_element >= static_cast<double>(cost)) return true;
+    return refused_.fetch_add(1, std::memory_order_relaxed) % now_and_then == now_and_then - 1;
+  }
+
+  // The first worker: before it goes to sleep, and when it is awake again.
+  void sleeps() {
+    asleep_since_ = nanoseconds();
+    sleeps_.store(true, std::memory_order_seq_cst);
+  }
+  void is_awake() {
+    if (sleeps_.exchange(false, std::memory_order_acq_rel)) return;  // it was not called: a job was there already
+    const std::int64_t called_at = called_at_.load(std::memory_order_relaxed);
+    if (called_at - asleep_since_ < sound_sleep) return;
+    const std::int64_t cost = std::min(nanoseconds() - called_at + call_.load(std::memory_order_relaxed), patience);
+    const std::int64_t before = cost_.load(std::memory_order_relaxed);
+    // At once to a lower one, slowly to a higher: a busy machine says little about an idle one.
+    const std::int64_t higher = before + (cost - before) / 16;
+    cost_.store(before == 0 || cost < before ? cost : higher, std::memory_order_relaxed);
+  }
+
+  // The caller: before and after the call that wakes them. `before_call` returns the time.
+  std::int64_t before_call() {
+    const std::int64_t now = nanoseconds();
+    if (sleeps_.load(std::memory_order_relaxed)) {
+      called_at_.store(now, std::memory_order_relaxed);
+      sleeps_.store(false, std::memory_order_release);
+    }
+    return now;
+  }
+  void after_call(std::int64_t began) { call_.store(nanoseconds() - began, std::memory_order_relaxed); }
+
+ private:
+  static constexpr std::int64_t patience = 200'000;     // nanoseconds
+  static constexpr std::int64_t sound_sleep = 100'000;  // who has just lain down is up sooner
+
+  std::atomic<std::int64_t> cost_{0};  // 0: not known
+  std::atomic<std::int64_t> call_{0};
+  std::atomic<std::int64_t> called_at_{0};
+  std::atomic<std::uint32_t> refused_{0};
+  std::atomic<bool> sleeps_{false};
+  std::int64_t asleep_since_ = 0;  // the first worker's own
+};
 
 class Pool {
  public:
@@ -68,7 +136,7 @@ class Pool {
   // waking them if it is small, but many in a row do: once awake, they wait for the next.
   bool pays(std::int64_t elements) {
     const bool asleep = sleepers_.load(std::memory_order_relaxed) > 0 || workers_.load(std::memory_order_relaxed) == 0;
-    return !asleep || elements >= repays_waking() || in_a_row();
+    return !asleep || in_a_row() || waking_.repaid_by(elements);
   }
 
   // Work that was large enough to be shared, but was not, ends now.
@@ -106,9 +174,12 @@ class Pool {
   };
 
   void open_job() {
+    const bool asleep = sleepers_.load(std::memory_order_relaxed) > 0;
+    const std::int64_t began = asleep ? waking_.before_call() : 0;
     state_.store(open, std::memory_order_release);
     epoch_.fetch_add(1, std::memory_order_seq_cst);
     if (sleepers_.load(std::memory_order_seq_cst) > 0) epoch_.notify_all();
+    if (asleep) waking_.after_call(began);
   }
 
   // No worker that comes late may enter; those that are inside finish their piece.
@@ -126,43 +197,6 @@ class Pool {
     return count >= row;
   }
 
-  // The least number of elements that repays waking the workers, measured once (6 ms): it differs by the system, from
-  // about 20,000 to 300,000. The caller loses the time of the call
-  // that wakes them, W, and works alone until the first arrives, after L: with two threads a work of t takes
-  // (t + L + W) / 2, less than t from t = L + W on.
-  std::int64_t repays_waking() {
-    constexpr double nanoseconds_per_element = 0.3;
-    std::unique_lock in_use(in_use_, std::try_to_lock);
-    if (!in_use.owns_lock()) return std::numeric_limits<std::int64_t>::max();
-    if (repays_waking_ == 0) {
-      std::int64_t least = patience;
-      for (int k = 0; k < 3; ++k) least = std::min(least, cost_of_waking());
-      repays_waking_ = static_cast<std::int64_t>(static_cast<double>(least) / nanoseconds_per_element);
-    }
-    return repays_waking_;
-  }
-
-  // L + W in nanoseconds: a job that only a worker can take.
-  std::int64_t cost_of_waking() {
-    grow(1);
-    std::atomic<bool> arrived{false};
-    const auto arrive = [&](std::int64_t, std::int64_t) { arrived.store(true, std::memory_order_release); };
-    body_ = body(arrive);
-    grain_ = 1;
-    threads_ = 2;
-    slices_[0].end = 0;
-    slices_[1].next.store(0, std::memory_order_relaxed);
-    slices_[1].end = 1;
-    std::this_thread::sleep_for(std::chrono::milliseconds(2));  // a processor that sleeps long sleeps deeply
-    const std::int64_t start = nanoseconds();
-    open_job();
-    const std::int64_t called = nanoseconds() - start;
-    std::int64_t waited = called;
-    while (!arrived.load(std::memory_order_acquire) && waited < patience) waited = nanoseconds() - start;
-    close_job();
-    return called + waited;
-  }
-
   void work(int first) {
     for (int k = 0; k < threads_; ++k) {
       Slice& slice = slices_[(first + k) % threads_];
@@ -177,11 +211,15 @@ class Pool {
 
   void grow(int workers) {
     workers = std::min(workers, max_threads - 1);
+    if (workers_ >= workers) return;
+    const SignalsBlocked blocked;
     while (workers_ < workers) {
       try {
         std::thread([this, id = workers_.load() + 1] { live(id); }).detach();
       } catch (const std::system_error&) {
         return;  // the system gives no more threads: those that there are do the work
+      } catch (const std::bad_alloc&) {
+        return;
       }
       ++workers_;
     }
@@ -205,9 +243,11 @@ class Pool {
       relax();
     }
     // Counted as asleep before the last look at the epoch: a job opened in between is either seen or sends a wake-up.
+    if (id == 1) waking_.sleeps();
     sleepers_.fetch_add(1, std::memory_order_seq_cst);
     epoch_.wait(seen, std::memory_order_seq_cst);
     sleepers_.fetch_sub(1, std::memory_order_seq_cst);
+    if (id == 1) waking_.is_awake();
     return epoch_.load(std::memory_order_acquire);
   }
 
@@ -223,14 +263,12 @@ class Pool {
     return false;
   }
 
-  static constexpr std::int64_t patience = 200'000;  // nanoseconds: a busy machine says little about an idle one
-
   std::mutex in_use_;
-  std::int64_t repays_waking_ = 0;  // 0: not measured
+  CostOfWaking waking_;
   std::atomic<std::int64_t> last_end_{0};
   std::atomic<int> in_a_row_{0};
   std::atomic<int> workers_{0};
-  const int processors_ = processors();
+  const int processors_ = usable_processors();
   Body body_{};
   std::int64_t grain_ = 1;
   int threads_ = 1;
@@ -240,37 +278,111 @@ class Pool {
   Slice slices_[max_threads];
 };
 
+// Never destroyed: steps of daemon threads may outlive static destructors.
 Executor& callers_executor() {
-  static Executor executor;
+  static Executor& executor = *new Executor;
   return executor;
 }
 
 std::atomic<Pool*> current_pool{nullptr};
-std::atomic<int> chosen_threads{0};
+std::atomic<int> chosen_threads{0};  // by set_num_threads(), or 0
+std::atomic<int> usual_threads{0};   // what default_num_threads() was at the first step, or 0
 std::atomic<bool> all_work_is_shared{false};
 
 // What each thread should have at least. A parallel region takes about 2 us when the workers are awake: with two such
 // shares Rprop, the fastest rule, breaks even.
 constexpr std::int64_t least_share = 8192;
 std::mutex creation;
+std::atomic<bool> watches_forks{false};
 
-Pool& pool() {
+// A child has none of the threads; the locks may be held by threads that it does not have; and it may have another place
+// among the processors: begin anew.
+void begin_anew_in_children() {
+  if (watches_forks.exchange(true, std::memory_order_relaxed)) return;
+  pthread_atfork(nullptr, nullptr, [] {
+    current_pool.store(nullptr, std::memory_order_relaxed);
+    usual_threads.store(0, std::memory_order_relaxed);
+    new (&creation) std::mutex;
+  });
+}
+
+// Null where there is no memory for it.
+Pool* pool() {
   Pool* pool = current_pool.load(std::memory_order_acquire);
-  if (pool != nullptr) return *pool;
+  if (pool != nullptr) return pool;
   const std::lock_guard lock(creation);
   pool = current_pool.load(std::memory_order_acquire);
   if (pool == nullptr) {
-    static const int registered = pthread_atfork(nullptr, nullptr, [] {
-      // The child has none of the threads, and the locks may be held by threads it does not have: begin anew.
-      current_pool.store(nullptr, std::memory_order_relaxed);
-      new (&creation) std::mutex;
-    });
-    static_cast<void>(registered);
-    pool = new Pool;  // never destroyed: its threads may outlive static destructors
+    begin_anew_in_children();
+    pool = new (std::nothrow) Pool;  // never destroyed: its threads may outlive static destructors
     current_pool.store(pool, std::memory_order_release);
   }
-  return *pool;
+  return pool;
 }
+
+// As OpenMP writes it: a number for each level of nesting, the outermost first. 0 for anything else.
+int first_number(const char* text) {
+  std::string_view rest = text == nullptr ? "" : text;
+  const auto skip_blanks = [&] { rest.remove_prefix(std::min(rest.find_first_not_of(" \t\n"), rest.size())); };
+  skip_blanks();
+  int n = 0;
+  const auto parsed = std::from_chars(rest.data(), rest.data() + rest.size(), n);
+  if (parsed.ec != std::errc() || n < 1) return 0;
+  rest.remove_prefix(static_cast<std::size_t>(parsed.ptr - rest.data()));
+  skip_blanks();
+  return rest.empty() || rest.front() == ',' ? n : 0;
+}
+
+// The threads of a step, which decides: what the surroundings say is read once.
+int threads_of_a_step() {
+  if (const int chosen = chosen_threads.load(std::memory_order_relaxed); chosen != 0) return chosen;
+  int usual = usual_threads.load(std::memory_order_relaxed);
+  if (usual == 0) {
+    begin_anew_in_children();
+    usual = default_num_threads();
+    usual_threads.store(usual, std::memory_order_relaxed);
+  }
+  return usual;
+}
+
+// Ranges that an executor of the caller's runs. Each is run once, whatever it does: those that it left out because it
+// threw, or forgot, are run here. Its exception ends here, since the work is done, and half a step would be worse.
+class Ranges {
+ public:
+  Ranges(std::int64_t units, std::int64_t grain, int threads, Body body)
+      : units_(units),
+        grain_(grain),
+        pieces_((units + grain - 1) / grain),
+        count_(std::min<std::int64_t>(std::min(threads, max_threads), pieces_)),
+        body_(body) {}
+
+  void run_by(const Executor& execute) {
+    try {
+      execute(count_, [this](std::int64_t k) { run(k); });
+    } catch (...) {
+    }
+    for (std::int64_t k = 0; k < count_; ++k) run(k);
+    while (done_.load(std::memory_order_acquire) != count_) std::this_thread::yield();
+  }
+
+ private:
+  void run(std::int64_t k) {
+    if (k < 0 || k >= count_ || begun_[static_cast<std::size_t>(k)].exchange(true, std::memory_order_relaxed)) return;
+    {
+      const DefaultFloatingPoint guard;
+      body_.run(body_.context, pieces_ * k / count_ * grain_, std::min(units_, pieces_ * (k + 1) / count_ * grain_));
+    }
+    done_.fetch_add(1, std::memory_order_acq_rel);
+  }
+
+  std::int64_t units_;
+  std::int64_t grain_;
+  std::int64_t pieces_;
+  std::int64_t count_;
+  Body body_;
+  std::atomic<std::int64_t> done_{0};
+  std::array<std::atomic<bool>, max_threads> begun_{};
+};
 
 }  // namespace
 
@@ -292,7 +404,11 @@ DefaultFloatingPoint::~DefaultFloatingPoint() {
 
 int default_num_threads() {
   const char* wanted = std::getenv("FUSEDSTEP_NUM_THREADS");
-  if (wanted == nullptr || *wanted == '\0') return processors();
+  if (wanted == nullptr || *wanted == '\0') {
+    const int usual = std::min(usable_processors(), max_threads);
+    const int of_openmp = first_number(std::getenv("OMP_NUM_THREADS"));
+    return of_openmp == 0 ? usual : std::min(usual, of_openmp);
+  }
   int n = 0;
   const char* end = wanted + std::strlen(wanted);
   const auto parsed = std::from_chars(wanted, end, n);
@@ -304,12 +420,10 @@ int default_num_threads() {
 }
 
 int num_threads() {
-  int n = chosen_threads.load(std::memory_order_relaxed);
-  if (n == 0) {
-    n = default_num_threads();
-    chosen_threads.store(n, std::memory_order_relaxed);
+  for (const std::atomic<int>* known : {&chosen_threads, &usual_threads}) {
+    if (const int n = known->load(std::memory_order_relaxed); n != 0) return n;
   }
-  return n;
+  return default_num_threads();
 }
 
 void set_num_threads(int n) {
@@ -323,11 +437,14 @@ void set_num_threads(int n) {
 bool share_all_work(bool share) { return all_work_is_shared.exchange(share, std::memory_order_relaxed); }
 
 int threads_for(std::int64_t elements) {
-  if (all_work_is_shared.load(std::memory_order_relaxed)) return num_threads();
+  if (all_work_is_shared.load(std::memory_order_relaxed)) return threads_of_a_step();
   if (elements < 2 * least_share) return 1;
-  const int n = num_threads();
+  const int n = threads_of_a_step();
   if (n == 1) return 1;
-  if (!callers_executor() && !pool().pays(elements)) return 1;
+  if (!callers_executor()) {
+    Pool* const there = pool();
+    if (there == nullptr || !there->pays(elements)) return 1;
+  }
   return static_cast<int>(std::min<std::int64_t>(n, elements / least_share));
 }
 
@@ -336,16 +453,13 @@ void set_executor(Executor executor) { callers_executor() = std::move(executor);
 void parallel_for(std::int64_t units, int threads, Body body) {
   // Several pieces a thread: what one that is held up has not begun, the others do.
   const std::int64_t grain = std::clamp<std::int64_t>(units / (4 * threads), 1, 32);
-  if (const Executor& execute = callers_executor(); execute && threads > 1 && units > grain) {
-    const std::int64_t pieces = (units + grain - 1) / grain;
-    const std::int64_t ranges = std::min<std::int64_t>(threads, pieces);
-    execute(ranges, [&](std::int64_t k) {
-      const DefaultFloatingPoint guard;
-      body.run(body.context, pieces * k / ranges * grain, std::min(units, pieces * (k + 1) / ranges * grain));
-    });
-    return;
+  if (threads > 1 && units > grain) {
+    if (const Executor& execute = callers_executor()) {
+      Ranges(units, grain, threads, body).run_by(execute);
+      return;
+    }
+    if (Pool* const there = pool(); there != nullptr && there->run(units, grain, threads, body)) return;
   }
-  if (threads > 1 && units > grain && pool().run(units, grain, threads, body)) return;
   body.run(body.context, 0, units);
   if (threads == 1 && units >= 2 * least_share / block) {
     if (Pool* asleep = current_pool.load(std::memory_order_acquire)) asleep->ended_alone();

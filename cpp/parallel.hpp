@@ -8,8 +8,8 @@
 
 namespace fusedstep {
 
-// What FUSEDSTEP_NUM_THREADS says, or the processors that this process may run on. std::invalid_argument if it is set
-// to anything but a positive whole number.
+// What FUSEDSTEP_NUM_THREADS says; std::invalid_argument if it is set to anything but a positive whole number. Else the
+// processors that there are for this process, or the first number of OMP_NUM_THREADS, if that is less.
 int default_num_threads();
 
 // A piece of work over units [begin, end), cut anywhere.
@@ -28,7 +28,8 @@ Body body(const F& f) {
 // done. Another call at the same time, from another thread, runs on its own thread alone.
 void parallel_for(std::int64_t units, int threads, Body body);
 
-// How many threads pay for work on this many elements now: waking a sleeping thread costs more than a waiting one.
+// How many threads pay for work on this many elements now: waking a sleeping thread costs more than a waiting one. The
+// first time it reads the default, and may throw as default_num_threads() does.
 int threads_for(std::int64_t elements);
 
 // Whether all threads share all work, whether that pays or not: for tests. Returns what was set before.

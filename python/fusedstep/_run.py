@@ -229,13 +229,21 @@ class Run:
 
     @classmethod
     def from_parts(cls, parts: Mapping[str, Any]) -> Self:
-        """Make a run of a copy of what ``parts`` returned, with states in memory of its own."""
+        """Make a run of a copy of what ``parts`` returned, with states in memory of its own.
+
+        So are parameters that can't be written where they are: what unpickles may hand out memory of a message, or a
+        file's, that is read-only or not aligned.
+        """
         run = cls.__new__(cls)
         run._begin(SCHEMAS[parts["rule"]], parts["name"])
         for group, names, tree in zip(parts["groups"], parts["names"], parts["trees"], strict=True):
             saved = [parts["state"][name] for name in names]
             options = run._options_with(saved[0] if saved else {})
-            arrays, states = run.core.add_group(names, list(group["params"]), options)
+            given = group["params"]
+            usable = tuple(map(_usable, given))
+            if any(array is not one for array, one in zip(usable, given, strict=True)):
+                group["params"] = usable
+            arrays, states = run.core.add_group(names, list(usable), options)
             for live, values in zip(states, saved, strict=True):
                 for key, array in live.items():
                     np.copyto(array, values[key])
@@ -260,6 +268,12 @@ class Run:
                 on, off = (True, False) if self.schema.fields[switch]["kind"] == "flag" else (1.0, 0.0)
                 options[switch] = on if name in states else off
         return options
+
+
+def _usable(array: Array) -> Array:
+    if array.flags.writeable and array.flags.aligned:
+        return array
+    return np.array(array, order="K", subok=not isinstance(array, np.memmap))  # a copy in memory is no map of a file
 
 
 def _decays_decoupled(group: Mapping[str, Any]) -> bool:

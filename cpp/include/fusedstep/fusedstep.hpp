@@ -257,13 +257,16 @@ FUSEDSTEP_API std::vector<std::string> available_isas();
 /// Use another one, by name, or the best for an empty name. std::invalid_argument for one that is not available.
 FUSEDSTEP_API void force_isa(std::string_view name);
 
-/// The threads that a large step may use, the calling one included.
+/// The threads that a large step may use, the calling one included: what set_num_threads() said, else the environment
+/// variable FUSEDSTEP_NUM_THREADS, else the least of the processors that this process may run on, the quota of its control
+/// group, rounded up, and the first number of OMP_NUM_THREADS. Read at the first step, and again after a fork.
 FUSEDSTEP_API int num_threads();
 
 /// Use so many; 1 leaves all work to the caller's thread. std::invalid_argument below 1 or above 256.
 FUSEDSTEP_API void set_num_threads(int n);
 
-/// Runs `run(0)` to `run(ranges - 1)`, in any order, on any threads, and returns when all are done.
+/// Runs `run(0)` to `run(ranges - 1)`, in any order, on any threads, and returns when all are done; not to be called later.
+/// Where it throws, or leaves ranges out, the library runs the rest itself, and the exception ends there: a step is whole.
 using Executor = std::function<void(std::int64_t ranges, const std::function<void(std::int64_t)>& run)>;
 
 /// Lets an executor of the caller's run our ranges in place of our own threads; an empty one brings those back. Not

@@ -1,0 +1,163 @@
+#include "processors.hpp"
+
+#include <sched.h>
+#include <sys/types.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace fusedstep {
+namespace {
+
+constexpr int no_limit = std::numeric_limits<int>::max();
+
+// The set of the type cpu_set_t ends at 1,024 processors: the system refuses one that is too small for its own.
+int processors_by_affinity() {
+  for (std::size_t most = 1024; most <= std::size_t{1} << 22; most *= 2) {
+    cpu_set_t* const set = CPU_ALLOC(most);
+    if (set == nullptr) break;
+    const std::size_t size = CPU_ALLOC_SIZE(most);
+    const bool known = sched_getaffinity(0, size, set) == 0;
+    const bool too_small = !known && errno == EINVAL;
+    const int count = known ? CPU_COUNT_S(size, set) : 0;
+    CPU_FREE(set);
+    if (count > 0) return count;
+    if (!too_small) break;
+  }
+  return 1;
+}
+
+std::vector<std::string> lines_of(const std::string& path) {
+  std::vector<std::string> lines;
+  std::FILE* const file = std::fopen(path.c_str(), "re");
+  if (file == nullptr) return lines;
+  char* line = nullptr;
+  std::size_t room = 0;
+  for (ssize_t length; (length = getline(&line, &room, file)) >= 0;) {
+    lines.emplace_back(line, static_cast<std::size_t>(length));
+    if (!lines.back().empty() && lines.back().back() == '\n') lines.back().pop_back();
+  }
+  std::free(line);
+  std::fclose(file);
+  return lines;
+}
+
+std::vector<std::string> split(std::string_view text, char at) {
+  std::vector<std::string> parts;
+  for (;;) {
+    const std::size_t end = text.find(at);
+    parts.emplace_back(text.substr(0, end));
+    if (end == std::string_view::npos) return parts;
+    text.remove_prefix(end + 1);
+  }
+}
+
+bool contains(const std::vector<std::string>& parts, std::string_view part) {
+  return std::find(parts.begin(), parts.end(), part) != parts.end();
+}
+
+// Of a path in /proc/self/mountinfo, where blanks are written as \040.
+std::string unescaped(std::string_view text) {
+  std::string plain;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    unsigned code = 0;
+    const char* const digits = text.data() + i + 1;
+    if (text[i] == '\\' && i + 3 < text.size() && std::from_chars(digits, digits + 3, code, 8).ptr == digits + 3) {
+      plain += static_cast<char>(code);
+      i += 3;
+    } else {
+      plain += text[i];
+    }
+  }
+  return plain;
+}
+
+// A number, or -1: "max", "-1", nothing.
+std::int64_t number(std::string_view text) {
+  std::int64_t value = -1;
+  const auto parsed = std::from_chars(text.data(), text.data() + text.size(), value);
+  return parsed.ec == std::errc() && parsed.ptr == text.data() + text.size() ? value : -1;
+}
+
+// What one group grants: so much time of processors in a period.
+int quota_of(const std::string& folder, bool version_2) {
+  std::vector<std::string> written;
+  if (version_2) {
+    for (const std::string& line : lines_of(folder + "/cpu.max")) written = split(line, ' ');
+  } else {
+    for (const char* name : {"/cpu.cfs_quota_us", "/cpu.cfs_period_us"}) {
+      for (const std::string& line : lines_of(folder + name)) written.push_back(line);
+    }
+  }
+  if (written.size() != 2) return no_limit;
+  const std::int64_t time = number(written[0]);
+  const std::int64_t period = number(written[1]);
+  if (time <= 0 || period <= 0) return no_limit;
+  return static_cast<int>(std::min<std::int64_t>((time - 1) / period + 1, no_limit));
+}
+
+// A file system of control groups, as a line of /proc/self/mountinfo tells it.
+struct Mount {
+  bool version_2;
+  std::string root;  // the group that is seen at `point`
+  std::string point;
+};
+
+std::vector<Mount> mounts() {
+  std::vector<Mount> found;
+  for (const std::string& line : lines_of("/proc/self/mountinfo")) {
+    const std::size_t dash = line.find(" - ");
+    if (dash == std::string::npos) continue;
+    const std::vector<std::string> where = split(std::string_view(line).substr(0, dash), ' ');
+    const std::vector<std::string> what = split(std::string_view(line).substr(dash + 3), ' ');
+    if (where.size() < 5 || what.size() < 3) continue;
+    const bool version_2 = what[0] == "cgroup2";
+    if (!version_2 && !(what[0] == "cgroup" && contains(split(what[2], ','), "cpu"))) continue;
+    found.push_back({version_2, unescaped(where[3]), unescaped(where[4])});
+  }
+  return found;
+}
+
+// The least of the quotas of the groups that this process is in, one within the other, as far as they can be seen.
+int processors_by_quota() {
+  int least = no_limit;
+  const std::vector<Mount> mounts = fusedstep::mounts();
+  if (mounts.empty()) return least;
+  for (const std::string& line : lines_of("/proc/self/cgroup")) {
+    const std::size_t first = line.find(':');
+    const std::size_t second = line.find(':', first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1);
+    const bool version_2 = controllers.empty();
+    if (!version_2 && !contains(split(controllers, ','), "cpu")) continue;
+    const std::string group = line.substr(second + 1);
+    for (const Mount& mount : mounts) {
+      if (mount.version_2 != version_2) continue;
+      const std::string above = mount.root == "/" ? "" : mount.root;
+      std::string below;  // the group, seen from the mount; its root where the group lies elsewhere
+      if (group.starts_with(above + "/") && group.find("/..") == std::string::npos) below = group.substr(above.size());
+      while (!below.empty() && below.back() == '/') below.pop_back();
+      for (;;) {
+        least = std::min(least, quota_of(mount.point + below, version_2));
+        if (below.empty()) break;
+        below.erase(below.rfind('/'));
+      }
+    }
+  }
+  return least;
+}
+
+}  // namespace
+
+int usable_processors() { return std::max(1, std::min(processors_by_affinity(), processors_by_quota())); }
+
+}  // namespace fusedstep
