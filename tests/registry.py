@@ -764,8 +764,8 @@ ADADELTA = Entry(
     oracles=(
         Oracle(f"{_KERAS}adadelta_test.py, test_single_step", _TF_START, same([1.0, 6.0, 7.0, 2.0]),
                {1: [0.9993, 1.9993, 2.9993, 3.9993]}, {"lr": 0.5}, "keras", atol=decimals(4)),
-        Oracle(f"{_KERAS}adadelta_test.py, test_correctness_with_golden", np.ones(10), then(np.full(10, 0.01), _UP_TO_1),
-               {t: np.full(10, x) for t, x in enumerate((0.9978, 0.9947, 0.9915, 0.9882, 0.9849), 1)},
+        Oracle(f"{_KERAS}adadelta_test.py, test_correctness_with_golden", np.ones(10),
+               then(np.full(10, 0.01), _UP_TO_1), {t: np.full(10, x) for t, x in enumerate((0.9978, 0.9947, 0.9915, 0.9882, 0.9849), 1)},
                {"lr": 1.0, "rho": 0.8, "eps": 1e-6}, "keras", atol=decimals(4)),
         Oracle(f"{_KERAS}adadelta_test.py, test_weight_decay", 2.0, same(0.0), {3: 1.9760959}, _DECAY_ALONE, "keras",
                atol=1.5e-6),

@@ -819,7 +819,7 @@ def test_numbers_are_gradients_of_0d_parameters(dtype: np.dtype[Any]) -> None:
         fs.RMSprop(np.ones(2, dtype)).step(1.0)
 
 
-def test_messages_say_what_to_do() -> None:
+def test_refusals_say_what_to_pass() -> None:
     w = np.ones(2, np.float32)
     optimizer = fs.RMSprop([w])
     for grad, says in (

@@ -783,8 +783,8 @@ def test_the_report(case: Case) -> None:
 @each_full_rule
 def test_nonfinite_gradients(case: Case, dtype: np.dtype[Any], value: float) -> None:
     """propagate: as the reference. skip and raise: not a byte of parameters and states changes, nor the number of steps
-    nor the last loss; skip sets the gradients to 0 if asked to; the parameters are named; the run goes on as if the step
-    had not been."""
+    nor the last loss; skip sets the gradients to 0 if asked to; the parameters are named; the run goes on as if the
+    step had not been."""
     rng = np.random.default_rng(8)
     shapes = {"first": (5,), "large": (9000,), "wide": (30, 40), "last": (3,)}
     for bad, count, more in itertools.product(
@@ -849,7 +849,7 @@ def test_unscaling_that_overflows_is_nonfinite(dtype: np.dtype[Any]) -> None:
 
 
 def test_an_accumulated_gradient_recovers_from_a_nan() -> None:
-    """A skipped step sets the gradients to 0 if asked to, whatever their layout; else every later step would be skipped."""
+    """A skipped step sets the gradients to 0 if asked to, in any layout; else every later step would be skipped."""
     w = np.ones((3, 4))
     optimizer = fs.RMSprop([w], verify="every")
     for layout in LAYOUTS:
