@@ -79,9 +79,9 @@ def _force(name: str) -> None:
 def get_num_threads() -> int:
     """Return how many threads a large step may use, including the calling one.
 
-    What ``set_num_threads`` said; else ``FUSEDSTEP_NUM_THREADS``; else the least of the processors that the process may
-    run on, the CPU quota of its control group, rounded up, and the first number of ``OMP_NUM_THREADS``. These are read at
-    the first large step, and again after a fork.
+    What ``set_num_threads`` said; else ``FUSEDSTEP_NUM_THREADS``; else the least of the processors that the process
+    may run on, the CPU quota of its control group, rounded up, and the first number of ``OMP_NUM_THREADS``. These are
+    read at the first large step, and again after a fork.
     """
     return _core.num_threads()
 

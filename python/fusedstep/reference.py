@@ -467,8 +467,8 @@ def norm(grads: Iterable[Array], *, grad_scale: float | None = None, clip_value:
     """Return the norm of all gradients, in the kernels' order of additions.
 
     Squares and sums in double; each gradient in its logical C order, in blocks of 1,024 of 16 lanes; lanes, then
-    blocks, are added in pairs of neighbours. Where the squares leave the range of double and their root does not, the gradients
-    are scaled by a power of 2.
+    blocks, are added in pairs of neighbours. Where the squares leave the range of double and their root does not, the
+    gradients are scaled by a power of 2.
 
     Parameters
     ----------
