@@ -7,6 +7,7 @@ from . import _core, reference
 from ._adagrad import Adagrad, adagrad_
 from ._adagrad_da import AdagradDA, adagrad_da_
 from ._adagrad_norm import AdagradNorm, adagrad_norm_
+from ._checkpoint._report import LoadReport
 from ._config import (
     available_isas,
     get_cmake_dir,
@@ -31,6 +32,7 @@ __all__ = [
     "Adagrad",
     "AdagradDA",
     "AdagradNorm",
+    "LoadReport",
     "Optimizer",
     "ProximalAdagrad",
     "RMSprop",
