@@ -8,6 +8,7 @@ from ._adadelta import Adadelta, adadelta_
 from ._adagrad import Adagrad, adagrad_
 from ._adagrad_da import AdagradDA, adagrad_da_
 from ._adagrad_norm import AdagradNorm, adagrad_norm_
+from ._checkpoint._report import LoadReport
 from ._config import (
     available_isas,
     get_cmake_dir,
@@ -33,6 +34,7 @@ __all__ = [
     "Adagrad",
     "AdagradDA",
     "AdagradNorm",
+    "LoadReport",
     "Optimizer",
     "ProximalAdagrad",
     "RMSprop",

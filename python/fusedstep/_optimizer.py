@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict, cast, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypedDict, cast, get_args, overload
 
 from numpy.typing import NDArray
 
+from ._checkpoint._report import LoadReport
 from ._core import StepReport
 from ._hints import did_you_mean, elsewhere
 from ._run import Run
@@ -99,6 +100,8 @@ class Optimizer:
         super().__init_subclass__(**options)
         if rule is not None:
             cls._schema = SCHEMAS[rule]
+            if _is_ours(cls):
+                cls._schema.class_name = cls.__name__
             for name in cls._schema.options:
                 setattr(cls, name, _Hyperparameter(name))
 
@@ -348,72 +351,124 @@ class Optimizer:
 
         return _state.state_dict(self._run)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    @overload
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: Literal[True] = True) -> None: ...
+    @overload
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: Literal[False]) -> LoadReport: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadReport | None:
         """Go back to where ``state_dict`` was taken, parameters included, from this or another optimizer.
 
         Everything is matched by name, in any order, and checked before anything is written. Arrays are then
-        overwritten in place, in any layout: parameters and states stay the same objects.
+        overwritten in place, in any layout: parameters and states stay the same objects. If the load is interrupted,
+        the optimizer is wholly as before or wholly loaded.
 
         Parameters
         ----------
         state_dict : mapping
             As ``state_dict()`` returns it.
+        strict : bool
+            If False, load what matches. A parameter is loaded with its states if their names, shapes and dtypes match.
+            Otherwise the parameter keeps its values, and its states start anew. Hyperparameters are loaded for groups
+            of the same parameter names and states; other groups keep theirs. ``steps`` and the last loss are loaded.
+
+        Returns
+        -------
+        LoadReport or None
+            With ``strict=False``, the names of parameters: ``loaded``, ``fresh`` (others of this optimizer) and
+            ``unused`` (others of ``state_dict``).
 
         Raises
         ------
         TypeError, ValueError
-            Not a mapping; another format version or class; names, groups, states, shapes or dtypes that are not this
-            optimizer's; a hyperparameter out of range; a read-only array. Nothing was written.
+            Not a mapping; an unknown format version or another class; names, groups, states, shapes or dtypes that are
+            not this optimizer's, if strict; a hyperparameter out of range; a read-only array. Nothing was written.
+
+        Examples
+        --------
+        >>> import numpy as np, fusedstep as fs
+        >>> old = fs.RMSprop({"w": np.zeros(3), "head": np.zeros(10)})
+        >>> new = fs.RMSprop({"w": np.ones(3), "head": np.zeros(7)})
+        >>> new.load_state_dict(old.state_dict(), strict=False)
+        LoadReport(loaded=('w',), fresh=('head',), unused=('head',))
         """
         from ._checkpoint import _state
 
-        _state.load_state_dict(self._run, state_dict)
+        report = _state.load_state_dict(self._run, state_dict, strict)
+        return None if strict else report
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], extra: Any = None) -> None:
         """Write a checkpoint to a file: all of it, or nothing.
 
         The file is written beside ``path`` and synced to the disk. Then it replaces ``path``. If the process is killed
-        meanwhile, the old file stays, and a ``.fusedstep-*.tmp`` may be left over.
+        meanwhile, the old file stays, and a ``.fusedstep-*.tmp`` may be left over. A file that is replaced passes its
+        mode on to the new one, and its owner and group if the system permits it.
 
         Parameters
         ----------
         path : str or path-like
             Ends in ``.safetensors`` or ``.npz``, which selects the format. Neither contains pickled objects.
-
-        Raises
-        ------
-        ImportError
-            ``.safetensors`` without the package; ``pip install safetensors``.
-        OSError, ValueError
-            It could not be written; another ending; a hyperparameter that a step would refuse.
-        """
-        from ._checkpoint import _files
-
-        _files.save(self._run, path)
-
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Go back to where a file was saved, parameters included, from this or another optimizer.
-
-        See ``load_state_dict``. A run that goes on from here is bit-for-bit identical to an uninterrupted run.
-
-        Parameters
-        ----------
-        path : str or path-like
-            A file that ``save`` wrote.
+        extra : optional
+            Your own data, which ``load`` returns: None, bools, numbers, strings, NumPy arrays of bools, integers or
+            float16 to float64, and dicts and lists of these. Tuples come back as lists.
 
         Raises
         ------
         ImportError
             ``.safetensors`` without the package; ``pip install safetensors``.
         OSError
-            It could not be read; FileNotFoundError if it does not exist.
+            The file could not be written.
+        TypeError
+            Something in ``extra`` is neither JSON nor an array.
         ValueError
-            Another ending; a file that was cut, damaged or altered, in any byte; or one that does not fit this
-            optimizer, as in ``load_state_dict``. The message starts with the path. Nothing was written.
+            Another ending; a hyperparameter that a step would refuse; names that are too long for the format.
+
+        Examples
+        --------
+        >>> import numpy as np, fusedstep as fs, tempfile
+        >>> opt = fs.RMSprop(np.zeros(3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     opt.save(f"{folder}/x.npz", extra={"epoch": 3, "order": np.arange(4)})
+        ...     opt.load(f"{folder}/x.npz")
+        {'epoch': 3, 'order': array([0, 1, 2, 3])}
         """
         from ._checkpoint import _files
 
-        _files.load(self._run, path)
+        _files.save(self._run, path, extra)
+
+    @overload
+    def load(self, path: str | os.PathLike[str], *, strict: Literal[True] = True) -> Any: ...
+    @overload
+    def load(self, path: str | os.PathLike[str], *, strict: Literal[False]) -> tuple[LoadReport, Any]: ...
+    def load(self, path: str | os.PathLike[str], *, strict: bool = True) -> Any:
+        """Go back to where a file was saved, parameters included, from this or another optimizer.
+
+        See ``load_state_dict``. A run that goes on from here is bit-for-bit identical to an uninterrupted run. Memory
+        is needed for the arrays that this optimizer expects, and for ``extra``.
+
+        Parameters
+        ----------
+        path : str or path-like
+            A file that ``save`` wrote, also one of version 0.1.0.
+        strict : bool
+            If False, load what matches, as in ``load_state_dict``.
+
+        Returns
+        -------
+        extra
+            What ``save`` was given, or None. With ``strict=False``: a tuple of ``LoadReport`` and ``extra``.
+
+        Raises
+        ------
+        OSError
+            It could not be read; FileNotFoundError if it does not exist.
+        ValueError
+            Another ending; a file that was cut, damaged or altered, in any byte; not a regular file; or one that does
+            not fit this optimizer, as in ``load_state_dict``. The message starts with the path. Nothing was written.
+        """
+        from ._checkpoint import _files
+
+        report, extra = _files.load(self._run, path, strict)
+        return extra if strict else (report, extra)
 
     # --------------------------------------------------------------------------------------------------------- copies
 

@@ -41,6 +41,8 @@ class Run:
         The names of the parameters, and their containers, of each group.
     grouped : bool
         Whether gradients come in groups.
+    begun : list of dict
+        The arguments of each group that are where its states started, and are no options.
     starts : list of (dict, str, value)
         Options of the groups at which states started, where a later change is without effect.
     leaves : int
@@ -77,6 +79,7 @@ class Run:
         self.state = MappingProxyType(self._state)
         self._unnamed = 0
         self._members: list[tuple[Array, ...]] = []
+        self.begun: list[dict[str, Any]] = []
         self.starts: list[tuple[dict[str, Any], str, Any]] = []
 
     # -------------------------------------------------------------------------------------------------------- groups
@@ -107,6 +110,7 @@ class Run:
         self._keep(leaves.names, leaves.tree, arrays, states)
         self._unnamed = leaves.unnamed
         self.groups.append({"params": tuple(arrays), **{key: options[key] for key in self.schema.options}})
+        self.begun.append({key: options[key] for key in self.schema.arguments if key not in self.schema.options})
 
     def _keep(self, names: list[str], tree: Any, arrays: list[Array], states: list[dict[str, Array]]) -> None:
         self.names.append(names)
@@ -220,6 +224,7 @@ class Run:
                 "trees": self.trees,
                 "grouped": self.grouped,
                 "unnamed": self._unnamed,
+                "begun": self.begun,
                 "starts": [value for _, _, value in self.starts],
                 "state": {name: dict(states) for name, states in self._state.items()},
                 "steps": self.core.steps,
@@ -252,6 +257,7 @@ class Run:
         run.groups = parts["groups"]
         run.grouped = parts["grouped"]
         run._unnamed = parts["unnamed"]
+        run.begun = parts["begun"]
         run._bind()
         starts = run._starts_of(run.groups)
         run.starts = [(*start[:2], value) for start, value in zip(starts, parts["starts"], strict=True)]

@@ -22,7 +22,11 @@ class Schema:
         The default of each hyperparameter that a group holds.
     arguments : dict
         The default of each hyperparameter of the constructor: those, and where states start.
+    class_name : str
+        The name of the rule's own class, which checkpoints of its subclasses have too.
     """
+
+    class_name: str
 
     def __init__(self, rule: str, fields: dict[str, Any], states: dict[str, Any], step: str | None) -> None:
         self.rule = rule

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Leaves", "entries", "parse", "ungrouped"]
+__all__ = ["Leaves", "entries", "numbered_names", "parse", "ungrouped"]
 
 _KEEPERS = (dict, list, tuple, OrderedDict, defaultdict)
 """Containers that return the same object each time it is read."""
@@ -156,6 +156,33 @@ def ungrouped(grads: Any, trees: list[Any], leaves: int) -> Any:
         flat = iter(grads)
         return [_filled(tree, flat) for tree in trees]
     return [grad["params"] if isinstance(grad, Mapping) and set(grad) == {"params"} else grad for grad in grads]
+
+
+def numbered_names(trees: list[Any]) -> list[str]:
+    """Return the names of all leaves as they were when the fields of NamedTuples had numbers, in checkpoints of 0.1.0."""
+    names: list[str] = []
+
+    def walk(tree: Any, path: str, first: int = 0) -> None:
+        if isinstance(tree, int):
+            names.append(path.removesuffix(".") or str(first))
+            return
+        children = tree[2] if isinstance(tree, tuple) else tree
+        if isinstance(tree, list) or (isinstance(tree, tuple) and tree[1] is not None):
+            values = children if isinstance(tree, list) else children.values()
+            children = {first + i: child for i, child in enumerate(values)}
+        for key, child in children.items():
+            walk(child, f"{path}{key}.")
+
+    unnamed = 0
+    for tree in trees:
+        walk(tree, "", unnamed)
+        if isinstance(tree, int):
+            unnamed += 1
+        elif isinstance(tree, list):
+            unnamed += len(tree)
+        elif isinstance(tree, tuple) and tree[1] is not None:
+            unnamed += len(tree[2])
+    return names
 
 
 def _filled(tree: Any, leaves: Iterator[Any]) -> Any:

@@ -1,11 +1,16 @@
-"""The file formats: JSON and arrays by name, with room for a checksum."""
+"""The file formats: JSON and arrays by name, with room for a checksum.
+
+What is read from a file is first its index: names, types, shapes and places of the arrays. The arrays are read later,
+and only those that are wanted, so that a file can't ask for more memory than its reader expects.
+"""
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
-import mmap
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import IO, Any, NamedTuple
@@ -13,62 +18,175 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BLANK", "CONTAINERS", "Container"]
+__all__ = ["BLANK", "CONTAINERS", "Container", "Stored"]
 
 Array = NDArray[Any]
 
 BLANK = b"0" * 64
 """What stands in place of the checksum while it is computed."""
 
+LARGEST_HEADER = 100_000_000
+"""Bytes of JSON, which is also what safetensors allows a header."""
+_LARGEST_DIRECTORY = 2**28
+"""Bytes that an archive's directory may have: over a million arrays."""
+
+
+class Stored:
+    """An array in a file, not read yet."""
+
+    __slots__ = ("_file", "_offset", "dtype", "shape")
+
+    def __init__(self, file: IO[bytes], offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+        if dtype.kind not in "biuf":
+            raise ValueError(f"an array of {dtype}")
+        self._file = file
+        self._offset = offset
+        self.dtype = dtype
+        self.shape = shape
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self) -> Array:
+        """Return the array, in memory of its own."""
+        return _read(self._file, self._offset, self.nbytes).view(self.dtype).reshape(self.shape)
+
 
 class Container(NamedTuple):
     """A file format: JSON and arrays by name, with room for the 64 digits of a checksum at a known place."""
 
     write: Callable[[IO[bytes], dict[str, Any], Mapping[str, Array]], None]
-    read: Callable[[bytes], tuple[Any, dict[str, Array]]]
-    place_of_checksum: Callable[[bytes | mmap.mmap], int]
+    """ValueError if the format can't hold it."""
+    index: Callable[[IO[bytes], int], tuple[Any, dict[str, Stored]]]
+    """Read the JSON and the index of a file of the given size; any error if the content is none of ours."""
+    place_of_checksum: Callable[[IO[bytes], int], int]
     """Negative where the content is none of ours."""
+    check_package: Callable[[str], None] = lambda path: None
+    """ImportError if what writes files lacks a package."""
+
+
+def _read(file: IO[bytes], offset: int, size: int) -> NDArray[np.uint8]:
+    content = np.empty(size, np.uint8)
+    file.seek(offset)
+    if file.readinto(content) != size:  # type: ignore[attr-defined]
+        raise ValueError("the file ends too early")
+    return content
+
+
+def _check_size(what: str, size: int, largest: int) -> None:
+    if size > largest:
+        raise ValueError(f"{what} has {size:,} bytes, more than the {largest:,} that are possible; use shorter names")
 
 
 # .npz: the checksum is the comment at the end of the archive; the JSON is an array of bytes.
 
 _JSON = "metadata"
+_LONGEST_NAME = 2**16 - 1
+_SMALL = 2**16
+"""Arrays up to this many bytes are written in one piece, which is faster."""
+_LOCAL = struct.Struct("<26x2H")
+"""What stands before a member: at its end, the lengths of the name and of the extra field, which follow."""
+_MAGIC = b"\x93NUMPY\x01\x00"
 
 
 def _write_npz(file: IO[bytes], description: dict[str, Any], arrays: Mapping[str, Array]) -> None:
     text = np.frombuffer(json.dumps(description).encode(), np.uint8)
+    _check_size("the JSON", text.nbytes, LARGEST_HEADER)
+    for key in arrays:
+        if len(key) + len(".npy") > _LONGEST_NAME:
+            raise ValueError(
+                f"the name {key[:40]!r}... has {len(key):,} bytes, more than an .npz can hold "
+                f"({_LONGEST_NAME - len('.npy'):,}); use a shorter one, or .safetensors"
+            )
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         archive.comment = BLANK
         for key, array in {_JSON: text, **arrays}.items():
-            with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
+            array = np.asarray(array, order="C")
+            header = _npy_header(array.dtype, array.shape)
+            member = zipfile.ZipInfo(f"{key}.npy")
+            if array.nbytes <= _SMALL:
+                archive.writestr(member, header + array.tobytes())
+                continue
+            with archive.open(member, "w", force_zip64=True) as stream:
+                stream.write(header)
+                stream.write(array.reshape(-1).view(np.uint8))
+        directory = archive.start_dir
+    _check_size("the directory of the archive", file.tell() - directory, _LARGEST_DIRECTORY)
 
 
-def _read_npz(content: bytes) -> tuple[Any, dict[str, Array]]:
-    arrays = {}
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+@functools.lru_cache(1000)
+def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    stream = io.BytesIO()
+    about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, about)
+    return stream.getvalue()
+
+
+class _Limited:
+    """A file for ``zipfile``, which believes an archive that claims a huge directory."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.seek = file.seek
+        self.tell = file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._file.read(min(size, _LARGEST_DIRECTORY + 1) if size >= 0 else _LARGEST_DIRECTORY + 1)
+        if len(content) > _LARGEST_DIRECTORY:
+            raise ValueError("an archive with a huge directory")
+        return content
+
+
+def _index_npz(file: IO[bytes], size: int) -> tuple[Any, dict[str, Stored]]:
+    with zipfile.ZipFile(_Limited(file)) as archive:  # type: ignore[arg-type]
         members = archive.infolist()
-        if sum(member.file_size for member in members) > len(content):
-            raise ValueError("compressed, or members that overlap")
-        for member in members:
-            arrays[member.filename.removesuffix(".npy")] = _read_npy(archive.read(member))
-    return json.loads(arrays.pop(_JSON).tobytes()), arrays
+    found: dict[str, Stored] = {}
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 or member.file_size > size:
+            raise ValueError(f"{member.filename!r} is compressed, encrypted, or no member of this archive")
+        key = member.filename.removesuffix(".npy")
+        if key in found:
+            raise ValueError(f"two members are called {key!r}")
+        found[key] = _stored(file, member, size)
+    text = found.pop(_JSON)
+    if text.dtype != np.uint8 or text.nbytes > LARGEST_HEADER:
+        raise ValueError("JSON of another type or size")
+    return json.loads(text.read().tobytes()), found
 
 
-def _read_npy(content: bytes) -> Array:
-    """Return the array in ``content``, checking its header against the bytes that are there."""
-    stream = io.BytesIO(content)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("an array of another version than 1.0")
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
-    size = math.prod(shape) * dtype.itemsize
-    if fortran_order or size != len(content) - stream.tell():
-        raise ValueError(f"an array of {dtype}, shape {shape} and {len(content) - stream.tell()} bytes")
-    return np.ndarray(shape, dtype, content, stream.tell())  # which refuses to take bytes for objects
+def _stored(file: IO[bytes], member: zipfile.ZipInfo, size: int) -> Stored:
+    """Return the array in a member, checking its header against the bytes that are there."""
+    file.seek(member.header_offset)
+    start = file.read(512)  # nearly always enough for all of the headers
+    name, extra = _LOCAL.unpack_from(start)
+    begin = _LOCAL.size + name + extra
+    if len(start) < begin + len(_MAGIC) + 2:
+        start += file.read(begin + len(_MAGIC) + 2 - len(start))
+    if start[begin : begin + len(_MAGIC)] != _MAGIC:
+        raise ValueError(f"{member.filename!r} is no array of version 1.0")
+    length = int.from_bytes(start[begin + len(_MAGIC) : begin + len(_MAGIC) + 2], "little")
+    end = begin + len(_MAGIC) + 2 + length
+    if len(start) < end:
+        start += file.read(end - len(start))
+    shape, dtype = _parsed_header(start[begin + len(_MAGIC) : end])
+    stored = Stored(file, member.header_offset + end, dtype, shape)
+    there = member.file_size - (end - begin)
+    if min(shape, default=0) < 0 or stored.nbytes != there or member.header_offset + end + there > size:
+        raise ValueError(f"{member.filename!r}: an array of {dtype}, shape {shape} and {there} bytes")
+    return stored
 
 
-def _place_in_npz(content: bytes | mmap.mmap) -> int:
-    return len(content) - len(BLANK)
+@functools.lru_cache(1000)
+def _parsed_header(header: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(header))
+    if fortran_order:
+        raise ValueError("an array in Fortran order")
+    return tuple(map(int, shape)), dtype
+
+
+def _place_in_npz(file: IO[bytes], size: int) -> int:
+    return size - len(BLANK)
 
 
 # .safetensors: the checksum opens the JSON, which is the one entry of the metadata.
@@ -77,6 +195,10 @@ _LENGTH = 8
 """Bytes that hold the length of the header; the header follows."""
 _BEFORE_CHECKSUM = b'"__metadata__":{"fusedstep":"{\\"sha256\\":\\"'
 """Occurs once in the header: in names, quotes have a backslash."""
+_TYPES = {
+    "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8",
+    "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
+}  # fmt: skip
 
 
 def _write_safetensors(file: IO[bytes], description: dict[str, Any], arrays: Mapping[str, Array]) -> None:
@@ -84,15 +206,20 @@ def _write_safetensors(file: IO[bytes], description: dict[str, Any], arrays: Map
 
     text = json.dumps({"sha256": BLANK.decode(), **description}, separators=(",", ":"))
     _check_memory(sum(array.nbytes for array in arrays.values()))
-    file.write(save(dict(arrays), {"fusedstep": text}))  # save_file makes temporaries and modes of its own
+    ordered = {key: np.asarray(array, order="C") for key, array in arrays.items()}
+    content = save(ordered, {"fusedstep": text})  # save_file makes temporaries and modes of its own
+    _check_size("the header", int.from_bytes(content[:_LENGTH], "little"), LARGEST_HEADER)
+    file.write(content)
 
 
-def _read_safetensors(content: bytes) -> tuple[Any, dict[str, Array]]:
-    from safetensors.numpy import load
-
-    header = json.loads(content[_LENGTH : _end_of_header(content)])
-    _check_memory(len(content))
-    return json.loads(header["__metadata__"]["fusedstep"]), load(content)
+def _check_safetensors(path: str) -> None:
+    try:
+        import safetensors.numpy  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"{path}: to write this format needs a package: pip install safetensors; .npz needs none",
+            name="safetensors",
+        ) from error
 
 
 def _check_memory(size: int) -> None:
@@ -100,16 +227,44 @@ def _check_memory(size: int) -> None:
     np.empty(3 * size + 2**20, np.uint8)
 
 
-def _place_in_safetensors(content: bytes | mmap.mmap) -> int:
-    found = content.find(_BEFORE_CHECKSUM, _LENGTH, _end_of_header(content))
-    return found if found < 0 else found + len(_BEFORE_CHECKSUM)
+def _index_safetensors(file: IO[bytes], size: int) -> tuple[Any, dict[str, Stored]]:
+    content = _header(file, size)
+    header = json.loads(content)
+    text = header.pop("__metadata__")["fusedstep"]
+    begin = _LENGTH + len(content)
+    found: dict[str, Stored] = {}
+    spans = []
+    for key, entry in header.items():
+        shape = entry["shape"]
+        start, end = entry["data_offsets"]
+        if any(type(number) is not int or number < 0 for number in (*shape, start, end)):
+            raise ValueError(f"{key!r}: a shape or a place that is not of whole numbers")
+        found[key] = Stored(file, begin + start, np.dtype(_TYPES[entry["dtype"]]), tuple(shape))
+        if found[key].nbytes != end - start:
+            raise ValueError(f"{key!r}: {end - start} bytes for {found[key].nbytes}")
+        spans.append((start, end))
+    at = 0
+    for start, end in sorted(spans):
+        if start != at:
+            raise ValueError("holes between arrays, or arrays that overlap")
+        at = end
+    if begin + at != size:
+        raise ValueError(f"{size - begin} bytes of arrays, not the {at} in the header")
+    return json.loads(text), found
 
 
-def _end_of_header(content: bytes | mmap.mmap) -> int:
-    return min(_LENGTH + int.from_bytes(content[:_LENGTH], "little"), len(content))
+def _place_in_safetensors(file: IO[bytes], size: int) -> int:
+    found = _header(file, size).find(_BEFORE_CHECKSUM)
+    return found if found < 0 else _LENGTH + found + len(_BEFORE_CHECKSUM)
+
+
+def _header(file: IO[bytes], size: int) -> bytes:
+    file.seek(0)
+    length = int.from_bytes(file.read(_LENGTH), "little")
+    return file.read(length) if length <= min(size - _LENGTH, LARGEST_HEADER) else b""
 
 
 CONTAINERS = {
-    ".safetensors": Container(_write_safetensors, _read_safetensors, _place_in_safetensors),
-    ".npz": Container(_write_npz, _read_npz, _place_in_npz),
+    ".safetensors": Container(_write_safetensors, _index_safetensors, _place_in_safetensors, _check_safetensors),
+    ".npz": Container(_write_npz, _index_npz, _place_in_npz),
 }

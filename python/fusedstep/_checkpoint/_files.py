@@ -5,52 +5,65 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import mmap
 import os
 import secrets
+import stat
 from typing import IO, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .._run import Run
-from ._containers import BLANK, CONTAINERS, Container
+from ._containers import BLANK, CONTAINERS, Container, Stored
+from ._extra import packed, unpacked
+from ._report import LoadReport
 from ._state import checked, description, write
 
 __all__ = ["load", "save"]
 
+_PIECE = 2**20
+"""Bytes of a file that are read at once where all of it is read."""
+_NO_SYNC = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
+"""How systems say that a folder can't be synced."""
 
-def save(run: Run, path: str | os.PathLike[str]) -> None:
+
+def save(run: Run, path: str | os.PathLike[str], extra: Any = None) -> None:
     """Write a checkpoint of ``run``: all of it, or nothing; see ``Optimizer.save``."""
     path = os.fsdecode(path)
     container = _container(path)
+    container.check_package(path)
+    values, arrays = packed(extra)
     with run.core:
-        _save(run, path, container)
+        about = description(run) | ({} if values is None else {"extra": values})
+        found = {f"params.{_key(name)}": array for name, array in run.params.items()}
+        for name, states in run.state.items():
+            found |= {f"state.{_key(name)}.{state}": array for state, array in states.items()}
+        found |= {f"extra.{_key(pointer)}": array for pointer, array in arrays.items()}
+        _save(container, path, about, found)
 
 
-def _save(run: Run, path: str, container: Container) -> None:
-    about = description(run)
-    arrays = {f"params.{_key(name)}": array for name, array in run.params.items()}
-    for name, states in run.state.items():
-        arrays |= {f"state.{_key(name)}.{state}": array for state, array in states.items()}
-    arrays = {key: np.asarray(array, order="C") for key, array in arrays.items()}  # copies where the order is another
-
+def _save(container: Container, path: str, about: dict[str, Any], arrays: dict[str, Any]) -> None:
     target = os.path.realpath(path)
     directory = os.path.dirname(target)
     temporary = os.path.join(directory, f".fusedstep-{secrets.token_hex(8)}.tmp")
+    old = _status(target)
     try:
-        with open(temporary, "xb+") as file:
-            container.write(file, about, arrays)
+        # What replaces a file is readable by nobody else until it has that file's mode.
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600 if old else 0o666)
+        with open(descriptor, "wb+") as file:
+            try:
+                container.write(file, about, arrays)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
             file.flush()
-            with _mapped(file) as content:
-                place = container.place_of_checksum(content)
-                if content[place : place + len(BLANK)] != BLANK:
-                    raise RuntimeError(f"{path}: no place for the checksum in what was written")
-                checksum = _checksum(content, place)
+            size = os.fstat(descriptor).st_size
+            place = container.place_of_checksum(file, size)
+            checksum = _checksum(file, place, size)
+            if checksum is None or checksum[0] != BLANK:
+                raise RuntimeError(f"{path}: no place for the checksum in what was written")
             file.seek(place)
-            file.write(checksum)
+            file.write(checksum[1])
             file.flush()
-            os.fsync(file.fileno())
+            if old:
+                _keep_owner_and_mode(descriptor, old)
+            os.fsync(descriptor)
         os.replace(temporary, target)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -61,63 +74,107 @@ def _save(run: Run, path: str, container: Container) -> None:
     _sync_directory(directory)
 
 
-def load(run: Run, path: str | os.PathLike[str]) -> None:
+def _status(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
+
+
+def _keep_owner_and_mode(descriptor: int, old: os.stat_result) -> None:
+    """Give the file the owner, group and mode of the one that it replaces, as far as the system permits it."""
+    now = os.fstat(descriptor)
+    for owner, group in ((old.st_uid, -1), (-1, old.st_gid)):
+        if (owner, group) not in ((now.st_uid, -1), (-1, now.st_gid)):
+            with contextlib.suppress(OSError):
+                os.fchown(descriptor, owner, group)
+    with contextlib.suppress(OSError):
+        os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
+
+
+def load(run: Run, path: str | os.PathLike[str], strict: bool = True) -> tuple[LoadReport, Any]:
     """Bring ``run`` to where it was when ``path`` was saved; see ``Optimizer.load``."""
     path = os.fsdecode(path)
     container = _container(path)
-    with open(path, "rb") as file:
-        content = file.read()
-    with run.core:
+    with _opened(path) as file, run.core:
         try:
-            restore = checked(run, _parsed(container, content))
+            before = _version(file)
+            about, arrays = _parsed(container, file)
+            values = about.pop("extra", None)
+            pointers = {_name(key[6:]): arrays.pop(key) for key in list(arrays) if key.startswith("extra.")}
+            restore = checked(run, about | _by_name(arrays), strict).read()
+            extra = _unpacked(values, pointers)
+            if _version(file) != before:
+                raise ValueError("the file was changed while it was read")
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         write(run, restore)
+    return restore.report, extra
+
+
+def _opened(path: str) -> IO[bytes]:
+    """Open a regular file, and not a device that never ends or a pipe that nobody writes to."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        raise ValueError(f"{path}: not a checkpoint of fusedstep: it is not a regular file")
+    return open(descriptor, "rb")
+
+
+def _version(file: IO[bytes]) -> tuple[int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def _container(path: str) -> Container:
     ending = os.path.splitext(path)[1]
     if ending not in CONTAINERS:
         raise ValueError(f"{path}: expected a name that ends in {' or '.join(CONTAINERS)}")
-    if ending == ".safetensors":
-        try:
-            import safetensors.numpy  # noqa: F401
-        except ImportError as error:
-            raise ImportError(
-                f"{path}: this format needs a package: pip install safetensors; .npz needs none", name="safetensors"
-            ) from error
     return CONTAINERS[ending]
 
 
-def _parsed(container: Container, content: bytes) -> dict[str, Any]:
-    """Return the state dict in the content of a file."""
-    place = container.place_of_checksum(content)
+def _parsed(container: Container, file: IO[bytes]) -> tuple[dict[str, Any], dict[str, Stored]]:
+    """Return the JSON and the index of a file whose checksum is right."""
+    size = os.fstat(file.fileno()).st_size
+    place = container.place_of_checksum(file, size)
     if place < 0:
         raise ValueError("not a checkpoint of fusedstep")
-    if content[place : place + len(BLANK)] != _checksum(content, place):
+    checksum = _checksum(file, place, size)
+    if checksum is None or checksum[0] != checksum[1]:
         raise ValueError("the checksum is wrong: the file was cut, damaged or altered")
     try:
-        about, arrays = container.read(content)
-        return {**{key: value for key, value in about.items() if key != "sha256"}, **_by_name(arrays)}
+        about, arrays = container.index(file, size)
+        return {key: value for key, value in about.items() if key != "sha256"}, arrays
     except MemoryError:
         raise
     except Exception as error:  # of any kind: whoever made this file knows how to make checksums
         raise ValueError(f"not a checkpoint of fusedstep: {error}") from error
 
 
-def _by_name(arrays: dict[str, NDArray[Any]]) -> dict[str, dict[str, Any]]:
-    params: dict[str, NDArray[Any]] = {}
-    state: dict[str, dict[str, NDArray[Any]]] = {}
+def _unpacked(values: Any, pointers: dict[str, Stored]) -> Any:
+    try:
+        return unpacked(values, {pointer: stored.read() for pointer, stored in pointers.items()})
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"not a checkpoint of fusedstep: extra: {error}") from error
+
+
+def _by_name(arrays: dict[str, Stored]) -> dict[str, dict[str, Any]]:
+    params: dict[str, Stored] = {}
+    state: dict[str, dict[str, Stored]] = {}
     for key, array in arrays.items():
         kind, _, rest = key.partition(".")
         if kind == "params":
-            params[_name(rest)] = array
-            state.setdefault(_name(rest), {})
+            name = _name(rest)
+            params[name] = array
+            state.setdefault(name, {})
         elif kind == "state":
             name, _, of = rest.rpartition(".")
             state.setdefault(_name(name), {})[of] = array
         else:
-            raise ValueError(f"unknown array {key!r}")
+            raise ValueError(f"not a checkpoint of fusedstep: unknown array {key!r}")
     return {"params": params, "state": state}
 
 
@@ -127,30 +184,40 @@ def _key(name: str) -> str:
 
 
 def _name(key: str) -> str:
-    return key.encode("ascii").decode("unicode_escape")
-
-
-def _checksum(content: bytes | mmap.mmap, place: int) -> bytes:
-    """Return the SHA-256, in 64 digits, of all bytes except the 64 at ``place``."""
-    # Each view is released here, also by an error: a file that is mapped can't be closed under one.
-    with memoryview(content) as view, view[:place] as before, view[place + len(BLANK) :] as after:
-        digest = hashlib.sha256(before)
-        digest.update(after)
-    return digest.hexdigest().encode()
-
-
-def _mapped(file: IO[bytes]) -> mmap.mmap:
     try:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        if error.errno == errno.ENOMEM:
-            raise MemoryError(str(error)) from error
-        raise
+        return key.encode("ascii").decode("unicode_escape") if "\\" in key or not key.isascii() else key
+    except UnicodeError as error:
+        raise ValueError(f"not a checkpoint of fusedstep: {error}") from error
+
+
+def _checksum(file: IO[bytes], place: int, size: int) -> tuple[bytes, bytes] | None:
+    """Return the 64 bytes at ``place``, and the SHA-256, in 64 digits, of all others; None if those are no digits."""
+    file.seek(place)
+    found = file.read(len(BLANK))
+    if len(found) != len(BLANK) or found.strip(b"0123456789abcdef"):
+        return None
+    digest = hashlib.sha256()
+    piece = bytearray(_PIECE)
+    for begin, end in ((0, place), (place + len(BLANK), size)):
+        file.seek(begin)
+        while begin < end:
+            with memoryview(piece) as view, view[: min(_PIECE, end - begin)] as part:
+                count = file.readinto(part)  # type: ignore[attr-defined]
+                if not count:
+                    return None
+                digest.update(part[:count])
+            begin += count
+    return found, digest.hexdigest().encode()
 
 
 def _sync_directory(directory: str) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
+    """Put the new name on the disk, where the file system and the folder's permissions allow it."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import operator
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .._run import Run
+from . import _version1
+from ._containers import Stored
+from ._report import LoadReport
 
 __all__ = ["Restore", "checked", "description", "load_state_dict", "state_dict", "write"]
 
 Array = NDArray[Any]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _KEYS = ("format_version", "class", "groups", "step", "times", "last_loss", "params", "state")
 _LARGEST_COUNT = 2**53
@@ -34,12 +40,12 @@ def state_dict(run: Run) -> dict[str, Any]:
         }
 
 
-def load_state_dict(run: Run, saved: Any) -> None:
+def load_state_dict(run: Run, saved: Any, strict: bool = True) -> LoadReport:
     """Bring ``run`` to where ``saved`` was taken; see ``Optimizer.load_state_dict``."""
     with run.core:
-        restore = checked(run, saved)
-        # Copies, so that arrays of ``saved`` may share memory with the live ones.
-        write(run, restore._replace(arrays=[(live, value.copy()) for live, value in restore.arrays]))
+        restore = checked(run, saved, strict).read()
+        write(run, restore)
+    return restore.report
 
 
 def description(run: Run) -> dict[str, Any]:
@@ -48,7 +54,7 @@ def description(run: Run) -> dict[str, Any]:
     run.check_starts()
     return {
         "format_version": FORMAT_VERSION,
-        "class": run.name,
+        "class": run.schema.class_name,
         "groups": [
             {"params": list(names), **_hyperparameters(run, index, group)}
             for index, (names, group) in enumerate(zip(run.names, run.groups, strict=True))
@@ -69,42 +75,114 @@ def _hyperparameters(run: Run, index: int, group: Mapping[str, Any]) -> dict[str
 class Restore(NamedTuple):
     """Everything that a checked checkpoint writes."""
 
-    arrays: list[tuple[Array, Array]]
-    """Live arrays with their new values."""
-    groups: list[dict[str, Any]]
+    arrays: list[tuple[Array, Any]]
+    """Live arrays with their new values: arrays, stored ones, or where a state starts."""
+    groups: list[dict[str, Any] | None]
+    """None for a group that keeps its hyperparameters."""
     step: int
     times: list[int]
     last_loss: float | None
+    report: LoadReport
+
+    def read(self) -> Restore:
+        """Return the same with the values in memory of their own."""
+        return self._replace(
+            arrays=[
+                (live, value.read() if isinstance(value, Stored | _version1.Computed) else np.array(value, live.dtype))
+                for live, value in self.arrays
+            ]
+        )
 
 
-def checked(run: Run, saved: Any) -> Restore:
-    """Return what loading ``saved`` writes; ValueError if anything in it does not fit ``run``."""
+def checked(run: Run, saved: Any, strict: bool = True) -> Restore:
+    """Return what loading ``saved`` writes; ValueError if something in it does not fit ``run``.
+
+    Not strict, other names and shapes are left out.
+    """
     if not isinstance(saved, Mapping):
         raise TypeError(f"state dict: expected a mapping, as state_dict() returns, got {type(saved).__name__}")
     version = saved.get("format_version")
-    if isinstance(version, bool) or version != FORMAT_VERSION:
-        raise ValueError(f"format_version: expected {FORMAT_VERSION}, got {version!r}")
+    if isinstance(version, bool) or version not in (1, FORMAT_VERSION):
+        raise ValueError(f"format_version: expected {FORMAT_VERSION}, or 1, got {version!r}")
     _check_names("state dict", _KEYS, saved)
-    if saved["class"] != run.name:
-        raise ValueError(f"class: expected {run.name}, as this optimizer is, got {saved['class']!r}")
+    own = (run.schema.class_name, run.name) if version == 1 else (run.schema.class_name,)
+    if saved["class"] not in own:
+        raise ValueError(f"class: expected {own[0]}, as this optimizer is, got {saved['class']!r}")
     run.check_groups()
+    if version == 1:
+        saved = _version1.upgraded(run, saved)
+    return _all_of(run, saved) if strict else _what_fits(run, saved)
+
+
+def _all_of(run: Run, saved: Mapping[str, Any]) -> Restore:
     groups = _checked_groups(run, saved["groups"])
-    arrays = _pairs("params", run.params, saved["params"])
+    arrays: list[tuple[Array, Any]] = []
+    arrays += _pairs("params", run.params, saved["params"])
     _check_names("state", run.params, saved["state"])
     for name, states in run.state.items():
         arrays += _pairs(f"state of {name!r}", states, saved["state"][name])
     _check_names("times", run.params, saved["times"])
     return Restore(
         arrays,
-        groups,
+        list(groups),
         _count("step", saved["step"]),
         [_count(f"times of {name!r}", saved["times"][name]) for name in run.params],
         _loss(saved["last_loss"]),
+        LoadReport(tuple(run.params), (), ()),
     )
 
 
-def _checked_groups(run: Run, saved: Any) -> list[dict[str, Any]]:
-    """Return the hyperparameters for each group of ``run``: those of the saved group with the same parameters."""
+def _what_fits(run: Run, saved: Mapping[str, Any]) -> Restore:
+    for key in ("params", "state", "times"):
+        _check_mapping(key, saved[key])
+    groups = _groups_that_fit(run, saved)
+    arrays: list[tuple[Array, Any]] = []
+    times = []
+    loaded, fresh = [], []
+    for index, names in enumerate(run.names):
+        options = {**run.groups[index], **(groups[index] or {})}
+        for name in names:
+            states = run.state[name]
+            try:
+                found = _pairs("params", {name: run.params[name]}, {name: saved["params"].get(name)})
+                found += _pairs("state", states, saved["state"].get(name))
+            except ValueError:
+                _check_writeable(f"state of {name!r}", states)
+                arrays += [(array, _start(run, index, state, options)) for state, array in states.items()]
+                times.append(0)
+                fresh.append(name)
+            else:
+                arrays += found
+                times.append(_count(f"times of {name!r}", saved["times"].get(name)))
+                loaded.append(name)
+    used = set(loaded)
+    unused = tuple(name for name in saved["params"] if name not in used)
+    step, last_loss = _count("step", saved["step"]), _loss(saved["last_loss"])
+    return Restore(arrays, groups, step, times, last_loss, LoadReport(tuple(loaded), tuple(fresh), unused))
+
+
+def _start(run: Run, index: int, state: str, options: Mapping[str, Any]) -> Any:
+    """Return where a state of the group ``index`` starts."""
+    schema = run.schema
+    at = schema.states[schema.argument.get(state, state)]["starts_at"]
+    return 0 if at is None else {**run.begun[index], **options}[at]
+
+
+def _groups_that_fit(run: Run, saved: Mapping[str, Any]) -> list[dict[str, Any] | None]:
+    """Return the hyperparameters of the saved groups with the same names and the same states as the live ones."""
+    by_names = _groups_by_names(saved["groups"])
+    found: list[dict[str, Any] | None] = []
+    for index, own in enumerate(run.names):
+        matches = by_names.get(frozenset(own))
+        fits = matches and all(
+            isinstance(states := saved["state"].get(name), Mapping) and set(states) == set(run.state[name])
+            for name in own
+        )
+        found.append(_hyperparameters(run, index, matches.pop(0)) if matches and fits else None)
+    return found
+
+
+def _groups_by_names(saved: Any) -> dict[frozenset[str], list[Mapping[str, Any]]]:
     if not isinstance(saved, list | tuple):
         raise ValueError(f"groups: expected a list, got {type(saved).__name__}")
     by_names: dict[frozenset[str], list[Mapping[str, Any]]] = {}
@@ -113,6 +191,12 @@ def _checked_groups(run: Run, saved: Any) -> list[dict[str, Any]]:
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"group {index}: expected a mapping with a list of names 'params'")
         by_names.setdefault(frozenset(names), []).append(group)
+    return by_names
+
+
+def _checked_groups(run: Run, saved: Any) -> list[dict[str, Any]]:
+    """Return the hyperparameters for each group of ``run``: those of the saved group with the same parameters."""
+    by_names = _groups_by_names(saved)
     _check_names("groups", run.params, dict.fromkeys(name for names in by_names for name in names))
     found = []
     for index, own in enumerate(run.names):
@@ -133,22 +217,26 @@ def _pairs(what: str, live: Mapping[str, Array], saved: Any) -> list[tuple[Array
     pairs = []
     for name, array in live.items():
         value = saved[name]
-        if not isinstance(value, np.ndarray):
+        if not isinstance(value, np.ndarray | Stored | _version1.Computed) or isinstance(value, np.ma.MaskedArray):
             raise ValueError(f"{what}: {name!r}: expected a numpy.ndarray, got {type(value).__name__}")
         if value.dtype != array.dtype or value.shape != array.shape:
             raise ValueError(
                 f"{what}: {name!r}: expected {array.dtype} of shape {array.shape}, as in this optimizer, "
                 f"got {value.dtype} of shape {value.shape}"
             )
-        if not array.flags.writeable:
-            raise ValueError(f"{what}: {name!r}: the array of this optimizer is read-only")
         pairs.append((array, value))
+    _check_writeable(what, live)
     return pairs
 
 
+def _check_writeable(what: str, live: Mapping[str, Array]) -> None:
+    for name, array in live.items():
+        if not array.flags.writeable:
+            raise ValueError(f"{what}: {name!r}: the array of this optimizer is read-only")
+
+
 def _check_names(what: str, expected: Iterable[str], found: Any) -> None:
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{what}: expected a mapping, got {type(found).__name__}")
+    _check_mapping(what, found)
     expected = dict.fromkeys(expected)
     wrong = []
     if missing := [name for name in expected if name not in found]:
@@ -157,6 +245,11 @@ def _check_names(what: str, expected: Iterable[str], found: Any) -> None:
         wrong.append(f"{_listed(unknown)} unknown to this optimizer")
     if wrong:
         raise ValueError(f"{what}: {', '.join(wrong)}")
+
+
+def _check_mapping(what: str, found: Any) -> None:
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{what}: expected a mapping, got {type(found).__name__}")
 
 
 def _listed(names: list[Any]) -> str:
@@ -182,21 +275,23 @@ def _loss(value: Any) -> float | None:
 
 
 def write(run: Run, restore: Restore) -> None:
-    """Write all of ``restore``. If Ctrl-C interrupts this, do it once more from the start."""
-    try:
-        _write(run, restore)
-    except BaseException:
-        _write(run, restore)
-        raise
+    """Write all of ``restore``, which has been read.
 
-
-def _write(run: Run, restore: Restore) -> None:
-    for live, value in restore.arrays:
-        np.copyto(live, value)
+    The writes are one call into C. Python sees signals before it or after it, so that Ctrl-C finds the run wholly old
+    or wholly new. Nothing of it is Python code, not even in a subclass of an array or a dict.
+    """
+    writes: list[Callable[[], Any]] = []
+    writes += [partial(np.ndarray.__setitem__, live, ..., value) for live, value in restore.arrays]
+    starts = {(id(group), key): value for group, key, value in run.starts}
     for group, values in zip(run.groups, restore.groups, strict=True):
-        group.update(values)
-    run.core.own(run.groups)
-    run.remember_starts()
-    run.core.steps = restore.step
-    run.core.counts = restore.times
-    run.core.last_loss = restore.last_loss
+        if values is not None:
+            writes.append(partial(dict.update, group, values))
+            starts |= {(id(group), key): values[key] for key in run.schema.starting}
+    writes += [
+        partial(run.core.own, run.groups),
+        partial(setattr, run, "starts", [(group, key, starts[id(group), key]) for group, key, _ in run.starts]),
+        partial(setattr, run.core, "steps", restore.step),
+        partial(setattr, run.core, "counts", restore.times),
+        partial(setattr, run.core, "last_loss", restore.last_loss),
+    ]
+    deque(map(operator.call, writes), maxlen=0)

@@ -1,0 +1,112 @@
+"""Checkpoints of format version 1, which 0.1.0 wrote, as those of version 2.
+
+Three things were different: fields of NamedTuples were named by their numbers; centred RMSprop kept the average of
+squares in place of the variance, without bias correction in its averages; a plain RMSprop could keep ``grad_avg`` from
+when it was centred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._run import Run
+from .._tree import numbered_names
+
+__all__ = ["Computed", "upgraded"]
+
+Array = NDArray[Any]
+
+
+class Computed:
+    """An array that is computed from others when it is read."""
+
+    def __init__(self, like: Any, compute: Callable[[], Array]) -> None:
+        self.dtype: np.dtype[Any] = like.dtype
+        self.shape: tuple[int, ...] = like.shape
+        self._compute = compute
+
+    def read(self) -> Array:
+        """Return the array."""
+        return self._compute().astype(self.dtype).reshape(self.shape)
+
+
+def upgraded(run: Run, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state dict of version 1 as one of version 2; what is wrong in it stays, to be refused."""
+    made = {**saved, **_renamed(run, saved)}
+    if run.schema.rule == "rmsprop":
+        made["state"] = _with_variance(made)
+    return made
+
+
+def _renamed(run: Run, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries that have names of parameters with the names of today."""
+    fields = {old: new for old, new in zip(numbered_names(run.trees), run.params, strict=True) if old != new}
+    maps = {key: saved[key] for key in ("params", "state", "times") if isinstance(saved[key], Mapping)}
+    if any(new in maps.get("params", ()) for new in fields.values() if new not in fields):
+        return {}  # named by field: saved from another container
+    made: dict[str, Any] = {
+        key: {fields.get(name, name): value for name, value in named.items()} for key, named in maps.items()
+    }
+    if isinstance(saved["groups"], list | tuple):
+        made["groups"] = [_renamed_group(group, fields) for group in saved["groups"]]
+    return made
+
+
+def _renamed_group(group: Any, fields: Mapping[str, str]) -> Any:
+    names = group.get("params") if isinstance(group, Mapping) else None
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        return group
+    return {**group, "params": [fields.get(name, name) for name in names]}
+
+
+def _with_variance(saved: Mapping[str, Any]) -> Any:
+    state, times, groups = saved["state"], saved["times"], saved["groups"]
+    if not isinstance(state, Mapping) or not isinstance(times, Mapping) or not isinstance(groups, list | tuple):
+        return state
+    made = dict(state)
+    for group in groups:
+        if not isinstance(group, Mapping) or not isinstance(group.get("params"), list | tuple):
+            continue
+        for name in group["params"]:
+            states = state.get(name) if isinstance(name, str) else None
+            if not isinstance(states, Mapping) or not {"square_avg", "grad_avg"} <= set(states):
+                continue
+            made[name] = {key: value for key, value in states.items() if key not in ("square_avg", "grad_avg")}
+            if group.get("centered") is not True:
+                made[name]["square_avg"] = states["square_avg"]
+                continue
+            correction = _correction(group, times.get(name))
+            variance, average = _averages(states["square_avg"], states["grad_avg"], correction)
+            made[name] |= {"variance": variance, "grad_avg": average}
+    return made
+
+
+def _correction(group: Mapping[str, Any], count: Any) -> float:
+    """Return what the averages are to be divided by."""
+    alpha = group.get("alpha")
+    fits = isinstance(alpha, float) and 0 <= alpha <= 1 and isinstance(count, int) and count > 0
+    return 1 - float(alpha**count) if fits and group.get("bias_correction") is True else 1.0
+
+
+def _averages(square_avg: Any, grad_avg: Any, correction: float) -> tuple[Any, Any]:
+    """Return the variance and the average gradient of two averages that start at 0."""
+    if not all(hasattr(array, "dtype") and array.shape == square_avg.shape for array in (square_avg, grad_avg)):
+        return square_avg, grad_avg
+
+    def average() -> Array:
+        with np.errstate(all="ignore"):
+            return np.divide(_double(grad_avg), correction)
+
+    def variance() -> Array:
+        with np.errstate(all="ignore"):
+            return np.maximum(_double(square_avg) / correction - np.square(average()), 0)
+
+    return Computed(square_avg, variance), Computed(grad_avg, average)
+
+
+def _double(array: Any) -> Array:
+    return np.asarray(array if isinstance(array, np.ndarray) else array.read(), np.float64)
