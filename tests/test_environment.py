@@ -690,11 +690,13 @@ def test_the_shared_library_is_closed_under_its_threads() -> None:
         memory = [(ctypes.c_float * n)() for _ in range(3)]
         arrays = [Array(ctypes.addressof(x), ctypes.addressof(shape), None, 0, 1) for x in memory]
         library = ctypes.CDLL({str(native.shared_library())!r})
+        error = library.fusedstep_last_error
+        error.restype = ctypes.c_char_p
         rule = ctypes.c_void_p()
         assert library.fusedstep_set_num_threads(3) == 0
         assert library.fusedstep_rule_create(b"adagrad", None, ctypes.byref(rule)) == 0
         for _ in range(20):
-            assert library.fusedstep_step(rule, ctypes.c_int64(1), *map(ctypes.byref, arrays), 1) == 0
+            assert library.fusedstep_step(rule, ctypes.c_int64(1), *map(ctypes.byref, arrays), 1) == 0, error()
         library.fusedstep_rule_destroy(rule)
         handle = library._handle
         assert _ctypes.dlclose(handle) == 0
