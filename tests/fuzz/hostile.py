@@ -427,7 +427,9 @@ def steps_inside(world: World) -> None:
 
 
 def reads_all(world: World) -> None:
-    world.rng.choice((world.optimizer.state_dict, lambda: copy.deepcopy(world.optimizer), lambda: repr(world.optimizer)))()
+    world.rng.choice(
+        (world.optimizer.state_dict, lambda: copy.deepcopy(world.optimizer), lambda: repr(world.optimizer))
+    )()
 
 
 def adds_group(world: World) -> None:
@@ -475,7 +477,9 @@ MISCHIEF: tuple[Callable[[World], None], ...] = (
 
 
 def same(a: list[Array], b: list[Array]) -> bool:
-    return len(a) == len(b) and all(x.shape == y.shape and x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True))
+    return len(a) == len(b) and all(
+        x.shape == y.shape and x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True)
+    )
 
 
 def one_step(world: World) -> bool:
