@@ -690,14 +690,15 @@ def test_the_shared_library_is_closed_under_its_threads() -> None:
         memory = [(ctypes.c_float * n)() for _ in range(3)]
         arrays = [Array(ctypes.addressof(x), ctypes.addressof(shape), None, 0, 1) for x in memory]
         library = ctypes.CDLL({str(native.shared_library())!r})
+        error = library.fusedstep_last_error
+        error.restype = ctypes.c_char_p
         rule = ctypes.c_void_p()
         assert library.fusedstep_set_num_threads(3) == 0
         assert library.fusedstep_rule_create(b"adagrad", None, ctypes.byref(rule)) == 0
         for _ in range(20):
-            assert library.fusedstep_step(rule, ctypes.c_int64(1), *map(ctypes.byref, arrays), 1) == 0
+            assert library.fusedstep_step(rule, ctypes.c_int64(1), *map(ctypes.byref, arrays), 1) == 0, error()
         library.fusedstep_rule_destroy(rule)
-        handle = library._handle
-        assert _ctypes.dlclose(handle) == 0
+        _ctypes.dlclose(library._handle)
         for seconds in (0.0001, 0.001, 0.01, 0.1):
             time.sleep(seconds)
         print("well")
@@ -836,7 +837,8 @@ def test_the_interpreter_goes_on_meanwhile() -> None:
         other.start()
         with threads(1):
             started = counted
-            for _ in range(10):
+            end = time.monotonic() + 60
+            while counted == started and time.monotonic() < end:
                 fs.adagrad_(**arrays, lr=0.1)
             during = counted - started
     finally:

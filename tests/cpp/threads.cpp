@@ -1,13 +1,16 @@
 // The pool of threads under load, for the thread sanitizer to watch: many threads step optimizers of their own at once,
 // small and large, while the number of threads and the instruction set change under them; then the same with threads of
-// the caller's. Every result has the bits of one thread alone.
+// the caller's, of which some fail. Every result has the bits of one thread alone. Between the steps the pool goes to sleep,
+// wakes, and learns what that costs.
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
@@ -113,6 +116,48 @@ void many_at_once(int rounds, const std::vector<Run<float>>& f, const std::vecto
   changes.join();
 }
 
+// One thread, with pauses in which the workers fall asleep.
+void with_pauses(const std::vector<Run<float>>& f) {
+  for (const int microseconds : {10, 100, 300, 1000}) {
+    std::size_t k = 0;
+    for (const fs::AnyRule& rule : rules) {
+      for (const std::int64_t n : sizes) {
+        Run<float> run(rule, n);
+        for (int t = 0; t < steps; ++t) {
+          std::this_thread::sleep_for(std::chrono::microseconds(microseconds));
+          run.step(t);
+        }
+        if (!(run == f[k++])) ++differences;
+      }
+    }
+  }
+}
+
+using Ranges = const std::function<void(std::int64_t)>&;
+
+// Executors that do not do all that they should, or more.
+const std::vector<fs::Executor> poor_executors{
+    [](std::int64_t, Ranges) { throw std::runtime_error("no threads"); },
+    [](std::int64_t, Ranges) { throw 7; },
+    [](std::int64_t, Ranges) {},
+    [](std::int64_t ranges, Ranges run) {
+      for (std::int64_t k = 0; k < ranges; k += 2) run(k);
+      throw std::runtime_error("half of it");
+    },
+    [](std::int64_t ranges, Ranges run) {
+      for (std::int64_t k = -2; k < ranges + 2; ++k) run(k);
+      run(0);
+    },
+    [](std::int64_t ranges, Ranges run) {
+      std::vector<std::thread> threads;
+      for (int twice = 0; twice < 2; ++twice) {
+        for (std::int64_t k = 0; k < ranges; ++k) threads.emplace_back([&run, k] { run(k); });
+      }
+      for (std::thread& thread : threads) thread.join();
+      throw std::runtime_error("after all");
+    },
+};
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -122,12 +167,20 @@ int main(int argc, char** argv) {
   const auto d = alone<double>();
   fs::set_num_threads(3);
   many_at_once(rounds, f, d);
+  fs::set_num_threads(3);
+  with_pauses(f);
   fs::set_executor([](std::int64_t ranges, const std::function<void(std::int64_t)>& run) {
     std::vector<std::thread> threads;
     for (std::int64_t k = 0; k < ranges; ++k) threads.emplace_back([&run, k] { run(k); });
     for (std::thread& thread : threads) thread.join();
   });
   many_at_once(rounds, f, d);
+  fs::set_num_threads(3);
+  for (const fs::Executor& executor : poor_executors) {
+    fs::set_executor(executor);
+    work(f);
+    work(d);
+  }
   fs::set_executor({});
   if (differences != 0) std::fprintf(stderr, "%d runs differ from that of one thread\n", differences.load());
   return differences == 0 ? 0 : 1;
