@@ -81,17 +81,17 @@ class Public(SphinxDirective):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """Write a line for each name, in the order of ``fusedstep.__all__``; of a class, its own methods too."""
+        """Write a line for each rule, in the order of the core's list; of a class, name its own methods too."""
+        optimizers = {each._schema.rule: each for each in fs.Optimizer.__subclasses__() if each.__name__ in fs.__all__}
         lines = []
-        for name in fs.__all__:
-            found = getattr(fs, name)
-            if inspect.isclass(found) and issubclass(found, fs.Optimizer) and found is not fs.Optimizer:
-                own = [key for key in vars(found) if inspect.isfunction(vars(found)[key]) and key[0] != "_"]
-                lines += [("optimizers", f".. autoclass:: {name}")]
-                lines += [("optimizers", f"   :members: {', '.join(own)}")] if own else []
-            elif name.endswith("_"):
-                lines += [("functions", f".. autofunction:: {name}")]
-        return self.parse_text_to_nodes("\n".join(line for kind, line in lines if kind == self.arguments[0]))
+        for rule in fs._core.rules():
+            if self.arguments[0] == "functions":
+                lines.append(f".. autofunction:: {rule}_")
+                continue
+            own = {key: value for key, value in vars(optimizers[rule]).items() if inspect.isfunction(value)}
+            members = ", ".join(key for key in own if not key.startswith("_"))
+            lines += [f".. autoclass:: {optimizers[rule].__name__}", *([f"   :members: {members}"] if members else [])]
+        return self.parse_text_to_nodes("\n".join(lines))
 
 
 def correct_signature(

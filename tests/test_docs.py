@@ -310,6 +310,22 @@ def test_functions_show_as_the_packages_own(rule: str) -> None:
         assert pickle.loads(pickle.dumps(function, protocol)) is function
 
 
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.rule)
+def test_classes_show_their_arguments(entry: Any) -> None:
+    """``inspect`` and ``help`` show the arguments of the constructor, also of a user's subclass."""
+    cls = getattr(fs, entry.class_name)
+
+    class Own(cls):
+        def __init__(self, params: Any, rate: float) -> None:
+            super().__init__(params, lr=rate)
+
+    _, *arguments = inspect.signature(cls.__init__).parameters.values()
+    assert list(inspect.signature(cls).parameters.values()) == arguments
+    assert list(inspect.signature(Own).parameters) == ["params", "rate"]
+    assert f"class {cls.__name__}(fusedstep" in pydoc.plaintext.document(cls)
+    assert f"{cls.__name__}(params:" in pydoc.plaintext.document(cls)
+
+
 def test_the_walk_passes_every_file_of_its_rule() -> None:
     """The page on adding a rule names each file of the sources that mentions the rule that it shows."""
     page = (DOCS / "adding-a-rule.md").read_text(encoding="utf-8")
