@@ -97,12 +97,14 @@ class Public(SphinxDirective):
 def correct_signature(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str, None] | None:
-    """Show the arguments of a class, where autodoc finds those of a mocked base; and none for what we make."""
+    """Show no arguments for what users never make, and those of a class where autodoc finds those of a mocked base."""
+    if obj in (fs.StepReport, fs.Optimizer):
+        return "", None
     if signature == "(*args, **kwargs)":
         _, *own = inspect.signature(obj.__init__).parameters.values()
         plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in own]
         return str(inspect.Signature(plain)), None
-    return ("", None) if obj in (fs.StepReport, fs.Optimizer) else None
+    return None
 
 
 def name_files(app: Sphinx, docname: str, source: list[str]) -> None:
