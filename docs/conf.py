@@ -76,21 +76,30 @@ sphinx_gallery_conf = {
 
 
 class Public(SphinxDirective):
-    """``public:: optimizers`` documents the classes that have a rule, ``public:: functions`` their functions."""
+    """``public::`` documents what the package exports of a kind: ``optimizers``, their ``functions``, or ``reports``.
+
+    Optimizers and functions come in the order of the core's list of rules. A report is any other class.
+    """
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """Write a line for each rule, in the order of the core's list; of a class, name its own methods too."""
-        optimizers = {each._schema.rule: each for each in fs.Optimizer.__subclasses__() if each.__name__ in fs.__all__}
+        """Write a directive of autodoc for each name; of a class, name its own members."""
+        exported = [getattr(fs, name) for name in fs.__all__]
+        classes = [each for each in exported if inspect.isclass(each) and not issubclass(each, Exception)]
+        optimizers = {each._schema.rule: each for each in classes if hasattr(each, "_schema")}
+        found = {
+            "optimizers": [optimizers[rule] for rule in fs._core.rules()],
+            "functions": [getattr(fs, f"{rule}_") for rule in fs._core.rules()],
+            "reports": [each for each in classes if not issubclass(each, fs.Optimizer)],
+        }[self.arguments[0]]
         lines = []
-        for rule in fs._core.rules():
-            if self.arguments[0] == "functions":
-                lines.append(f".. autofunction:: {rule}_")
-                continue
-            own = {key: value for key, value in vars(optimizers[rule]).items() if inspect.isfunction(value)}
-            members = ", ".join(key for key in own if not key.startswith("_"))
-            lines += [f".. autoclass:: {optimizers[rule].__name__}", *([f"   :members: {members}"] if members else [])]
+        for each in found:
+            of_class = inspect.isclass(each)
+            lines.append(f".. auto{'class' if of_class else 'function'}:: {each.__name__}")
+            wanted = inspect.isfunction if each in optimizers.values() else inspect.isdatadescriptor
+            own = [key for key, value in vars(each).items() if wanted(value) and key[0] != "_"] if of_class else []
+            lines += [f"   :members: {', '.join(own)}"] if own else []
         return self.parse_text_to_nodes("\n".join(lines))
 
 
@@ -98,7 +107,7 @@ def correct_signature(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str, None] | None:
     """Show no arguments for what users never make, and those of a class where autodoc finds those of a mocked base."""
-    if obj in (fs.StepReport, fs.Optimizer):
+    if obj is fs.Optimizer or getattr(obj, "__name__", "").endswith("Report"):
         return "", None
     if signature == "(*args, **kwargs)":
         _, *own = inspect.signature(obj.__init__).parameters.values()
