@@ -76,33 +76,44 @@ sphinx_gallery_conf = {
 
 
 class Public(SphinxDirective):
-    """``public:: optimizers`` documents the classes that have a rule, ``public:: functions`` their functions."""
+    """``public::`` documents what the package exports of a kind: ``optimizers``, their ``functions``, or ``reports``.
+
+    Optimizers and functions come in the order of the core's list of rules. A report is any other class.
+    """
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """Write a line for each name, in the order of ``fusedstep.__all__``; of a class, its own methods too."""
+        """Write a directive of autodoc for each name; of a class, name its own members."""
+        exported = [getattr(fs, name) for name in fs.__all__]
+        classes = [each for each in exported if inspect.isclass(each) and not issubclass(each, Exception)]
+        optimizers = {each._schema.rule: each for each in classes if hasattr(each, "_schema")}
+        found = {
+            "optimizers": [optimizers[rule] for rule in fs._core.rules()],
+            "functions": [getattr(fs, f"{rule}_") for rule in fs._core.rules()],
+            "reports": [each for each in classes if not issubclass(each, fs.Optimizer)],
+        }[self.arguments[0]]
         lines = []
-        for name in fs.__all__:
-            found = getattr(fs, name)
-            if inspect.isclass(found) and issubclass(found, fs.Optimizer) and found is not fs.Optimizer:
-                own = [key for key in vars(found) if inspect.isfunction(vars(found)[key]) and key[0] != "_"]
-                lines += [("optimizers", f".. autoclass:: {name}")]
-                lines += [("optimizers", f"   :members: {', '.join(own)}")] if own else []
-            elif name.endswith("_"):
-                lines += [("functions", f".. autofunction:: {name}")]
-        return self.parse_text_to_nodes("\n".join(line for kind, line in lines if kind == self.arguments[0]))
+        for each in found:
+            of_class = inspect.isclass(each)
+            lines.append(f".. auto{'class' if of_class else 'function'}:: {each.__name__}")
+            wanted = inspect.isfunction if each in optimizers.values() else inspect.isdatadescriptor
+            own = [key for key, value in vars(each).items() if wanted(value) and key[0] != "_"] if of_class else []
+            lines += [f"   :members: {', '.join(own)}"] if own else []
+        return self.parse_text_to_nodes("\n".join(lines))
 
 
 def correct_signature(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str, None] | None:
-    """Show the arguments of a class, where autodoc finds those of a mocked base; and none for what we make."""
+    """Show no arguments for what users never make, and those of a class where autodoc finds those of a mocked base."""
+    if obj is fs.Optimizer or getattr(obj, "__name__", "").endswith("Report"):
+        return "", None
     if signature == "(*args, **kwargs)":
         _, *own = inspect.signature(obj.__init__).parameters.values()
         plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in own]
         return str(inspect.Signature(plain)), None
-    return ("", None) if obj in (fs.StepReport, fs.Optimizer) else None
+    return None
 
 
 def name_files(app: Sphinx, docname: str, source: list[str]) -> None:

@@ -268,14 +268,15 @@ def test_every_page_is_in_the_guide() -> None:
 
 
 def test_the_api_reference_has_every_public_name() -> None:
-    """Two directives of docs/conf.py list the classes and the functions of the rules; the page lists the rest."""
+    """Directives of docs/conf.py list the classes and functions of the rules, and reports; the page lists the rest."""
     text = (DOCS / "api.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"^\.\. auto(?:class|function|exception):: (\w+)$", text, re.MULTILINE))
-    assert re.findall(r"^\.\. public:: (\w+)$", text, re.MULTILINE) == ["optimizers", "functions"]
+    assert re.findall(r"^\.\. public:: (\w+)$", text, re.MULTILINE) == ["optimizers", "reports", "functions"]
     optimizers = {name for name in fs.__all__ if name in {entry.class_name for entry in ENTRIES}}
     functions = {f"{rule}_" for rule in DECLARED}
-    assert shown.isdisjoint(optimizers | functions)
-    assert shown | optimizers | functions == set(fs.__all__) - {"reference"}
+    reports = {name for name in fs.__all__ if name.endswith("Report")}
+    assert shown.isdisjoint(optimizers | functions | reports)
+    assert shown | optimizers | functions | reports == set(fs.__all__) - {"reference"}
     assert ".. automodule:: fusedstep.reference\n   :members:\n" in text
     assert set(re.findall(r"`([A-Z]\w+)`", text)) == set(types.__all__)
     tree = ast.parse((ROOT / "python" / "fusedstep" / "torch.py").read_text(encoding="utf-8"))
@@ -308,6 +309,22 @@ def test_functions_show_as_the_packages_own(rule: str) -> None:
     assert copy.deepcopy(function) is function
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         assert pickle.loads(pickle.dumps(function, protocol)) is function
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.rule)
+def test_classes_show_their_arguments(entry: Any) -> None:
+    """``inspect`` and ``help`` show the arguments of the constructor, also of a user's subclass."""
+    cls = getattr(fs, entry.class_name)
+
+    class Own(cls):
+        def __init__(self, params: Any, rate: float) -> None:
+            super().__init__(params, lr=rate)
+
+    _, *arguments = inspect.signature(cls.__init__).parameters.values()
+    assert list(inspect.signature(cls).parameters.values()) == arguments
+    assert list(inspect.signature(Own).parameters) == ["params", "rate"]
+    assert f"class {cls.__name__}(fusedstep" in pydoc.plaintext.document(cls)
+    assert f"{cls.__name__}(params:" in pydoc.plaintext.document(cls)
 
 
 def test_the_walk_passes_every_file_of_its_rule() -> None:

@@ -41,6 +41,16 @@ class _Hyperparameter:
         optimizer._run.set(self._name, value)
 
 
+class _Signature:
+    """The arguments of a constructor, for ``help`` and ``inspect``, which would look at ``__new__`` first."""
+
+    def __get__(self, optimizer: Optimizer | None, cls: type[Optimizer]) -> Any:
+        import inspect
+
+        own = inspect.signature(cls.__init__)
+        return own.replace(parameters=list(own.parameters.values())[1:], return_annotation=inspect.Signature.empty)
+
+
 class Optimizer:
     """Update parameters in place, all of them in one call.
 
@@ -106,6 +116,7 @@ class Optimizer:
                 setattr(cls, name, _Hyperparameter(name))
 
     if not TYPE_CHECKING:  # a type checker would take these for permissions
+        __signature__ = _Signature()
 
         def __new__(cls, *args: Any, **options: Any) -> Self:
             """Refuse a class without a rule, and hyperparameters by other names."""
