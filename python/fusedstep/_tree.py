@@ -159,7 +159,7 @@ def ungrouped(grads: Any, trees: list[Any], leaves: int) -> Any:
 
 
 def numbered_names(trees: list[Any]) -> list[str]:
-    """Return the names of all leaves as they were when the fields of NamedTuples had numbers, in checkpoints of 0.1.0."""
+    """Return the names of all leaves as checkpoints of 0.1.0 have them: fields of NamedTuples by number."""
     names: list[str] = []
 
     def walk(tree: Any, path: str, first: int = 0) -> None:
