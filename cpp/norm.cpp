@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 
 #include "dispatch.hpp"
 #include "loops/layout.hpp"
@@ -26,7 +27,33 @@ double with_block(const NormOperand& gradient, std::int64_t index, F f) {
   return f(n, dense);
 }
 
+template <class T>
+bool a_square_overflows(const NormOperand& gradient, const StepOptions& options, double clip_coef) {
+  const T unscale = static_cast<T>(1.0 / options.grad_scale);
+  const T coef = static_cast<T>(clip_coef);
+  const T largest = options.clip_value == 0 ? std::numeric_limits<T>::infinity() : static_cast<T>(options.clip_value);
+  bool found = false;
+  for (std::int64_t k = 0; k < blocks(gradient) && !found; ++k) {
+    with_block(gradient, k, [&](std::int64_t n, const void* dense) {
+      for (std::int64_t i = 0; i < n; ++i) {
+        const T g = std::min(std::abs(static_cast<const T*>(dense)[i] * unscale), largest) * coef;
+        found |= std::isinf(g * g) && !std::isinf(g);
+      }
+      return 0.0;
+    });
+  }
+  return found;
+}
+
 }  // namespace
+
+bool a_square_overflows(const NormOperand& gradient, double bound, const StepOptions& options, double clip_coef) {
+  const bool is_float = gradient.type == Type::float32;
+  const double most = is_float ? static_cast<double>(std::numeric_limits<float>::max()) : std::numeric_limits<double>::max();
+  if (bound * clip_coef * clip_coef < 0.5 * most) return false;  // nearly always: no need to look
+  return is_float ? a_square_overflows<float>(gradient, options, clip_coef)
+                  : a_square_overflows<double>(gradient, options, clip_coef);
+}
 
 std::unique_ptr<StridedOrder> c_order(const Array& array) {
   std::int64_t dense = array.item_size();
@@ -71,12 +98,16 @@ Norm norm(std::span<const NormOperand> gradients, const StepOptions& options) {
       poisoned[static_cast<std::size_t>(unit)] = poisoned[static_cast<std::size_t>(unit)] || std::isnan(poison);
     }
   };
+  Norm result;
   const auto root_of_sum = [&] {
     parallel_for(first.back(), threads_for(elements), body(run));
+    for (std::size_t i = 0; i < gradients.size() && scale == 1.0; ++i) {
+      const auto largest = std::max_element(sums.begin() + first[i], sums.begin() + first[i + 1]);
+      result.largest.push_back(first[i] == first[i + 1] ? 0.0 : *largest);
+    }
     return std::sqrt(tree(std::span(sums), std::plus<double>()));
   };
 
-  Norm result;
   result.norm = root_of_sum();
   for (std::size_t i = 0; i < gradients.size(); ++i) {
     const auto from = poisoned.begin() + first[i];

@@ -31,7 +31,11 @@ struct NormOperand {
 struct Norm {
   double norm;
   std::vector<std::size_t> nonfinite;  // operands with an inf or a NaN after unscaling
+  std::vector<double> largest;         // of each operand: a bound of all of its squares
 };
+
+// Whether the square of an element, after unscaling, clip_value and a coefficient, overflows its type.
+bool a_square_overflows(const NormOperand& gradient, double bound, const StepOptions& options, double clip_coef);
 
 // After unscaling and clip_value.
 Norm norm(std::span<const NormOperand> gradients, const StepOptions& options);

@@ -53,7 +53,11 @@ void OptimizerCore::add(std::span<const Options> groups, std::span<const NewPara
     }
     label_groups();
     make_states(members_before, parameters);
-    for (std::size_t k = groups_before; k < groups_.size(); ++k) check_states(k, groups_[k]);
+    for (std::size_t k = groups_before; k < groups_.size(); ++k) {
+      check_states(k, groups_[k]);
+      check_rounding(k, groups_[k]);
+      if (const std::string wrong = schema_.bad_start(groups_[k]); !wrong.empty()) refuse(wrong);
+    }
     std::vector<Array> arrays;
     for (const Member& member : members_) {
       arrays.push_back(member.parameter);
@@ -175,10 +179,28 @@ void OptimizerCore::make_states(std::size_t first_member, std::span<const NewPar
   }
 }
 
+// That no option becomes 0 or inf where it is rounded to the type of a parameter in the group.
+void OptimizerCore::check_rounding(std::size_t group, const Options& options) const {
+  for (const Member& member : members_) {
+    if (member.group != group || member.parameter.type != Type::float32) continue;
+    for (const schema::Field& field : schema_.fields) {
+      if (field.kind != schema::Kind::real || field.purpose == schema::Purpose::loss) continue;
+      const double value = options.at<double>(field);
+      const auto rounded = static_cast<float>(value);
+      const bool is_eps = std::string_view(field.name) == "eps";
+      if (!std::isinf(rounded) && !(is_eps && value > 0 && rounded == 0)) continue;
+      refuse(std::string(field.name) + ": " + schema::text(value) + " becomes " + (rounded == 0 ? "0" : "inf") +
+             " in float32, the type of parameter '" + member.name + "'");
+    }
+    return;
+  }
+}
+
 void OptimizerCore::set_options(std::size_t group, const Options& options) {
   check(schema_, options);
   if (std::memcmp(&options, &groups_[group], sizeof options) == 0) return;
   check_states(group, options);
+  check_rounding(group, options);
   if (const std::string wrong = schema_.change(groups_[group], options); !wrong.empty()) refuse(wrong);
   groups_[group] = options;
 }
@@ -238,7 +260,9 @@ bool OptimizerCore::needs_loss() const {
   return std::any_of(groups_.begin(), groups_.end(), [this](const Options& options) { return schema_.needs_loss(options); });
 }
 
-void OptimizerCore::measure(const StepOptions& options, StepReport& report) const {
+// The norm, the coefficient that clips it, and the parameters whose gradient has an inf or a NaN, or, where the rule squares
+// it, a square beyond its type: the sum of squares would be inf for good.
+double OptimizerCore::measure(const StepOptions& options, StepReport& report) const {
   std::vector<NormOperand> gradients;
   std::vector<std::size_t> members;
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
@@ -249,7 +273,19 @@ void OptimizerCore::measure(const StepOptions& options, StepReport& report) cons
   }
   const Norm measured = norm(gradients, options);
   report.grad_norm = measured.norm;
-  for (const std::size_t k : measured.nonfinite) report.nonfinite.push_back(members[k]);
+  double clip_coef = 1.0;
+  if (options.clip_norm != 0 && !std::isinf(options.clip_norm)) {
+    clip_coef = options.clip_norm / (measured.norm < options.clip_norm ? options.clip_norm : measured.norm);
+  }
+  std::size_t next = 0;
+  for (std::size_t k = 0; k < gradients.size(); ++k) {
+    const bool nonfinite = next < measured.nonfinite.size() && measured.nonfinite[next] == k;
+    next += nonfinite;
+    const bool overflows = options.nonfinite != Nonfinite::propagate && schema_.squares_gradient &&
+                           a_square_overflows(gradients[k], measured.largest[k], options, clip_coef);
+    if (nonfinite || overflows) report.nonfinite.push_back(members[k]);
+  }
+  return clip_coef;
 }
 
 // What is to be done to the members of one group and type, at one step count where the rule uses it.
@@ -341,11 +377,11 @@ StepReport OptimizerCore::step(const StepOptions& options) {
   report.step = steps_;
   double clip_coef = 1.0;
   if (options.clip_norm != 0 || options.nonfinite != Nonfinite::propagate) {
-    measure(options, report);
+    clip_coef = measure(options, report);
     if (!report.nonfinite.empty() && options.nonfinite == Nonfinite::raise) {
       std::string names;
       for (const std::size_t i : report.nonfinite) names += (names.empty() ? "'" : ", '") + name(i) + "'";
-      throw std::domain_error("inf or NaN in the gradient of " + names + "; nothing was changed");
+      throw std::domain_error("inf or NaN (or a square that overflows) in the gradient of " + names + "; nothing was changed");
     }
     if (!report.nonfinite.empty() && options.nonfinite == Nonfinite::skip) {
       report.skipped = true;
@@ -354,8 +390,6 @@ StepReport OptimizerCore::step(const StepOptions& options) {
       }
       return report;
     }
-    const double norm = *report.grad_norm;
-    if (options.clip_norm != 0 && !std::isinf(options.clip_norm)) clip_coef = options.clip_norm / (norm < options.clip_norm ? options.clip_norm : norm);
   }
   prepare(options, clip_coef);
   const int threads = threads_for(present_elements_);  // may throw: before anything is written

@@ -101,8 +101,9 @@ class OptimizerCore {
   void make_states(std::size_t first_member, std::span<const NewParameter> parameters);
   void label_groups();
   void check_states(std::size_t group, const Options& options) const;
+  void check_rounding(std::size_t group, const Options& options) const;
   void check_gradients_disjoint();
-  void measure(const StepOptions& options, StepReport& report) const;
+  double measure(const StepOptions& options, StepReport& report) const;
   void prepare(const StepOptions& options, double clip_coef);
   std::int32_t part_for(std::size_t kind, std::int64_t step, const StepOptions& options, double clip_coef);
   void update_all(int threads);

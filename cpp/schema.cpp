@@ -73,6 +73,8 @@ constexpr RuleSchema erased_schema() {
       .needs_loss = [](const Options&) { return false; },
       .conflict = [](const Options&) { return std::string(); },
       .change = [](const Options&, const Options&) { return std::string(); },
+      .bad_start = [](const Options&) { return std::string(); },
+      .squares_gradient = !requires { About::signs_only; },
       .prologue =
           [](const Options& options) {
             const Rule& o = as<Rule>(options);
@@ -102,6 +104,9 @@ constexpr RuleSchema erased_schema() {
     made.change = [](const Options& before, const Options& after) {
       return About::change(as<Rule>(before), as<Rule>(after));
     };
+  }
+  if constexpr (requires(const Rule& o) { About::bad_start(o); }) {
+    made.bad_start = [](const Options& options) { return About::bad_start(as<Rule>(options)); };
   }
   if constexpr (requires(const Rule& o) { About::conflict(o); }) {
     made.conflict = [](const Options& options) { return About::conflict(as<Rule>(options)); };

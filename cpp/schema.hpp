@@ -57,6 +57,8 @@ struct RuleSchema {
   bool (*needs_loss)(const Options& options);
   std::string (*conflict)(const Options& options);  // what is wrong between two fields; empty: nothing
   std::string (*change)(const Options& before, const Options& after);  // what may not change after the start
+  std::string (*bad_start)(const Options& options);  // what an optimizer may not start with
+  bool squares_gradient;
   Prologue (*prologue)(const Options& options);
   std::span<const AnyDialect> (*dialects)();
 

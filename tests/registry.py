@@ -434,9 +434,9 @@ RMSPROP = Entry(
                    "momentum_form": "tf", "centered": True},
         "everything": {"centered": True, "momentum": 0.9, "nesterov": True, "bias_correction": True, "maximize": True,
                        "weight_decay": 0.01},
-        "zeros": {"lr": 0.0, "alpha": 0.0, "eps": 0.0},
+        "zeros": {"lr": 0.0, "alpha": 0.0, "eps": 0.0, "initial_square_avg": 1.0},
         "ones": {"lr": 1.0, "alpha": 1.0, "eps": 1.0, "momentum": 1.0},
-        "beyond the type": {"lr": 1e300, "eps": 1e-300},
+        "ends of the type": {"lr": 1e38, "eps": 1e-38},
     },
     bad={**_DECAY, "alpha": UNIT, "eps": NONNEGATIVE, "momentum": UNIT, "initial_square_avg": NONNEGATIVE},
     signed=frozenset({"grad_avg", "momentum_buffer"}),
@@ -611,7 +611,8 @@ ADAGRAD_NORM = Entry(
     cases={
         "plain": {},
         "start at 1, coupled decay": {"initial_accumulator_value": 1.0, "weight_decay": 0.1},
-        "eps 0, maximize, decoupled decay": {"eps": 0.0, "maximize": True, **DECOUPLED},
+        "eps 0, decoupled decay": {"eps": 0.0, "initial_accumulator_value": 1.0, **DECOUPLED},
+        "maximize, decoupled decay": {"maximize": True, **DECOUPLED},
     },
     bad={**_DECAY, "eps": NONNEGATIVE, "initial_accumulator_value": NONNEGATIVE},
     loops=(

@@ -327,7 +327,7 @@ def test_an_exporter_that_empties_the_container(keyed: bool) -> None:
     grads: Any = dict.fromkeys(keys) if keyed else [None] * 3
     for key in keys:
         grads[key] = Emptying(np.ones(5000), grads) if key in ("b", 1) else np.ones(5000)
-    optimizer = fs.Adagrad(dict(zip(keys, params, strict=True)) if keyed else params, lr=1.0, eps=0.0)
+    optimizer = fs.Adagrad(dict(zip(keys, params, strict=True)) if keyed else params, lr=1.0, eps=1e-30)
     optimizer.step(grads)
     assert len(grads) == 0
     assert all((param == -1).all() for param in params)

@@ -302,7 +302,7 @@ def test_containers_with_fields(kind: str, grouped: bool) -> None:
     arrays = [np.zeros(n) for n in (2, 3, 4, 5)]
     tree: Any = {"deep": [make(w=arrays[0], b=arrays[1])], "top": make(w=arrays[2], b=make(w=arrays[3], b=[]))}
     names = ["deep.0.w", "deep.0.b", "top.w", "top.b.w"]
-    optimizer = fs.Adagrad([{"params": tree}] if grouped else tree, lr=1.0, eps=0.0, verify="every")
+    optimizer = fs.Adagrad([{"params": tree}] if grouped else tree, lr=1.0, eps=1e-300, verify="every")
     assert list(optimizer.state) == names
     grads = [np.full(array.shape, sign) for array, sign in zip(arrays, (1.0, -1.0, 2.0, -2.0), strict=True)]
     nested: Any = {"top": make(b=make(b=[], w=grads[3]), w=grads[2]), "deep": [make(b=grads[1], w=None)]}
@@ -368,7 +368,7 @@ def test_containers_that_make_arrays_anew(tmp_path: Path) -> None:
         optimizer.step(file)
         optimizer.step(shelf)
         assert optimizer.steps == 2
-    optimizer = fs.Adagrad(Viewing(arrays), lr=0.25, eps=0.0)
+    optimizer = fs.Adagrad(Viewing(arrays), lr=0.25, eps=1e-300)
     optimizer.step(Fresh(arrays))
     assert arrays["w"].tolist() == [0.75] * 3
 
@@ -846,6 +846,62 @@ def test_unscaling_that_overflows_is_nonfinite(dtype: np.dtype[Any]) -> None:
     assert optimizer.step([grad], grad_scale=0.5, nonfinite="skip").skipped
     unchanged.check()
     assert not optimizer.step([grad], grad_scale=2.0, nonfinite="skip", clip_value=1.0).skipped
+
+
+@each_dtype
+@each_full_rule
+def test_a_square_that_overflows_is_nonfinite(case: Case, dtype: np.dtype[Any]) -> None:
+    """A sum of squares that is inf would stay so, and the weight would never move again. Rprop squares nothing."""
+    large = float(np.sqrt(np.finfo(dtype).max)) * 2
+    squares = not any(state.sign for state in case.states)
+    for scale, skipped in (
+        ({}, True),
+        ({"grad_scale": 4.0}, False),
+        ({"clip_value": 1.0}, False),
+        ({"clip_norm": 1.0}, False),
+    ):
+        params = {"a": np.ones(5, dtype), "b": np.ones((40, 50), dtype)}
+        grads = {"a": np.ones(5, dtype), "b": np.ones((40, 50), dtype)}
+        grads["b"][17, 3] = large
+        optimizer = case.new(params)
+        unchanged = Unchanged(memory_of(optimizer, *grads.values()))
+        if skipped and squares:
+            report = optimizer.step(grads, loss=1.0, nonfinite="skip", **scale)
+            assert (report.skipped, report.nonfinite) == (True, ("b",))
+            with pytest.raises(FloatingPointError, match="'b'"):
+                optimizer.step(grads, loss=1.0, nonfinite="raise", **scale)
+            unchanged.check()
+        else:
+            assert not optimizer.step(grads, loss=1.0, nonfinite="skip", **scale).skipped
+
+
+def test_options_that_vanish_in_float32() -> None:
+    """Rounded to 0 or inf, they would be other options; in float64 they are what they are."""
+    for cls, options, says in (
+        (fs.RMSprop, {"eps": 1e-46}, "eps: 1e-46 becomes 0"),
+        (fs.RMSprop, {"lr": 1e39}, "becomes inf"),
+        (fs.Adagrad, {"weight_decay": 1e39}, "weight_decay: .* becomes inf"),
+        (fs.Adadelta, {"eps": 1e-46}, "eps"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            cls(np.ones(2, np.float32), **options)
+        cls(np.ones(2), **options)
+    optimizer = fs.RMSprop([np.ones(2), np.ones(2, np.float32)])
+    optimizer.param_groups[0]["eps"] = 1e-46
+    with pytest.raises(ValueError, match="eps: 1e-46 becomes 0 in float32, the type of parameter '1'"):
+        optimizer.step([np.ones(2), np.ones(2, np.float32)])
+
+
+def test_an_eps_of_0_needs_a_start() -> None:
+    """A gradient of 0 would be divided by 0. The functions take it: there the state is the caller's."""
+    for cls in (fs.RMSprop, fs.Adagrad, fs.AdagradNorm):
+        with pytest.raises(ValueError, match="eps: expected > 0"):
+            cls(np.ones(2), eps=0.0)
+    with pytest.raises(ValueError, match="eps: expected > 0"):
+        fs.Adagrad.like("tf1", np.ones(2), lr=0.1, initial_accumulator_value=0.0)
+    fs.Adagrad(np.ones(2), eps=0.0, initial_accumulator_value=0.1)
+    w, square_sum = np.ones(2), np.ones(2)
+    fs.adagrad_(w, np.ones(2), square_sum, lr=0.1, eps=0.0)
 
 
 def test_an_accumulated_gradient_recovers_from_a_nan() -> None:

@@ -8,7 +8,6 @@ from ._adadelta import Adadelta, adadelta_
 from ._adagrad import Adagrad, adagrad_
 from ._adagrad_da import AdagradDA, adagrad_da_
 from ._adagrad_norm import AdagradNorm, adagrad_norm_
-from ._checkpoint._report import LoadReport
 from ._config import (
     available_isas,
     get_cmake_dir,
@@ -22,6 +21,7 @@ from ._config import (
 )
 from ._core import StepReport
 from ._dialects import dialects
+from ._load_report import LoadReport
 from ._optimizer import Optimizer
 from ._proximal_adagrad import ProximalAdagrad, proximal_adagrad_
 from ._rmsprop import RMSprop, rmsprop_

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypedDict, cast,
 
 from numpy.typing import NDArray
 
-from ._checkpoint._report import LoadReport
 from ._core import StepReport
 from ._hints import did_you_mean, elsewhere
+from ._load_report import LoadReport
 from ._run import Run
 from ._schema import SCHEMAS, Schema
 from ._tree import ungrouped

@@ -10,10 +10,10 @@ import secrets
 import stat
 from typing import IO, Any
 
+from .._load_report import LoadReport
 from .._run import Run
 from ._containers import BLANK, CONTAINERS, Container, Stored
 from ._extra import packed, unpacked
-from ._report import LoadReport
 from ._state import checked, description, write
 
 __all__ = ["load", "save"]

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .._load_report import LoadReport
 from .._run import Run
 from . import _version1
 from ._containers import Stored
-from ._report import LoadReport
 
 __all__ = ["Restore", "checked", "description", "load_state_dict", "state_dict", "write"]
 

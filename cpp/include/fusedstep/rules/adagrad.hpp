@@ -32,6 +32,10 @@ struct Schema<Adagrad> {
   static constexpr schema::State states[] = {{.name = "square_sum", .starts_at = "initial_accumulator_value"}};
   static constexpr const char* step_used_with = "lr_decay";
 
+  static std::string bad_start(const Adagrad& o) {
+    return schema::zero_over_zero(o.eps, o.initial_accumulator_value, "initial_accumulator_value");
+  }
+
   static constexpr schema::Dialect<Adagrad> dialects[] = {
       {"default", "Duchi, Hazan & Singer 2011",
        "lr eps eps_inside_sqrt lr_decay initial_accumulator_value weight_decay decoupled_weight_decay maximize", {}},

@@ -24,6 +24,10 @@ struct Schema<AdagradNorm> {
                                              FUSEDSTEP_START(initial_accumulator_value)};
   static constexpr schema::State states[] = {
       {.name = "square_sum", .storage = schema::Storage::scalar, .starts_at = "initial_accumulator_value"}};
+
+  static std::string bad_start(const AdagradNorm& o) {
+    return schema::zero_over_zero(o.eps, o.initial_accumulator_value, "initial_accumulator_value");
+  }
 };
 
 }  // namespace fusedstep

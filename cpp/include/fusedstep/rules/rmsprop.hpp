@@ -65,6 +65,10 @@ struct Schema<RMSprop> {
     return {};
   }
 
+  static std::string bad_start(const RMSprop& o) {
+    return schema::zero_over_zero(o.eps, o.initial_square_avg, "initial_square_avg");
+  }
+
   // The state then holds something else: the variance, or, with both, corrected averages.
   static std::string change(const RMSprop& before, const RMSprop& after) {
     const char* changed = before.centered != after.centered ? "centered"

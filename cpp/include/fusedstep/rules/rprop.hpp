@@ -54,6 +54,8 @@ struct Schema<Rprop> {
            schema::text(o.step_sizes[1]) + ")";
   }
 
+  static constexpr bool signs_only = true;
+
   static bool needs_loss(const Rprop& o) { return o.variant == RpropVariant::irprop_plus; }
 
   static constexpr schema::Dialect<Rprop> dialects[] = {

@@ -16,8 +16,8 @@
 namespace fusedstep {
 
 /// What a rule declares: `name`, `fields`, `states`; and where they apply, `step_used_with`, `dialects`, `conflict()` (what
-/// is wrong between two options), `change()` (what may not change after the start), `needs_loss()`. Specialised beside
-/// each rule.
+/// is wrong between two options), `bad_start()` (what an optimizer may not start with), `change()` (what may not change
+/// after the start), `needs_loss()`, `signs_only` (gradients are not squared). Specialised beside each rule.
 template <class Rule>
 struct Schema;
 
@@ -109,6 +109,12 @@ struct Dialect {
 
 /// The shortest text of a number that reads back as the same number.
 FUSEDSTEP_API std::string text(double x);
+
+/// For `bad_start()`: a gradient of 0 would be divided by 0.
+inline std::string zero_over_zero(double eps, double start, const char* name) {
+  if (eps != 0 || start != 0) return {};
+  return "eps: expected > 0 where " + std::string(name) + " is 0, because a gradient of 0 would make the parameter NaN, got 0";
+}
 
 inline constexpr double required = std::numeric_limits<double>::quiet_NaN();
 
