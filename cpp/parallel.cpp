@@ -120,7 +120,7 @@ class CostOfWaking {
 
  private:
   static constexpr std::int64_t patience = 200'000;     // nanoseconds
-  static constexpr std::int64_t sound_sleep = 100'000;  // who has just lain down is up sooner
+  static constexpr std::int64_t sound_sleep = 10'000;   // who has just lain down is up sooner
 
   std::atomic<std::int64_t> cost_{0};  // 0: not known
   std::atomic<std::int64_t> call_{0};
