@@ -99,7 +99,8 @@ class Public(SphinxDirective):
             lines.append(f".. auto{'class' if of_class else 'function'}:: {each.__name__}")
             wanted = inspect.isfunction if each in optimizers.values() else inspect.isdatadescriptor
             own = [key for key, value in vars(each).items() if wanted(value) and key[0] != "_"] if of_class else []
-            lines += [f"   :members: {', '.join(own)}"] if own else []
+            if own and not hasattr(each, "_fields"):  # the fields of a NamedTuple are in its documentation
+                lines.append(f"   :members: {', '.join(own)}")
         return self.parse_text_to_nodes("\n".join(lines))
 
 
