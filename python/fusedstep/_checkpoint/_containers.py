@@ -58,7 +58,7 @@ class Container(NamedTuple):
 
     write: Callable[[IO[bytes], dict[str, Any], Mapping[str, Array]], None]
     """ValueError if the format can't hold it."""
-    index: Callable[[IO[bytes], int], tuple[Any, dict[str, Stored]]]
+    read_index: Callable[[IO[bytes], int], tuple[Any, dict[str, Stored]]]
     """Read the JSON and the index of a file of the given size; any error if the content is none of ours."""
     place_of_checksum: Callable[[IO[bytes], int], int]
     """Negative where the content is none of ours."""
@@ -110,7 +110,7 @@ def _write_npz(file: IO[bytes], description: dict[str, Any], arrays: Mapping[str
                 continue
             with archive.open(member, "w", force_zip64=True) as stream:
                 stream.write(header)
-                stream.write(array.reshape(-1).view(np.uint8))
+                stream.write(array.reshape(-1).view(np.uint8).data)
         directory = archive.start_dir
     _check_size("the directory of the archive", file.tell() - directory, _LARGEST_DIRECTORY)
 
@@ -139,7 +139,7 @@ class _Limited:
 
 
 def _index_npz(file: IO[bytes], size: int) -> tuple[Any, dict[str, Stored]]:
-    with zipfile.ZipFile(_Limited(file)) as archive:  # type: ignore[arg-type]
+    with zipfile.ZipFile(_Limited(file)) as archive:
         members = archive.infolist()
     found: dict[str, Stored] = {}
     for member in members:

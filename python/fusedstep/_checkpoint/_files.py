@@ -146,7 +146,7 @@ def _parsed(container: Container, file: IO[bytes]) -> tuple[dict[str, Any], dict
     if checksum is None or checksum[0] != checksum[1]:
         raise ValueError("the checksum is wrong: the file was cut, damaged or altered")
     try:
-        about, arrays = container.index(file, size)
+        about, arrays = container.read_index(file, size)
         return {key: value for key, value in about.items() if key != "sha256"}, arrays
     except MemoryError:
         raise

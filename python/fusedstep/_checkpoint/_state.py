@@ -211,7 +211,7 @@ def _checked_groups(run: Run, saved: Any) -> list[dict[str, Any]]:
     return found
 
 
-def _pairs(what: str, live: Mapping[str, Array], saved: Any) -> list[tuple[Array, Array]]:
+def _pairs(what: str, live: Mapping[str, Array], saved: Any) -> list[tuple[Array, Any]]:
     """Return live arrays with their saved values, of the same names, dtypes and shapes."""
     _check_names(what, live, saved)
     pairs = []
