@@ -45,6 +45,8 @@ class References {
   References(const References&) = delete;
   References& operator=(const References&) = delete;
 
+  void reserve(std::size_t n) { objects_.reserve(n); }
+
   // Takes over a new reference.
   PyObject* take(PyObject* object) {
     objects_.push_back(object);

@@ -252,6 +252,7 @@ class PyOptimizer {
   std::vector<PyObject*> collect(py::handle grads, References& references, bool to_be_zeroed = false) const {
     if (!containers_) throw py::value_error("the optimizer has no parameters yet");
     std::vector<PyObject*> found(core_.size(), Py_None);
+    references.reserve(core_.size() + 8);  // the leaves and, mostly, their containers
     containers_->collect(grads, found, references);
     for (std::size_t i = 0; i < found.size(); ++i) {
       if (found[i] == Py_None || is_plain_array(found[i])) continue;
