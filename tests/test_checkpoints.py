@@ -1340,7 +1340,8 @@ def test_files_of_version_1(name: str) -> None:
     assert list(saved["times"].values()) == list(about["times"].values())
     assert saved["last_loss"] == about["last_loss"]
     for key, group in enumerate(about["groups"]):
-        assert {**saved["groups"][key], "params": None} == {**group, "params": None}
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in group.items()}
+        assert {**saved["groups"][key], "params": None} == {**values, "params": None}
     for new, old in zip(opt.state, about["times"], strict=True):
         assert bits(saved["params"][new]).tobytes() == bits(arrays[f"params.{old}"]).tobytes()
         for state, array in opt.state[new].items():
@@ -1705,11 +1706,13 @@ def test_loads_into_tampered_groups_change_nothing(how: str, tmp_path: Path) -> 
         before = {name: bits(p).tobytes() for name, p in params.items()}
         tamper(opt.param_groups)
         for strict in (True, False):
+            load = (
+                functools.partial(opt.load_state_dict, saved)
+                if how == "dict"
+                else functools.partial(opt.load, tmp_path / f"x{how}")
+            )
             with pytest.raises(ValueError, match="param_groups"):
-                if how == "dict":
-                    opt.load_state_dict(saved, strict)
-                else:
-                    opt.load(tmp_path / f"x{how}", strict=strict)
+                load(strict=strict)
         assert {name: bits(p).tobytes() for name, p in params.items()} == before
     opt, params = some_run()
     opt.param_groups[0] = Frozen(opt.param_groups[0])  # a dict, if a strange one: it is wholly loaded
@@ -1920,7 +1923,7 @@ def test_owner_is_kept_where_permitted(ending: str, tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM])
 def test_folders_that_cannot_be_synced(code: int, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file was replaced: that is no error. An I/O error is."""
-    opt, params = some_run()
+    opt, _ = some_run()
     path = tmp_path / f"x{ending}"
     real = os.open
     failing = code
@@ -1988,7 +1991,7 @@ def test_headers_that_are_too_large(ending: str, tmp_path: Path) -> None:
     opt = fs.RMSprop(np.ones(3))
     path = tmp_path / f"x{ending}"
     opt.save(path, "x" * 10)
-    with pytest.raises(ValueError, match=r"x\..*: the (JSON|header) has [\d,]+ bytes, more than the 100,000,000"):
+    with pytest.raises(ValueError, match=r"x\..*: the (JSON|header) is too large: more than 100,000,000"):
         opt.save(path, "x" * 100_000_001)
     assert os.listdir(tmp_path) == [path.name]
     assert opt.load(path) == "x" * 10
