@@ -381,7 +381,7 @@ StepReport OptimizerCore::step(const StepOptions& options) {
     if (!report.nonfinite.empty() && options.nonfinite == Nonfinite::raise) {
       std::string names;
       for (const std::size_t i : report.nonfinite) names += (names.empty() ? "'" : ", '") + name(i) + "'";
-      throw std::domain_error("inf or NaN (or a square that overflows) in the gradient of " + names + "; nothing was changed");
+      throw std::domain_error("inf or NaN in the gradient of " + names + ", or a square that overflows; nothing was changed");
     }
     if (!report.nonfinite.empty() && options.nonfinite == Nonfinite::skip) {
       report.skipped = true;

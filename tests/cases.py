@@ -93,8 +93,9 @@ def write(file: IO[bytes], problem: Problem) -> None:
     text(case.rule)
     numbers(*problem.shape)
     numbers(len(start))
+    held_as = {state.name: state.held_as for state in case.states}
     for name, array in start.items():
-        text(name)
+        text(held_as.get(name, name))
         numbers(DTYPE_CODES[array.dtype.char], array.ndim == 0)
         file.write(array.tobytes())
     numbers(len(problem.after))

@@ -7,6 +7,7 @@ import copy
 import errno
 import functools
 import hashlib
+import importlib.util
 import itertools
 import json
 import linecache
@@ -14,6 +15,7 @@ import math
 import os
 import pickle
 import random
+import re
 import resource
 import select
 import signal
@@ -26,6 +28,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -1303,6 +1306,720 @@ def test_many_threads_save_to_one_path(ending: str, tmp_path: Path) -> None:
     assert not failures
     assert met <= {0.0, 1.0, 2.0, 3.0}
     assert os.listdir(tmp_path) == [path.name]
+
+
+# ------------------------------------------------------------------------------------------ files of format version 1
+
+OLD = Path(__file__).parent / "data"
+OLD_FILES = sorted(path.name for path in OLD.iterdir() if path.suffix in ENDINGS and ".after" not in path.name)
+_spec = importlib.util.spec_from_file_location("make_version_1", OLD / "make_version_1.py")
+assert _spec is not None
+assert _spec.loader is not None
+version_1 = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(version_1)
+
+
+def old_arrays(name: str) -> tuple[dict[str, Array], Any]:
+    """The arrays of an old .npz by their keys, and its JSON, as NumPy reads them."""
+    with np.load(OLD / f"{Path(name).stem}.npz") as file:
+        arrays = dict(file)
+    return arrays, json.loads(arrays.pop("metadata").tobytes())
+
+
+@pytest.mark.parametrize("name", OLD_FILES)
+def test_files_of_version_1(name: str) -> None:
+    """Each rule and each container: the arrays of the file, and the parameters that the old code then reached."""
+    case = Path(name).stem
+    opt, w, b = version_1.made(case)
+    assert opt.load(OLD / name) is None
+    arrays, about = old_arrays(name)
+    assert about["format_version"] == 1
+    assert opt.steps == about["step"] == 5
+    saved = opt.state_dict()
+    assert saved["format_version"] == 2
+    assert list(saved["times"].values()) == list(about["times"].values())
+    assert saved["last_loss"] == about["last_loss"]
+    for key, group in enumerate(about["groups"]):
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in group.items()}
+        assert {**saved["groups"][key], "params": None} == {**values, "params": None}
+    for new, old in zip(opt.state, about["times"], strict=True):
+        assert bits(saved["params"][new]).tobytes() == bits(arrays[f"params.{old}"]).tobytes()
+        for state, array in opt.state[new].items():
+            if not saved["groups"][0].get("centered") or state == "momentum_buffer":
+                assert bits(array).tobytes() == bits(arrays[f"state.{old}.{state}"]).tobytes()
+    version_1.stepped(case, opt, 6, 8)
+    with np.load(OLD / f"{case}.after.npz") as after:
+        for ours, theirs in ((w, after["w"]), (b, after["b"])):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+
+
+def test_old_files_are_of_each_rule_and_container() -> None:
+    classes = {old_arrays(name)[1]["class"] for name in OLD_FILES}
+    assert classes >= {
+        "RMSprop", "Adagrad", "Rprop", "ProximalAdagrad", "AdagradDA", "AdagradNorm",
+    }  # fmt: skip
+    assert {f"container-{name.replace(' ', '_')}.npz" for name in version_1.CONTAINERS} <= set(OLD_FILES)
+
+
+@pytest.mark.parametrize("correct", [False, True])
+def test_variance_of_version_1(correct: bool) -> None:
+    """v / bc - (m / bc)^2, never negative, by each parameter's own count; 0 updates leave the averages as they are."""
+    case = f"rmsprop-centered{'-corrected' if correct else ''}"
+    arrays, about = old_arrays(case)
+    opt, _, _ = version_1.made(case)
+    opt.load(OLD / f"{case}.npz")
+    assert about["times"] == {"w": 5, "b": 4}
+    for name, count in about["times"].items():
+        correction = 1 - 0.75**count if correct else 1.0
+        v, m = (arrays[f"state.{name}.{key}"] / correction for key in ("square_avg", "grad_avg"))
+        np.testing.assert_allclose(opt.state[name]["variance"], np.maximum(v - m**2, 0), rtol=1e-14)
+        np.testing.assert_allclose(opt.state[name]["grad_avg"], m, rtol=1e-14)
+        assert (opt.state[name]["variance"] > 0).all()
+    saved = opt.state_dict()
+    old = {
+        name: {"square_avg": np.full_like(p, 0.25), "grad_avg": np.full_like(p, 0.75)}
+        for name, p in saved["params"].items()
+    }
+    for name, states in old.items():
+        if correct:
+            states["momentum_buffer"] = saved["state"][name]["momentum_buffer"]
+    opt.load_state_dict({**saved, "format_version": 1, "state": old, "times": {"w": 0, "b": 1}})
+    assert (opt.state["w"]["grad_avg"] == 0.75).all()
+    assert (opt.state["w"]["variance"] == 0).all(), "a negative difference"
+    assert (opt.state["b"]["grad_avg"] == (3.0 if correct else 0.75)).all()
+
+
+def test_a_run_of_version_1_that_was_centered_before() -> None:
+    """It was possible to switch centring off: what a plain step never reads is left out."""
+    arrays, about = old_arrays("rmsprop-centered")
+    about["groups"][0]["centered"] = False
+    saved = {
+        **about,
+        "params": {name: arrays[f"params.{name}"] for name in "wb"},
+        "state": {name: {key: arrays[f"state.{name}.{key}"] for key in ("square_avg", "grad_avg")} for name in "wb"},
+    }
+    opt = fs.RMSprop({"w": version_1.W.copy(), "b": version_1.B.copy()})
+    opt.load_state_dict(saved)
+    assert list(opt.state["w"]) == ["square_avg"]
+    assert np.array_equal(opt.state["w"]["square_avg"], arrays["state.w.square_avg"])
+
+
+def test_named_tuples_of_version_1_by_field() -> None:
+    """An old dict or list and a new NamedTuple, too: names by field where the file has them."""
+    for container in ("dict", "list", "tuple"):
+        opt, w, _ = version_1.made("container-named_tuple")
+        opt.load(OLD / f"container-{container}.npz")
+        assert np.array_equal(
+            w, old_arrays(f"container-{container}")[0]["params.w" if container == "dict" else "params.0"]
+        )
+    opt, _, _ = version_1.made("container-groups_of_named_tuples")
+    assert list(opt.state) == ["w", "b", "0"]
+    opt.load(OLD / "container-groups_of_named_tuples.npz")
+    assert [group["lr"] for group in opt.param_groups] == [0.25, 0.5]
+    with pytest.raises(ValueError, match="'w', 'b', '0' missing|unknown"):
+        opt.load_state_dict({**opt.state_dict(), "groups": [{"params": ["0", "1", "2"]}]})
+
+
+@pytest.mark.parametrize("bad", BAD, ids=bad_name)
+def test_bad_dicts_of_version_1(bad: Any) -> None:
+    """What is wrong in them is refused like in new ones, after they were converted."""
+    path, value, _ = bad
+    if path == ("format_version",):
+        return
+    opt, params = some_run()
+    saved = some_run(steps=7, seed=2)[0].state_dict()
+    saved["format_version"] = 1
+    for states in saved["state"].values():
+        states["square_avg"] = states.pop("variance")
+    before = everything(opt, params)
+    with pytest.raises(ValueError):  # noqa: PT011
+        opt.load_state_dict(changed(saved, path, value))
+    assert everything(opt, params) == before
+    opt.load_state_dict(saved)
+
+
+# --------------------------------------------------------------------------------------------------- the user's own data
+
+EXTRAS: list[Any] = [
+    None, 0, -(2**127), 1.5, math.inf, True, "", "\ud800\0\u540d", [], {}, [None, [], {}], {"": {"": None}},
+    np.arange(6.0).reshape(2, 3), np.array(2, np.int8), np.zeros((0, 3), np.float16), [np.arange(3), None, np.array(True)],
+    {"rng": np.random.default_rng(1).bit_generator.state, "epoch": 3, "seen": np.arange(5)[::-2]},
+    {"a/b": {"~1": np.ones(2), "~": [np.zeros(1)]}, "a": {"b": {"~1": np.full(2, 3)}}, "\ud800": np.ones(1), ".": np.ones(2)},
+    {"0": np.ones(1), "é\n": [{"0": np.ones(2)}], "extra": np.ones(3), "sha256": "0" * 64},
+    np.random.MT19937(3).state, *(np.ones(2, code) for code in "?bhiqBHIQefd"),
+    '"__metadata__":{"fusedstep":"{\\"sha256\\":\\"' + "0" * 64,
+]  # fmt: skip
+
+
+def same_extra(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray):
+        return (
+            isinstance(b, np.ndarray)
+            and (a.dtype, a.shape) == (b.dtype, b.shape)
+            and np.array_equal(a, b)
+            and b.flags.writeable
+        )
+    if isinstance(a, dict):
+        return isinstance(b, dict) and list(a) == list(b) and all(same_extra(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return isinstance(b, list) and len(a) == len(b) and all(map(same_extra, a, b))
+    return type(a) is type(b) and a == b
+
+
+@each_ending
+@pytest.mark.parametrize("extra", EXTRAS, ids=lambda extra: ascii(extra)[:20])
+def test_extra_comes_back(extra: Any, ending: str, tmp_path: Path) -> None:
+    opt, params = some_run()
+    before = everything(opt, params)
+    opt.save(tmp_path / f"x{ending}", extra=extra)
+    assert everything(opt, params) == before
+    assert same_extra(extra, opt.load(tmp_path / f"x{ending}"))
+    assert everything(opt, params) == before
+    report, again = opt.load(tmp_path / f"x{ending}", strict=False)
+    assert report == (tuple(params), (), ())
+    assert same_extra(extra, again)
+
+
+@each_ending
+def test_extra_of_tuples_and_of_none(ending: str, tmp_path: Path) -> None:
+    opt, _ = some_run()
+    opt.save(tmp_path / f"x{ending}", {"shape": (1, (2, 3)), "loss": np.float64(0.1)})
+    assert opt.load(tmp_path / f"x{ending}") == {"shape": [1, [2, 3]], "loss": 0.1}
+    opt.save(tmp_path / f"x{ending}")
+    assert opt.load(tmp_path / f"x{ending}") is None
+
+
+def itself() -> Any:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+BAD_EXTRAS: list[tuple[Any, type[Exception], str]] = [
+    ({1, 2}, TypeError, "extra: expected None, a bool, int, float or str, a NumPy array, or dicts and lists of these, got set"),
+    ({"a": [0, object()]}, TypeError, "extra['a'][1]: expected None"),
+    ({1: 2}, TypeError, "extra: expected keys that are strings, got 1 (int)"),
+    ({"a": b"x"}, TypeError, "extra['a']: "),
+    (1j, TypeError, "got complex"),
+    ([np.float32(1)], TypeError, "extra[0]: expected None, a bool, int, float or str, a NumPy array, or dicts and lists "
+     "of these, got float32; pass .item() of it"),
+    (np.array([None]), TypeError, "got object"),
+    (np.array(["x"]), TypeError, "got <U1"),
+    (np.ones(2, complex), TypeError, "got complex128"),
+    (np.ones(2, ">f8"), TypeError, "got >f8"),
+    (np.zeros(2, "M8[s]"), TypeError, "got datetime64[s]"),
+    ({"m": np.ma.array([1.0], mask=[True])}, TypeError, "extra['m']: expected an array without a mask"),
+    (itself(), ValueError, "nested more than 100 deep, or inside itself"),
+    (10**5000, ValueError, "extra: an integer of more than"),
+]  # fmt: skip
+
+
+@each_ending
+@pytest.mark.parametrize("bad", BAD_EXTRAS, ids=lambda bad: bad[2][:20])
+def test_bad_extra_is_refused_before_anything_is_written(bad: Any, ending: str, tmp_path: Path) -> None:
+    extra, error, message = bad
+    opt, _ = some_run()
+    opt.save(tmp_path / f"x{ending}", "good")
+    old = (tmp_path / f"x{ending}").stat().st_ino
+    with pytest.raises(error) as raised:
+        opt.save(tmp_path / f"x{ending}", extra)
+    assert message in str(raised.value)
+    assert os.listdir(tmp_path) == [f"x{ending}"]
+    assert (tmp_path / f"x{ending}").stat().st_ino == old
+    assert opt.load(tmp_path / f"x{ending}") == "good"
+
+
+@each_ending
+def test_hostile_extra(ending: str, tmp_path: Path) -> None:
+    """Arrays without a place, or in one that is taken: refused before anything is written."""
+    damage = Damage(ending, tmp_path)
+    for extra, pointers in (
+        (None, ["/a"]), ({}, ["/a"]), ([], ["/0"]), ([None], ["/1"]), ([None], ["/x"]), ([None], ["/-1/0"]),
+        ({"a": 1}, ["/a"]), ({"a": None}, ["/a", "/a/b"]), ("x", ["/0"]), ([1], [""]), (3, ["/0"]),
+    ):  # fmt: skip
+        arrays = {f"extra.{pointer}": np.ones(2) for pointer in pointers}
+        content = written(ending, {**damage.saved, "extra": extra}, tmp_path / "bad", arrays)
+        assert "extra" in damage.refused(content, f"{extra}, {pointers}")
+    damage.was_good()
+
+
+# -------------------------------------------------------------------------------------------------------- partial loads
+
+
+def partial_load(how: str, opt: Any, source: Any, tmp_path: Path) -> Any:
+    if how == "dict":
+        return opt.load_state_dict(source.state_dict(), strict=False)
+    source.save(tmp_path / f"x{how}", extra=7)
+    report, extra = opt.load(tmp_path / f"x{how}", strict=False)
+    assert extra == 7
+    return report
+
+
+@pytest.mark.parametrize("how", [*ENDINGS, "dict"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_partial_loads(case: Case, how: str, tmp_path: Path) -> None:
+    """Names and shapes that match are loaded; others start as in a new optimizer, and keep their parameters."""
+
+    def made(shapes: Mapping[str, Any], seed: int, **options: Any) -> tuple[Any, dict[str, Array]]:
+        rng = np.random.default_rng(seed)
+        params = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+        opt = case.cls(params, **{**case.class_options, **options})
+        for t in (1, 2):
+            opt.step({name: rng.standard_normal(shape) for name, shape in shapes.items()}, loss=loss(t))
+        return opt, params
+
+    source, theirs = made({"a": (3, 2), "b": 4, "gone": 2}, 1)
+    opt, params = made({"new": 3, "b": 5, "a": (3, 2)}, 2)
+    new = case.cls({name: p.copy() for name, p in params.items()}, **case.class_options)
+    report = partial_load(how, opt, source, tmp_path)
+    assert type(report) is fs.LoadReport
+    assert report == fs.LoadReport(loaded=("a",), fresh=("new", "b"), unused=("b", "gone"))
+    assert bits(params["a"]).tobytes() == bits(theirs["a"]).tobytes()
+    for key, array in opt.state["a"].items():
+        assert bits(array).tobytes() == bits(source.state["a"][key]).tobytes()
+    for name in report.fresh:
+        assert np.array_equal(params[name], new.param_groups[0]["params"][list(params).index(name)])
+        for key, array in opt.state[name].items():
+            assert bits(array).tobytes() == bits(new.state[name][key]).tobytes(), (name, key)
+    assert opt.steps == 2
+    assert opt.state_dict()["times"] == {"new": 0, "b": 0, "a": 2}
+    opt.step({"new": np.ones(3), "b": None, "a": np.ones((3, 2))}, loss=1.0)
+
+
+def test_hyperparameters_of_partial_loads() -> None:
+    """They are loaded for groups of the same names, whatever the shapes; where the states are others, groups keep
+    theirs."""
+
+    def made(lr: float, shape: int, momentum: float = 0.0, x: str = "x") -> Any:
+        groups = [{"params": {"w": np.ones(shape)}, "momentum": momentum}, {"params": {x: np.ones(2)}}]
+        return fs.RMSprop(groups, lr=lr)
+
+    source = made(0.5, 3)
+    for opt, lrs, loaded in (
+        (made(0.1, 3), [0.5, 0.5], ("w", "x")),
+        (made(0.1, 4), [0.5, 0.5], ("x",)),
+        (made(0.1, 3, momentum=0.9), [0.1, 0.5], ("x",)),
+        (made(0.1, 3, x="y"), [0.5, 0.1], ("w",)),
+    ):
+        report = opt.load_state_dict(source.state_dict(), strict=False)
+        assert report.loaded == loaded
+        assert [group["lr"] for group in opt.param_groups] == lrs
+    assert opt.load_state_dict(opt.state_dict()) is None
+
+
+def test_where_fresh_states_start() -> None:
+    """Where this optimizer's group started, or would start with the loaded hyperparameters (Rprop)."""
+    groups = [{"params": {"a": np.ones(2)}, "initial_square_avg": 3.0}, {"params": {"b": np.ones(2)}}]
+    opt = fs.RMSprop(groups, initial_square_avg=2.0)
+    for new in (opt, copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))):
+        new.step([{"a": np.ones(2)}, {"b": np.ones(2)}])
+        new.load_state_dict(fs.RMSprop(np.ones(5)).state_dict(), strict=False)
+        assert new.state["a"]["square_avg"].tolist() == [3, 3]
+        assert new.state["b"]["square_avg"].tolist() == [2, 2]
+    rprop = fs.Rprop({"a": np.ones(2), "b": np.ones(3)}, lr=0.1)
+    other = fs.Rprop({"a": np.ones(2), "b": np.ones(4)}, lr=0.2)
+    rprop.load_state_dict(other.state_dict(), strict=False)
+    assert rprop.lr == 0.2
+    assert rprop.state["b"]["step_size"].tolist() == [0.2] * 3
+    rprop.step({"a": np.ones(2), "b": np.ones(3)})
+
+
+@pytest.mark.parametrize("bad", BAD, ids=bad_name)
+def test_bad_dicts_in_partial_loads(bad: Any) -> None:
+    """What does not match is left out, and what is wrong is refused with nothing written; nothing in between."""
+    path, value, _ = bad
+    opt, params = some_run()
+    before = everything(opt, params)
+    saved = changed(some_run(steps=7, seed=2)[0].state_dict(), path, value)
+    try:
+        report = opt.load_state_dict(saved, strict=False)
+    except ValueError:
+        assert everything(opt, params) == before
+        assert path[0] not in ("params", "state") or not isinstance(value, np.ndarray)
+    else:
+        assert {*report.loaded, *report.fresh} == set(params)
+        assert {*report.loaded, *report.unused} == set(saved["params"])
+        opt.step(NOTHING, loss=1.0)
+
+
+def test_partial_loads_of_another_class_or_of_read_only_arrays() -> None:
+    opt, params = some_run()
+    before = everything(opt, params)
+    with pytest.raises(ValueError, match="class: expected RMSprop"):
+        opt.load_state_dict(fs.Adagrad(np.ones(3)).state_dict(), strict=False)
+    opt.state["w"]["variance"].flags.writeable = False
+    for source in (fs.RMSprop(np.ones(3)), opt):
+        with pytest.raises(ValueError, match="state of 'w': 'variance': the array of this optimizer is read-only"):
+            opt.load_state_dict(source.state_dict(), strict=False)
+        assert everything(opt, params) == before
+
+
+# ----------------------------------------------------------------------------------------------------- subclasses
+
+
+@each_ending
+def test_subclasses_and_their_class_load_each_other(ending: str, tmp_path: Path) -> None:
+    class Mine(fs.RMSprop):
+        pass
+
+    class More(Mine):
+        pass
+
+    made = [cls({"w": np.arange(3.0)}) for cls in (fs.RMSprop, Mine, More)]
+    for k, source in enumerate(made):
+        source.step({"w": np.full(3, k + 1.0)})
+        source.save(tmp_path / f"x{ending}")
+        assert source.state_dict()["class"] == "RMSprop"
+        for other in made:
+            other.load(tmp_path / f"x{ending}")
+            assert np.array_equal(other.state["w"]["square_avg"], source.state["w"]["square_avg"])
+    made[1].load_state_dict({**made[1].state_dict(), "format_version": 1, "class": "Mine"})  # as 0.1.0 wrote it
+    with pytest.raises(ValueError, match="class: expected RMSprop"):
+        made[0].load_state_dict({**made[0].state_dict(), "format_version": 1, "class": "Mine"})
+
+
+# ------------------------------------------------------------------------------------------- groups that were tampered
+
+
+@pytest.mark.parametrize("how", [*ENDINGS, "dict"])
+def test_loads_into_tampered_groups_change_nothing(how: str, tmp_path: Path) -> None:
+    """Found before the first array is written."""
+    source, _ = some_run(steps=7, seed=2)
+    saved = source.state_dict()
+    source.save(tmp_path / "x.npz")
+    source.save(tmp_path / "x.safetensors")
+
+    class Frozen(dict[str, Any]):
+        def update(self, *args: Any, **kwargs: Any) -> None:
+            raise TypeError("read-only")
+
+    for tamper in (
+        lambda groups: groups.append({"params": (), "lr": 0.1}),
+        lambda groups: groups.clear(),
+        lambda groups: groups.reverse(),
+        lambda groups: groups.__setitem__(0, MappingProxyType(groups[0])),
+        lambda groups: groups.__setitem__(1, []),
+        lambda groups: groups[0].update(params=()),
+        lambda groups: groups[0].pop("params"),
+    ):
+        opt, params = some_run()
+        before = {name: bits(p).tobytes() for name, p in params.items()}
+        tamper(opt.param_groups)
+        for strict in (True, False):
+            load = (
+                functools.partial(opt.load_state_dict, saved)
+                if how == "dict"
+                else functools.partial(opt.load, tmp_path / f"x{how}")
+            )
+            with pytest.raises(ValueError, match="param_groups"):
+                load(strict=strict)
+        assert {name: bits(p).tobytes() for name, p in params.items()} == before
+    opt, params = some_run()
+    opt.param_groups[0] = Frozen(opt.param_groups[0])  # a dict, if a strange one: it is wholly loaded
+    opt.load_state_dict(saved)
+    assert everything(opt, params) == everything(*some_run(steps=7, seed=2))
+
+
+# --------------------------------------------------------------------------------------- what may be found on a disk
+
+
+MEASURED = """
+    import resource, sys
+    import numpy as np
+    import fusedstep as fs
+
+    opt = fs.RMSprop({"w": np.zeros(3)})
+    opt.step({"w": np.ones(3)})
+    opt.save(sys.argv[1] + ".warm.npz")
+    opt.load(sys.argv[1] + ".warm.npz")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        opt.load(sys.argv[1])
+    except ValueError as error:
+        print(error)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def memory_to_refuse(path: Path) -> tuple[str, int]:
+    """The message, and the MB of memory that it took."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(MEASURED), path], capture_output=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    *message, megabytes = done.stdout.decode().splitlines()
+    assert message, "it was loaded"
+    return "\n".join(message), int(megabytes)
+
+
+def test_memory_is_bounded(tmp_path: Path) -> None:
+    """Compressed members that declare little, endless devices, sparse files, archives with huge claims."""
+    good = tmp_path / "good.npz"
+    fs.RMSprop({"w": np.zeros(3)}).save(good)
+    with zipfile.ZipFile(good) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    files = {}
+    header = np.lib.format.magic(1, 0) + b"v\0" + b"{'descr': '<f8', 'fortran_order': False, 'shape': (3,), }"
+    header += b" " * (128 - 1 - len(header)) + b"\n"
+    for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_DEFLATED):
+        path = tmp_path / f"{method}.npz"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.comment = b"0" * 64
+            for name, member in members.items():
+                bomb = name == "params.w.npy"
+                archive.writestr(name, header + bytes(300_000_000 if bomb else 24), method if bomb else None) if (
+                    name.startswith("params")
+                ) else archive.writestr(name, member)
+        content = bytearray(path.read_bytes())
+        with zipfile.ZipFile(path) as archive:
+            size = archive.getinfo("params.w.npy").file_size.to_bytes(4, "little")
+        assert content.count(size) == 2
+        content = content.replace(size, (100).to_bytes(4, "little"))  # declares 100 bytes
+        sealed_content = sealed(".npz", bytes(content))
+        assert sealed_content is not None
+        path.write_bytes(sealed_content)
+        files[path] = "compressed"
+    for ending in ENDINGS:
+        device = tmp_path / f"zero{ending}"
+        device.symlink_to("/dev/zero")
+        files[device] = "not a regular file"
+        pipe = tmp_path / f"pipe{ending}"
+        os.mkfifo(pipe)
+        files[pipe] = "not a regular file"
+        sparse = tmp_path / f"sparse{ending}"
+        with sparse.open("wb") as file:
+            file.truncate(2**33)
+        files[sparse] = "checksum|not a checkpoint"
+    lying = tmp_path / "lying.safetensors"
+    with lying.open("wb") as file:
+        file.write((2**33).to_bytes(8, "little"))
+        file.truncate(2**34)
+    files[lying] = "not a checkpoint"
+    for path, message in files.items():
+        found, megabytes = memory_to_refuse(path)
+        assert re.search(message, found), path
+        assert megabytes < 64, f"{path.name}: {megabytes} MB"
+
+
+@each_ending
+def test_memory_is_bounded_in_files_with_a_right_checksum(ending: str, tmp_path: Path) -> None:
+    """Large arrays that this optimizer has no place for are never read."""
+    large = fs.RMSprop({"w": np.zeros(20_000_000)})
+    large.save(tmp_path / f"x{ending}")
+    found, megabytes = memory_to_refuse(tmp_path / f"x{ending}")
+    assert "expected float64 of shape (3,)" in found
+    assert megabytes < 64
+    other = fs.RMSprop({"w": np.zeros(3), "other": np.zeros(20_000_000)})
+    other.save(tmp_path / f"x{ending}")
+    found, megabytes = memory_to_refuse(tmp_path / f"x{ending}")
+    assert "unknown" in found
+    assert megabytes < 64
+
+
+def test_a_huge_directory_of_an_archive(tmp_path: Path) -> None:
+    """A sparse archive that claims gigabytes of directory, with a right checksum by its reader's rules."""
+    path = tmp_path / "x.npz"
+    size = 2**29
+    end = b"PK\5\6" + bytes(4) + (1).to_bytes(2, "little") * 2 + (size).to_bytes(4, "little") + bytes(4)
+    tail = end + (64).to_bytes(2, "little")
+    digest = hashlib.sha256()
+    for _ in range(size // 2**20):
+        digest.update(bytes(2**20))
+    digest.update(tail)
+    with path.open("wb") as file:
+        file.truncate(size)
+        file.seek(size)
+        file.write(tail + digest.hexdigest().encode())
+    found, megabytes = memory_to_refuse(path)
+    assert "huge directory" in found
+    assert megabytes < 400
+
+
+@each_ending
+def test_a_file_that_changes_while_it_is_read(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the checksum and the arrays: noticed."""
+    damage = Damage(ending, tmp_path)
+    damage.tried(damage.good, "")
+    damage.opt, damage.params = some_run()
+    from fusedstep._checkpoint import _files
+
+    parsed = _files._parsed
+
+    def and_changed(*args: Any) -> Any:
+        result = parsed(*args)
+        with damage.path.open("r+b") as file:
+            file.seek(len(damage.good) // 2)
+            file.write(b"x")
+        os.utime(damage.path, ns=(1, 1))
+        return result
+
+    monkeypatch.setattr(_files, "_parsed", and_changed)
+    assert "changed while it was read" in damage.refused(damage.good, "changed")
+
+
+@each_ending
+def test_mode_is_kept(ending: str, tmp_path: Path) -> None:
+    """Of a file that is replaced, also behind a link; never wider while it is written."""
+    opt, _ = some_run()
+    path = tmp_path / f"x{ending}"
+    link = tmp_path / f"link{ending}"
+    link.symlink_to(path)
+    opened: list[int] = []
+    replace = os.replace
+    for mode in (0o600, 0o640, 0o666, 0o400, 0o2755):
+        opt.save(path)
+        path.chmod(mode)
+        before = path.stat()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "replace", lambda a, b: (opened.append(os.stat(a).st_mode), replace(a, b)))
+            opt.save(link)
+        after = path.stat()
+        assert after.st_ino != before.st_ino
+        assert stat.S_IMODE(after.st_mode) == mode
+        assert stat.S_IMODE(opened[-1]) == mode
+        opt.load(path)
+    made: list[int] = []
+    fchmod = os.fchmod
+    path.chmod(0o600)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            os, "fchmod", lambda fd, mode: (made.append(stat.S_IMODE(os.fstat(fd).st_mode)), fchmod(fd, mode))
+        )
+        opt.save(path)
+    assert made == [0o600]
+
+
+@each_ending
+def test_owner_is_kept_where_permitted(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opt, _ = some_run()
+    path = tmp_path / f"x{ending}"
+    opt.save(path)
+    asked: list[tuple[int, int]] = []
+    own = path.stat()
+    status = os.stat_result((0o100640, own.st_ino, own.st_dev, 1, own.st_uid + 7, own.st_gid + 9, 0, 0, 0, 0))
+    plain = os.stat
+    monkeypatch.setattr(os, "stat", lambda p, **kwargs: status if p == os.fspath(path) else plain(p, **kwargs))
+    monkeypatch.setattr(os, "fchown", lambda fd, uid, gid: asked.append((uid, gid)))
+    opt.save(path)
+    assert asked == [(own.st_uid + 7, -1), (-1, own.st_gid + 9)]
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "not permitted")
+
+    monkeypatch.setattr(os, "fchown", refuse)
+    monkeypatch.setattr(os, "fchmod", refuse)
+    opt.step(NOTHING, loss=1.0)
+    opt.save(path)
+    monkeypatch.undo()
+    opt.load(path)
+    assert opt.steps == 6
+    if os.getuid() == 0:
+        os.chown(path, 12345, 23456)
+        opt.save(path)
+        assert (path.stat().st_uid, path.stat().st_gid) == (12345, 23456)
+
+
+@each_ending
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM])
+def test_folders_that_cannot_be_synced(code: int, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file was replaced: that is no error. An I/O error is."""
+    opt, _ = some_run()
+    path = tmp_path / f"x{ending}"
+    real = os.open
+    failing = code
+
+    def no_sync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(failing, os.strerror(failing))
+
+    def no_open(name: Any, flags: int, *mode: int) -> int:
+        if name == os.fspath(tmp_path):
+            raise OSError(failing, os.strerror(failing))
+        return real(name, flags, *mode)
+
+    for patched, replacement in (("fsync", no_sync), ("open", no_open)):
+        path.unlink(missing_ok=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, patched, replacement)
+            failing = code
+            opt.save(path)
+            failing = errno.EIO
+            with pytest.raises(OSError, match="Input/output"):
+                opt.save(path)
+        opt.load(path)
+        assert os.listdir(tmp_path) == [path.name]
+
+
+@each_ending
+def test_without_shared_mappings(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on FUSE with direct_io, which refuses mmap with ENODEV."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr("mmap.mmap", refuse)
+    opt, params = some_run()
+    before = everything(opt, params)
+    opt.save(tmp_path / f"x{ending}")
+    opt.load(tmp_path / f"x{ending}")
+    assert everything(opt, params) == before
+
+
+def test_long_names(tmp_path: Path) -> None:
+    """What a format can't hold is refused by name when it is saved; the other format holds it."""
+    longest = 65_535 - len("state..square_avg.npy")
+    for length in (longest, longest + 1):
+        opt = fs.RMSprop({"x" * length: np.ones(3)})
+        opt.save(tmp_path / "x.safetensors")
+        opt.load(tmp_path / "x.safetensors")
+        (tmp_path / "x.npz").unlink(missing_ok=True)
+        if length == longest:
+            opt.save(tmp_path / "x.npz")
+            opt.load(tmp_path / "x.npz")
+            assert "state." + "x" * length + ".square_avg" in np.load(tmp_path / "x.npz")
+        else:
+            with pytest.raises(
+                ValueError, match=r"x\.npz: the name 'state\.x+'\.\.\. has 65,532 bytes, more than an .npz"
+            ):
+                opt.save(tmp_path / "x.npz")
+            assert os.listdir(tmp_path) == ["x.safetensors"]
+
+
+@each_ending
+def test_headers_that_are_too_large(ending: str, tmp_path: Path) -> None:
+    """Refused when they are saved, not when they are loaded."""
+    opt = fs.RMSprop(np.ones(3))
+    path = tmp_path / f"x{ending}"
+    opt.save(path, "x" * 10)
+    with pytest.raises(ValueError, match=r"x\..*: the (JSON|header) is too large: more than 100,000,000"):
+        opt.save(path, "x" * 100_000_001)
+    assert os.listdir(tmp_path) == [path.name]
+    assert opt.load(path) == "x" * 10
+
+
+def test_lone_surrogates_in_names() -> None:
+    with pytest.raises(ValueError, match="has a lone surrogate; rename it") as raised:
+        fs.RMSprop({"\ud800": np.ones(3)})
+    assert str(raised.value).count("\n") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [*ENDINGS, "dict"])
+def test_100_000_tensors(ending: str, tmp_path: Path) -> None:
+    """Saved and loaded in under 10 s each, by the time of the processor."""
+    params = {f"layers.{i}.w": np.full(4, i, np.float32) for i in range(100_000)}
+    opt = fs.RMSprop(params)
+    begin = time.process_time()
+    saved = opt.state_dict() if ending == "dict" else opt.save(tmp_path / f"x{ending}")
+    middle = time.process_time()
+    for p in params.values():
+        p.fill(-1)
+    started = time.process_time()
+    opt.load_state_dict(saved) if saved else opt.load(tmp_path / f"x{ending}")
+    ended = time.process_time()
+    assert all(p[3] == i for i, p in enumerate(params.values()))
+    assert middle - begin < 10
+    assert ended - started < 10
 
 
 # --------------------------------------------------------------------------------------------------------------- copies

@@ -76,7 +76,7 @@ def _read(file: IO[bytes], offset: int, size: int) -> NDArray[np.uint8]:
 
 def _check_size(what: str, size: int, largest: int) -> None:
     if size > largest:
-        raise ValueError(f"{what} has {size:,} bytes, more than the {largest:,} that are possible; use shorter names")
+        raise ValueError(f"{what} is too large: more than {largest:,} bytes; use shorter names, and arrays for numbers")
 
 
 # .npz: the checksum is the comment at the end of the archive; the JSON is an array of bytes.
@@ -202,12 +202,18 @@ _TYPES = {
 
 
 def _write_safetensors(file: IO[bytes], description: dict[str, Any], arrays: Mapping[str, Array]) -> None:
+    from safetensors import SafetensorError
     from safetensors.numpy import save
 
     text = json.dumps({"sha256": BLANK.decode(), **description}, separators=(",", ":"))
     _check_memory(sum(array.nbytes for array in arrays.values()))
     ordered = {key: np.asarray(array, order="C") for key, array in arrays.items()}
-    content = save(ordered, {"fusedstep": text})  # save_file makes temporaries and modes of its own
+    try:
+        content = save(ordered, {"fusedstep": text})  # save_file makes temporaries and modes of its own
+    except SafetensorError as error:  # newer ones say it themselves
+        if "header too large" in str(error):
+            _check_size("the header", LARGEST_HEADER + 1, LARGEST_HEADER)
+        raise
     _check_size("the header", int.from_bytes(content[:_LENGTH], "little"), LARGEST_HEADER)
     file.write(content)
 
