@@ -262,7 +262,7 @@ bool OptimizerCore::needs_loss() const {
 
 // The norm, the coefficient that clips it, and the parameters whose gradient has an inf or a NaN, or, where the rule squares
 // it, a square beyond its type: the sum of squares would be inf for good.
-double OptimizerCore::measure(const StepOptions& options, StepReport& report) const {
+OptimizerCore::Measured OptimizerCore::measure(const StepOptions& options, StepReport& report) const {
   std::vector<NormOperand> gradients;
   std::vector<std::size_t> members;
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
@@ -285,7 +285,7 @@ double OptimizerCore::measure(const StepOptions& options, StepReport& report) co
                            a_square_overflows(gradients[k], measured.largest[k], options, clip_coef);
     if (nonfinite || overflows) report.nonfinite.push_back(members[k]);
   }
-  return clip_coef;
+  return {clip_coef, report.nonfinite.size() > measured.nonfinite.size()};
 }
 
 // What is to be done to the members of one group and type, at one step count where the rule uses it.
@@ -377,11 +377,13 @@ StepReport OptimizerCore::step(const StepOptions& options) {
   report.step = steps_;
   double clip_coef = 1.0;
   if (options.clip_norm != 0 || options.nonfinite != Nonfinite::propagate) {
-    clip_coef = measure(options, report);
+    const Measured measured = measure(options, report);
+    clip_coef = measured.clip_coef;
     if (!report.nonfinite.empty() && options.nonfinite == Nonfinite::raise) {
       std::string names;
       for (const std::size_t i : report.nonfinite) names += (names.empty() ? "'" : ", '") + name(i) + "'";
-      throw std::domain_error("inf or NaN in the gradient of " + names + ", or a square that overflows; nothing was changed");
+      const char* what = measured.a_square_overflows ? "inf, NaN or a square that overflows" : "inf or NaN";
+      throw std::domain_error(std::string(what) + " in the gradient of " + names + "; nothing was changed");
     }
     if (!report.nonfinite.empty() && options.nonfinite == Nonfinite::skip) {
       report.skipped = true;

@@ -103,7 +103,11 @@ class OptimizerCore {
   void check_states(std::size_t group, const Options& options) const;
   void check_rounding(std::size_t group, const Options& options) const;
   void check_gradients_disjoint();
-  double measure(const StepOptions& options, StepReport& report) const;
+  struct Measured {
+    double clip_coef;
+    bool a_square_overflows;
+  };
+  Measured measure(const StepOptions& options, StepReport& report) const;
   void prepare(const StepOptions& options, double clip_coef);
   std::int32_t part_for(std::size_t kind, std::int64_t step, const StepOptions& options, double clip_coef);
   void update_all(int threads);

@@ -1416,7 +1416,7 @@ def test_named_tuples_of_version_1_by_field() -> None:
     assert list(opt.state) == ["w", "b", "0"]
     opt.load(OLD / "container-groups_of_named_tuples.npz")
     assert [group["lr"] for group in opt.param_groups] == [0.25, 0.5]
-    with pytest.raises(ValueError, match="'w', 'b', '0' missing|unknown"):
+    with pytest.raises(ValueError, match=r"'w', 'b', '0' missing|unknown"):
         opt.load_state_dict({**opt.state_dict(), "groups": [{"params": ["0", "1", "2"]}]})
 
 
@@ -1438,13 +1438,15 @@ def test_bad_dicts_of_version_1(bad: Any) -> None:
     opt.load_state_dict(saved)
 
 
-# --------------------------------------------------------------------------------------------------- the user's own data
+# -------------------------------------------------------------------------------------------------- the user's own data
 
 EXTRAS: list[Any] = [
     None, 0, -(2**127), 1.5, math.inf, True, "", "\ud800\0\u540d", [], {}, [None, [], {}], {"": {"": None}},
-    np.arange(6.0).reshape(2, 3), np.array(2, np.int8), np.zeros((0, 3), np.float16), [np.arange(3), None, np.array(True)],
+    np.arange(6.0).reshape(2, 3), np.array(2, np.int8), np.zeros((0, 3), np.float16),
+    [np.arange(3), None, np.array(True)],
     {"rng": np.random.default_rng(1).bit_generator.state, "epoch": 3, "seen": np.arange(5)[::-2]},
-    {"a/b": {"~1": np.ones(2), "~": [np.zeros(1)]}, "a": {"b": {"~1": np.full(2, 3)}}, "\ud800": np.ones(1), ".": np.ones(2)},
+    {"a/b": {"~1": np.ones(2), "~": [np.zeros(1)]}, "a": {"b": {"~1": np.full(2, 3)}}, "\ud800": np.ones(1),
+     ".": np.ones(2)},
     {"0": np.ones(1), "é\n": [{"0": np.ones(2)}], "extra": np.ones(3), "sha256": "0" * 64},
     np.random.MT19937(3).state, *(np.ones(2, code) for code in "?bhiqBHIQefd"),
     '"__metadata__":{"fusedstep":"{\\"sha256\\":\\"' + "0" * 64,
@@ -1496,13 +1498,14 @@ def itself() -> Any:
 
 
 BAD_EXTRAS: list[tuple[Any, type[Exception], str]] = [
-    ({1, 2}, TypeError, "extra: expected None, a bool, int, float or str, a NumPy array, or dicts and lists of these, got set"),
+    ({1, 2}, TypeError, "extra: expected None, a bool, int, float or str, a NumPy array, or dicts and lists of these, "
+     "got set"),
     ({"a": [0, object()]}, TypeError, "extra['a'][1]: expected None"),
     ({1: 2}, TypeError, "extra: expected keys that are strings, got 1 (int)"),
     ({"a": b"x"}, TypeError, "extra['a']: "),
     (1j, TypeError, "got complex"),
-    ([np.float32(1)], TypeError, "extra[0]: expected None, a bool, int, float or str, a NumPy array, or dicts and lists "
-     "of these, got float32; pass .item() of it"),
+    ([np.float32(1)], TypeError, "extra[0]: expected None, a bool, int, float or str, a NumPy array, or dicts and "
+     "lists of these, got float32; pass .item() of it"),
     (np.array([None]), TypeError, "got object"),
     (np.array(["x"]), TypeError, "got <U1"),
     (np.ones(2, complex), TypeError, "got complex128"),
