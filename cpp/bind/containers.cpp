@@ -32,7 +32,12 @@ PyObject* new_item(PyObject* sequence, std::size_t i) {
 
 Containers::Containers(py::handle tree) : root_(parse(tree)) {}
 
-Containers::Node Containers::parse(py::handle tree) {
+Containers::Node Containers::parse(py::handle tree, int depth) {
+  constexpr int deepest = 10'000;  // what a stack of 8 MiB bears twice over
+  if (depth > deepest) {
+    PyErr_SetString(PyExc_RecursionError, "params: containers are nested more than 10,000 deep");
+    throw py::error_already_set();
+  }
   Node node;
   if (py::isinstance<py::int_>(tree)) {
     node.leaf = tree.cast<std::size_t>();
@@ -47,11 +52,11 @@ Containers::Node Containers::parse(py::handle tree) {
     node.kind = py::isinstance<py::dict>(tree) ? Node::Kind::mapping : Node::Kind::sequence;
   }
   if (node.kind == Node::Kind::sequence) {
-    for (const py::handle child : children) node.children.push_back(parse(child));
+    for (const py::handle child : children) node.children.push_back(parse(child, depth + 1));
   } else {
     for (const auto& [key, child] : py::reinterpret_borrow<py::dict>(children)) {
       node.keys.push_back(py::reinterpret_borrow<py::object>(key));
-      node.children.push_back(parse(child));
+      node.children.push_back(parse(child, depth + 1));
     }
   }
   return node;

@@ -35,7 +35,7 @@ class Containers {
     std::vector<Node> children;
   };
 
-  static Node parse(py::handle tree);
+  static Node parse(py::handle tree, int depth = 0);
   static void collect(const Node& node, py::handle found, const std::string& path, std::vector<PyObject*>& leaves,
                       References& references);
   static void collect_sequence(const Node& node, py::handle found, const std::string& path,

@@ -47,28 +47,33 @@ class PyOptimizer {
     const Options values = options_from(core_.schema(), options);
     check(core_.schema(), values);
     const std::size_t first = core_.size();
+    const int group = core_.groups() > 0 ? static_cast<int>(core_.groups()) : -1;
+    const std::size_t states_each = core_.schema().states.size();
+    // First all objects, each parameter before its states: to get at them may run any Python code.
     std::vector<py::object> owned;
-    std::vector<OptimizerCore::NewParameter> added;
+    References references;
     for (std::size_t i = 0; i < names.size(); ++i) {
-      const int group = static_cast<int>(core_.groups());
-      const Label label{"", &names[i], group > 0 ? group : -1};
-      References references;
-      const auto array = py::reinterpret_borrow<py::object>(as_array(arrays[i], label, references));
+      const py::object array = arrays[i];
+      owned.push_back(py::reinterpret_borrow<py::object>(as_array(array, {"", &names[i], group}, references)));
+      if (states.is_none()) continue;
+      const auto given = py::reinterpret_borrow<py::sequence>(py::object(states[py::int_(i)]));
+      for (std::size_t s = 0; s < states_each; ++s) owned.push_back(given[s]);
+    }
+    // Then a look at their memory.
+    std::vector<OptimizerCore::NewParameter> added;
+    for (std::size_t i = 0, k = 0; i < names.size(); ++i) {
       auto& parameter = added.emplace_back();
       parameter.name = names[i];
       parameter.group = core_.groups();
-      parameter.array = borrow_parameter(array, label);
-      owned.push_back(array);
+      parameter.array = borrow_parameter(owned[k++], {"", &names[i], group});
       if (states.is_none()) continue;
       parameter.states.emplace();
-      const auto given = py::reinterpret_borrow<py::sequence>(py::object(states[py::int_(i)]));
-      for (std::size_t s = 0; s < core_.schema().states.size(); ++s) {
-        const py::object state = given[s];
-        owned.push_back(state);
+      for (std::size_t s = 0; s < states_each; ++s) {
+        const py::object& state = owned[k++];
         if (state.is_none()) continue;
         const schema::State& about = core_.schema().states[s];
-        (*parameter.states)[s] = borrow(state, {about.name, &names[i], label.group},
-                                        type_of_state(about, parameter.array.type), true);
+        (*parameter.states)[s] =
+            borrow(state, {about.name, &names[i], group}, type_of_state(about, parameter.array.type), true);
       }
     }
     core_.add(std::span(&values, 1), added);
