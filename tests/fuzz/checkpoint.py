@@ -37,6 +37,12 @@ ENDINGS = (".npz", ".safetensors")
 BEFORE_CHECKSUM = b'"__metadata__":{"fusedstep":"{\\"sha256\\":\\"'
 
 
+EXTRAS = (None, {"a": [np.arange(3), None], "b/c": "x"}, np.zeros((0, 2)))
+"""The user's own data in each of the seeds."""
+OLD = Path(__file__).parents[1] / "data"
+"""Files of format version 1."""
+
+
 def optimizers() -> list[Any]:
     """Optimizers after a step, with all that a checkpoint can hold: groups, states of all kinds, empty arrays."""
     w, b = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3), np.ones(())
@@ -46,7 +52,8 @@ def optimizers() -> list[Any]:
     rprop.step([w, {"x.y": b}], loss=0.25)
     adagrad = fs.Adagrad(np.zeros((0, 2)))
     adagrad.step(np.zeros((0, 2)))
-    return [rmsprop, rprop, adagrad]
+    old = fs.RMSprop({"w": np.zeros((2, 3)), "b": np.zeros(4)}, centered=True)
+    return [rmsprop, rprop, adagrad, old]
 
 
 def everything(optimizer: Any) -> bytes:
@@ -58,7 +65,7 @@ def everything(optimizer: Any) -> bytes:
 
 
 class Target:
-    """One input: the optimizer, the format and whether to mend sums, in the first byte; then the file."""
+    """One input: the optimizer, the format, and whether to mend sums and to load a part, in a byte; then the file."""
 
     def __init__(self, directory: str) -> None:
         self.optimizers = optimizers()
@@ -66,9 +73,12 @@ class Target:
         self.seeds = []
         for k, optimizer in enumerate(self.optimizers):
             for j, ending in enumerate(ENDINGS):
-                optimizer.save(self.paths[ending])
-                content = Path(self.paths[ending]).read_bytes()
-                self.seeds += [bytes([k + 4 * j + 8 * mend]) + content for mend in (0, 1)]
+                if k < len(EXTRAS):
+                    optimizer.save(self.paths[ending], EXTRAS[k])
+                    content = Path(self.paths[ending]).read_bytes()
+                else:
+                    content = (OLD / f"rmsprop-centered{ending}").read_bytes()
+                self.seeds += [bytes([k + 4 * j + 8 * how]) + content for how in range(4)]
         self.refused = self.loaded = 0
 
     def __call__(self, data: bytes) -> None:
@@ -81,7 +91,7 @@ class Target:
         Path(path).write_bytes(content)
         before = everything(optimizer)
         try:
-            optimizer.load(path)
+            optimizer.load(path, strict=data[0] // 16 % 2 == 0)
         except ValueError as error:
             self.refused += 1
             if not str(error).startswith(f"{path}: ") or everything(optimizer) != before:
