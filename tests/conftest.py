@@ -22,7 +22,7 @@ settings.load_profile("short")
 # With pytest-run-parallel, `--parallel-threads=4` runs the tests of these files in four threads at once; the others
 # change or count what the whole process shares.
 PARALLEL = {
-    "test_border", "test_borrowing", "test_claims", "test_dialects", "test_exactness", "test_norm", "test_optimizers",
+    "test_border", "test_borrowing", "test_dialects", "test_exactness", "test_norm", "test_optimizers",
     "test_oracles", "test_registry", "test_torch", "test_torch_trajectories",
 }  # fmt: skip
 
