@@ -87,9 +87,9 @@ def lists(case: Case, sizes: Sequence[int], dtype: DTypeLike) -> tuple[list[Arra
 
 
 def first_states(case: Case, param: Array) -> dict[str, Array]:
-    """Return the states that an optimizer of one parameter starts with."""
+    """Return the states that an optimizer of one parameter starts with, by the names that the function has for them."""
     (states,) = case.class_([param], **case.options).state.values()
-    return {name: state.copy() for name, state in states.items()}
+    return {name: state.copy() for name, state in zip(case.storage, states.values(), strict=True)}
 
 
 def stepped(case: Case, param: Array, grad: Array) -> Array:

@@ -92,9 +92,10 @@ class Case:
 
     @cached_property
     def storage(self) -> dict[str, str]:
-        """The states in use: "parameter", "int8" or "scalar", by name."""
+        """The states in use: "parameter", "int8" or "scalar", by the names that the function has for them."""
         used = _core.used_states(self.rule, dict(self.options))
-        return {name: self.schema["states"][name]["storage"] for name in used}
+        states = self.schema["states"].items()
+        return {name: state["storage"] for name, state in states if name in used or state["renamed"] in used}
 
     @property
     def function(self) -> Callable[..., None]:
