@@ -596,7 +596,7 @@ def test_bad_calls_of_an_optimizer(lib: Library) -> None:
     assert lib.error() == "inf or NaN in the gradient of 'w'; nothing was changed"
     code, report = step([bad], nonfinite="skip", zero_grads=1)
     assert (code, report.skipped, report.step) == (OK, 1, 0)
-    assert np.isnan(bad[1])
+    assert not bad.any()
 
     found = ffi.new("fusedstep_array *")
     for call, arguments, says in (

@@ -223,7 +223,7 @@ def optimizer(data: Data) -> Contender:
     """Return the step of an optimizer, whose states become those of the data."""
     made = data.case.class_([data.param], **data.case.options)
     (states,) = made.state.values()
-    data.states = dict(states)
+    data.states = dict(zip(data.case.storage, states.values(), strict=True))
     return repeated(partial(made.step, [data.grad]))
 
 
