@@ -458,7 +458,7 @@ def test_when_the_surroundings_are_read() -> None:
         def forked():
             pid = os.fork()
             if pid == 0:
-                fs.adagrad_(x, x + 1, x + 1, lr=0.1)
+                fs.adagrad_(x, x + 1, s := x + 1, lr=0.1)
                 os._exit(fs.get_num_threads())
             return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
@@ -466,7 +466,7 @@ def test_when_the_surroundings_are_read() -> None:
         for name, value in (("OMP_NUM_THREADS", "1"), ("FUSEDSTEP_NUM_THREADS", "3"), ("FUSEDSTEP_NUM_THREADS", "4")):
             os.environ[name] = value
             seen.append(fs.get_num_threads())
-        fs.adagrad_(x, x + 1, x + 1, lr=0.1)
+        fs.adagrad_(x, x + 1, s := x + 1, lr=0.1)
         os.environ["FUSEDSTEP_NUM_THREADS"] = "5"
         seen += [fs.get_num_threads(), forked(), fs.get_num_threads()]
         fs.set_num_threads(2)
@@ -483,7 +483,7 @@ def test_an_affinity_that_is_set_at_run_time() -> None:
         import os, numpy as np, fusedstep as fs
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         x = np.ones(100_000)
-        fs.adagrad_(x, x + 1, x + 1, lr=0.1)
+        fs.adagrad_(x, x + 1, s := x + 1, lr=0.1)
         print(fs.get_num_threads(), len(os.listdir("/proc/self/task")))
     """
     if not Path("/proc/self/task").exists():
@@ -567,14 +567,14 @@ def test_threads_are_really_there() -> None:
         start = count()
         big, small = np.ones(1_000_000, np.float32), np.ones(1000, np.float32)
         fs.set_num_threads(3)
-        fs.adagrad_(small, small.copy(), small.copy(), lr=0.1)
+        fs.adagrad_(small, small.copy(), s := small.copy(), lr=0.1)
         fs.RMSprop([small]).step([small.copy()])
         print(count() - start, end=" ")
         fs.set_num_threads(1)
-        fs.adagrad_(big, big.copy(), big.copy(), lr=0.1)
+        fs.adagrad_(big, big.copy(), s := big.copy(), lr=0.1)
         print(count() - start, end=" ")
         fs.set_num_threads(3)
-        fs.adagrad_(big, big.copy(), big.copy(), lr=0.1)
+        fs.adagrad_(big, big.copy(), s := big.copy(), lr=0.1)
         print(count() - start, end=" ")
         fs.RMSprop([big]).step([big.copy()])
         print(count() - start)
@@ -593,7 +593,7 @@ def test_signals_are_for_the_callers_threads() -> None:
         fs.set_num_threads(3)
         before = {*os.listdir("/proc/self/task")}
         p = np.ones(1_000_000, np.float32)
-        fs.adagrad_(p, p.copy(), p.copy(), lr=0.1)
+        fs.adagrad_(p, p.copy(), s := p.copy(), lr=0.1)
         workers = {*os.listdir("/proc/self/task")} - before
         blocked = set()
         for worker in workers:
