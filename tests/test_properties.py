@@ -234,6 +234,16 @@ def may_change(case: Case) -> list[str]:
     return [key for key, spec in declared["fields"].items() if spec["purpose"] == "option" and key not in fixed]
 
 
+def representable(value: Any, dtype: np.dtype[Any]) -> bool:
+    """Whether no number in a hyperparameter becomes infinite, or zero, in a parameter's type."""
+    if isinstance(value, str):
+        return True
+    with np.errstate(all="ignore"):
+        numbers = np.asarray(value, np.float64)
+        rounded = numbers.astype(dtype)
+    return bool(np.isfinite(rounded).all() and ((rounded == 0) == (numbers == 0)).all())
+
+
 step_options = st.one_of(
     st.sampled_from(list(STEP_OPTIONS.values())),
     st.fixed_dictionaries(
@@ -313,8 +323,8 @@ class Run(RuleBasedStateMachine):
             grads[name][...] = values(rng, param.shape, param.dtype)  # type: ignore[index]
         present = {name: grad for name, grad in grads.items() if grad is not None}
         before = {name: grad.copy(order="K") for name, grad in present.items()}
-        bad = tuple(name for name, grad in present.items() if not self.finite(grad, options.get("grad_scale")))
         policy = options.get("nonfinite", "propagate")
+        bad = tuple(name for name, grad in present.items() if not self.finite(grad, present, options, policy))
         stays = bool(bad) and policy != "propagate"
         memory = Unchanged(memory_of(self.opt)) if stays else None
         norm = None if stays else self.mirror.step(grads, loss=loss, **options)
@@ -333,16 +343,23 @@ class Run(RuleBasedStateMachine):
             if not stays:
                 assert (report.grad_norm is None) == (norm is None)
                 assert norm is None or report.grad_norm == norm or (math.isnan(norm) and math.isnan(report.grad_norm))
-        zeroed = options.get("zero_grads", False) and not stays
+        zeroed = options.get("zero_grads", False) and not (stays and policy == "raise")
         for name, grad in present.items():
             wanted = np.zeros_like(grad) if zeroed else before[name]
             assert not difference(grad, wanted), name
 
-    @staticmethod
-    def finite(grad: Array, grad_scale: float | None) -> bool:
+    def finite(self, grad: Array, present: dict[str, Array], options: dict[str, Any], policy: str) -> bool:
+        """Whether all of a gradient is finite, and, where it matters, its squares, too."""
+        scaling = {key: options.get(key) for key in ("grad_scale", "clip_value")}
+        coef, clip_norm = 1.0, options.get("clip_norm")
+        if clip_norm is not None:
+            coef = clip_norm / max(fs.reference.norm(present.values(), **scaling), clip_norm)
         with np.errstate(all="ignore"):
-            unscaled = grad if grad_scale is None else grad * grad.dtype.type(1.0 / grad_scale)
-        return bool(np.isfinite(unscaled).all())
+            unscaled = fs.reference.gradient(grad, grad, grad_scale=options.get("grad_scale"))
+            g = fs.reference.gradient(grad, grad, **scaling, clip_coef=coef)
+            squares = np.isfinite(g * g) | ~np.isfinite(g)
+        squared = policy != "propagate" and not any(state.sign for state in self.case.states)
+        return bool(np.isfinite(unscaled).all() and (not squared or squares.all()))
 
     @rule(data=st.data(), group=st.integers(0, 2))
     def change(self, data: st.DataObject, group: int) -> None:
@@ -353,6 +370,8 @@ class Run(RuleBasedStateMachine):
         try:
             _core.check_hyperparameters(self.case.rule, changed)
         except ValueError:  # they do not go together
+            return
+        if not all(representable(changed[key], param.dtype) for param in self.params.values()):  # refused by the step
             return
         own[key] = changed[key]
         for name, k in self.group_of.items():
