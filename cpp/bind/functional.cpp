@@ -104,8 +104,8 @@ void check_states(const Function& function, const RuleSchema& rule, const Option
   }
 }
 
-// Whether an array is a temporary that nobody else holds and that owns its memory, as W[rows] is with an array of rows: its
-// update would be lost. Free-threaded Python does not count references so.
+// Whether an array owns its memory and only this call holds it. W[rows], with an array of rows, makes such a copy, and its
+// update would be lost. Free-threaded Python cannot tell by the reference count.
 bool is_lost(PyObject* array) {
 #if defined(Py_GIL_DISABLED)
   static_cast<void>(array);
