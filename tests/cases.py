@@ -7,7 +7,6 @@ short lengths, special values, lengths at which work is divided, and hyperparame
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import struct
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,6 @@ from typing import IO, Any
 
 import numpy as np
 
-import fusedstep as fs
 from checks import Problem, make_problem, solve
 from fusedstep import _core
 from registry import CASES, COMBINATIONS, DRAWN, DTYPES, FIRST_OF_RULE, SPECIAL_LENGTH, SWITCHES, Case, ordinary, rose
@@ -50,7 +48,7 @@ def as_text(value: Any) -> str:
 
 def drawn(case: Case, rng: np.random.Generator) -> Case:
     """Return the case with its hyperparameters and its first step count drawn at random."""
-    takes = {*inspect.signature(getattr(fs.reference, case.function_name)).parameters} - SWITCHES | {*case.options}
+    takes = case.reference_takes - SWITCHES | {*case.options}
     before = int(10 ** rng.uniform(0, 5))
     return dataclasses.replace(
         case,

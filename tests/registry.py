@@ -261,7 +261,7 @@ class Entry:
             ),
             options=of_function,
             class_options=options,
-            reference_takes=frozenset(reference),
+            reference_takes=frozenset({*reference, *function}),
             at_step=at_step,
             reference_at_step=(lambda t, rose: {**beyond, "step": t}) if beyond else _nothing,
             across=self.across,

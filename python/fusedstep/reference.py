@@ -1,8 +1,8 @@
 """The rules in plain NumPy: what every kernel is checked against, bit for bit.
 
 Each function has the name and the arguments of the fused one, where they are explained, and updates the same arrays in
-place; beside these it takes what a whole step does before the rule, the arguments ``grad_scale``, ``clip_value`` and
-``clip_coef`` of ``gradient``. One expression a line, in the order of operations of the rule's definition; derived
+place. What comes before the rule (scaling, clipping, ascent, decay) is the same for all: the arguments of ``gradient``,
+which each function takes, too. One expression a line, in the order of operations of the rule's definition; derived
 constants are computed in double and rounded once to the arrays' type. Nothing is checked here.
 """
 
@@ -112,9 +112,6 @@ def rmsprop_(
     nesterov: bool = False,
     momentum_form: str = "torch",
     step: int | None = None,
-    weight_decay: float = 0.0,
-    decoupled_weight_decay: bool = False,
-    maximize: bool = False,
     **prologue: Any,
 ) -> None:
     """Update in place by RMSprop (Hinton, lecture 6e; centred: Graves 2013).
@@ -123,15 +120,7 @@ def rmsprop_(
     """
     T = param.dtype.type
     with np.errstate(all="ignore"):
-        g = gradient(
-            param,
-            grad,
-            lr=lr,
-            weight_decay=weight_decay,
-            decoupled_weight_decay=decoupled_weight_decay,
-            maximize=maximize,
-            **prologue,
-        )
+        g = gradient(param, grad, lr=lr, **prologue)
         correction = 1.0 if step is None else 1.0 - _power(alpha, step)
         if grad_avg is None:
             v = T(alpha) * square_avg + T(1.0 - alpha) * g * g
@@ -163,9 +152,6 @@ def adagrad_(
     lr: float,
     eps: float = 1e-10,
     eps_inside_sqrt: bool = False,
-    weight_decay: float = 0.0,
-    decoupled_weight_decay: bool = False,
-    maximize: bool = False,
     lr_decay: float = 0.0,
     step: int = 1,
     **prologue: Any,
@@ -173,15 +159,7 @@ def adagrad_(
     """Update in place by Adagrad (Duchi, Hazan & Singer 2011)."""
     T = param.dtype.type
     with np.errstate(all="ignore"):
-        g = gradient(
-            param,
-            grad,
-            lr=lr,
-            weight_decay=weight_decay,
-            decoupled_weight_decay=decoupled_weight_decay,
-            maximize=maximize,
-            **prologue,
-        )
+        g = gradient(param, grad, lr=lr, **prologue)
         s = square_sum + g * g
         square_sum[...] = s
         clr = lr / (1.0 + (step - 1) * lr_decay)
@@ -197,23 +175,12 @@ def proximal_adagrad_(
     lr: float,
     l1: float = 0.0,
     l2: float = 0.0,
-    weight_decay: float = 0.0,
-    decoupled_weight_decay: bool = False,
-    maximize: bool = False,
     **prologue: Any,
 ) -> None:
     """Update in place by proximal Adagrad (FOBOS; Duchi & Singer 2009)."""
     T = param.dtype.type
     with np.errstate(all="ignore"):
-        g = gradient(
-            param,
-            grad,
-            lr=lr,
-            weight_decay=weight_decay,
-            decoupled_weight_decay=decoupled_weight_decay,
-            maximize=maximize,
-            **prologue,
-        )
+        g = gradient(param, grad, lr=lr, **prologue)
         s = square_sum + g * g
         square_sum[...] = s
         a = T(lr) / np.sqrt(s)
@@ -232,23 +199,12 @@ def adagrad_da_(
     step: int,
     l1: float = 0.0,
     l2: float = 0.0,
-    weight_decay: float = 0.0,
-    decoupled_weight_decay: bool = False,
-    maximize: bool = False,
     **prologue: Any,
 ) -> None:
     """Update in place by Adagrad with dual averaging (Duchi, Hazan & Singer 2011)."""
     T = param.dtype.type
     with np.errstate(all="ignore"):
-        g = gradient(
-            param,
-            grad,
-            lr=lr,
-            weight_decay=weight_decay,
-            decoupled_weight_decay=decoupled_weight_decay,
-            maximize=maximize,
-            **prologue,
-        )
+        g = gradient(param, grad, lr=lr, **prologue)
         G = grad_sum + g
         grad_sum[...] = G
         s = square_sum + g * g
@@ -264,23 +220,12 @@ def adagrad_norm_(
     *,
     lr: float,
     eps: float = 1e-10,
-    weight_decay: float = 0.0,
-    decoupled_weight_decay: bool = False,
-    maximize: bool = False,
     **prologue: Any,
 ) -> None:
     """Update in place by Adagrad-Norm, one step size for the array (Ward, Wu & Bottou 2019)."""
     T = param.dtype.type
     with np.errstate(all="ignore"):
-        g = gradient(
-            param,
-            grad,
-            lr=lr,
-            weight_decay=weight_decay,
-            decoupled_weight_decay=decoupled_weight_decay,
-            maximize=maximize,
-            **prologue,
-        )
+        g = gradient(param, grad, lr=lr, **prologue)
         x = g.astype(np.float64)
         square_sum[...] = square_sum + T(_tree_sum(_block_sums(x * x)))
         d = np.sqrt(square_sum) + T(eps)
@@ -296,23 +241,12 @@ def adadelta_(
     lr: float,
     rho: float = 0.9,
     eps: float = 1e-6,
-    weight_decay: float = 0.0,
-    decoupled_weight_decay: bool = False,
-    maximize: bool = False,
     **prologue: Any,
 ) -> None:
     """Update in place by Adadelta (Zeiler 2012)."""
     T = param.dtype.type
     with np.errstate(all="ignore"):
-        g = gradient(
-            param,
-            grad,
-            lr=lr,
-            weight_decay=weight_decay,
-            decoupled_weight_decay=decoupled_weight_decay,
-            maximize=maximize,
-            **prologue,
-        )
+        g = gradient(param, grad, lr=lr, **prologue)
         s = T(rho) * square_avg + T(1.0 - rho) * g * g
         square_avg[...] = s
         d = np.sqrt(acc_delta + T(eps)) / np.sqrt(s + T(eps)) * g
@@ -331,9 +265,6 @@ def rprop_(
     variant: str = "rprop-",
     loss_increased: bool = False,
     lr: float | None = None,
-    weight_decay: float = 0.0,
-    decoupled_weight_decay: bool = False,
-    maximize: bool = False,
     chosen: tuple[float, int | None] | None = None,
     **prologue: Any,
 ) -> None:
@@ -345,15 +276,7 @@ def rprop_(
     T = param.dtype.type
     lo, hi = _limits(T, step_sizes)
     with np.errstate(all="ignore"):
-        g = gradient(
-            param,
-            grad,
-            lr=lr,
-            weight_decay=weight_decay,
-            decoupled_weight_decay=decoupled_weight_decay,
-            maximize=maximize,
-            **prologue,
-        )
+        g = gradient(param, grad, lr=lr, **prologue)
         sg = _sign(g)
         ps = np.sign(prev_sign).astype(T)
         flip = sg * ps < T(0)
