@@ -69,10 +69,11 @@ class Snapshot:
     def arguments(self, schema: Schema) -> dict[str, Any]:
         """Return the arguments of the reference, except the parameter and the gradient.
 
-        The reference has most options of a group under the same names. A state is an argument where the options use it.
-        The step count and the loss are arguments of the rules that ask for them.
+        The reference, or ``gradient`` in it, has most options of a group under the same names. A state is an argument
+        where the options use it. The step count and the loss are arguments of the rules that ask for them.
         """
-        names = inspect.signature(getattr(reference, f"{schema.rule}_")).parameters
+        functions = reference.gradient, getattr(reference, f"{schema.rule}_")
+        names = {key for function in functions for key in inspect.signature(function).parameters}
         found = {key: value for key, value in self.options.items() if key in names}
         used = _core.used_states(schema.rule, self.options)
         found |= {schema.argument.get(key, key): self.before[key] for key in used}
