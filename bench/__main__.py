@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(report.table(found, facts))
     for path in options.table or ():
         before, start, after = parts(path)
-        text = report.table(found, facts, short=start == SHORT_START)
+        text = (report.short if start == SHORT_START else report.table)(found, facts)
         path.write_text(f"{before}{start}\n{text}\n{END}{after}", encoding="utf-8")
     if options.history:
         history.append(options.history, found, facts)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 import fusedstep as fs
 from fusedstep._bench import CHECKED, Case, Contender, repeated
 
-from .cases import by_name, first_states, lists, stepped
-from .peers import ACCEPTED, NUMBA_SCALARS, numba_loops, torch_options, ulps
+from .cases import Arrays, by_name, first_states, lists, stepped
+from .peers import ACCEPTED, NUMBA_SCALARS, PEERS, Peer, numba_loops, torch_options, ulps
 
 Array = NDArray[Any]
 
@@ -28,13 +28,19 @@ MODELS = {
 """The sizes of the parameters."""
 
 
+Made = tuple[Contender, Callable[[], list[Any]]] | None
+"""What is timed, and a function that reads the parameters; None: the peer has no such rule."""
+
+Make = Callable[[Case, list[Array], list[Array], int], Made]
+
+
 @dataclass(frozen=True)
 class PeerOfLists:
-    """A way to update a list of arrays without our optimizers, with so many threads; None: it has no such rule."""
+    """A way to update a list of arrays without our optimizers, with so many threads."""
 
     name: str
     needs: str
-    make: Callable[[Case, list[Array], list[Array], int], Contender | None]
+    make: Make
 
 
 def verdict_of_list(
@@ -48,22 +54,41 @@ def verdict_of_list(
     try:
         small, small_grads = lists(case, [CHECKED, 16, 1], params[0].dtype)
         before = [p.copy() for p in small]
-        contender = peer.make(case, small, small_grads, threads)
-        if contender is None:
+        made = peer.make(case, small, small_grads, threads)
+        if made is None:
             return "has no such rule", None
+        contender, parameters = made
         contender(1)
         expected = [stepped(case, p, g) for p, g in zip(before, small_grads, strict=True)]
-        ulp = max(map(ulps, small, expected, before))
+        ulp = max(map(ulps, parameters(), expected, before))
         if not ulp <= ACCEPTED:
             return f"wrong: {ulp:.3g} ulp from the reference after one step", None
-        return f"{ulp:.2g} ulp", peer.make(case, params, grads, threads)
+        timed = peer.make(case, params, grads, threads)
+        return f"{ulp:.2g} ulp", None if timed is None else timed[0]
     except Exception as problem:  # whatever a peer raises is its row's answer
         lines = str(problem).splitlines() or [""]
         return f"failed: {type(problem).__name__}: {lines[0]}", None
 
 
-def _torch(way: str) -> Callable[[Case, list[Array], list[Array], int], Contender | None]:
-    def make(case: Case, params: list[Array], grads: list[Array], threads: int) -> Contender | None:
+def _each(peer: Peer) -> PeerOfLists:
+    """Return a peer of one array that needs NumPy only as one of lists: it updates one array after the other."""
+
+    def make(case: Case, params: list[Array], grads: list[Array], threads: int) -> Made:
+        made = []
+        for p, g in zip(params, grads, strict=True):
+            data = Arrays(case, p.size, p.dtype)
+            data.param, data.grad, data.states = p, g, first_states(case, p)
+            if (one := peer.make(data, threads)) is None:
+                return None
+            made.append(one)
+        contenders = [contender for contender, _ in made]
+        return lambda calls: sum(call(1) for _ in range(calls) for call in contenders), lambda: [p() for _, p in made]
+
+    return PeerOfLists(peer.name, "numpy", make)
+
+
+def _torch(way: str) -> Make:
+    def make(case: Case, params: list[Array], grads: list[Array], threads: int) -> Made:
         import torch
 
         from fusedstep import torch as ours
@@ -78,12 +103,12 @@ def _torch(way: str) -> Callable[[Case, list[Array], list[Array], int], Contende
         if way != "adaptor":
             options |= {"fused": True} if way == "fused" else {"foreach": way == "foreach"}
         optimizer: Any = getattr(ours if way == "adaptor" else torch.optim, case.class_.__name__)(tensors, **options)
-        return repeated(optimizer.step)
+        return repeated(optimizer.step), lambda: params
 
     return make
 
 
-def _numba(case: Case, params: list[Array], grads: list[Array], threads: int) -> Contender | None:
+def _numba(case: Case, params: list[Array], grads: list[Array], threads: int) -> Made:
     """Call a user's own compiled loop for each array."""
     if case.name not in NUMBA_SCALARS:
         return None
@@ -96,10 +121,11 @@ def _numba(case: Case, params: list[Array], grads: list[Array], threads: int) ->
         for p, g, own in zip(params, grads, states, strict=True):
             loop(p, g, *own, *scalars)
 
-    return repeated(step)
+    return repeated(step), lambda: params
 
 
 PEERS_OF_LISTS = [
+    *(_each(peer) for peer in PEERS if peer.name.startswith("NumPy")),
     PeerOfLists("fusedstep.torch", "torch", _torch("adaptor")),
     PeerOfLists("torch loop", "torch", _torch("loop")),
     PeerOfLists("torch foreach", "torch", _torch("foreach")),

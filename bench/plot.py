@@ -11,22 +11,16 @@ from .report import measured_rate, with_threads
 from .rows import MAIN, OURS, Row
 
 STYLES = {
-    f"{OURS}, kernel": ("#D55E00", "-", "o", 2.6),
-    f"{OURS}, Python function": ("#D55E00", "--", "o", 1.6),
     "measured rate": ("black", ":", "", 2.0),
-    "NumPy": ("#777777", "-", "s", 1.1),
-    "NumPy out=": ("#777777", "--", "s", 1.1),
-    "numexpr": ("#B8A000", "-", "v", 1.1),
+    f"{OURS}, Python function": ("#D55E00", "-", "o", 2.6),
     "numba": ("#009E73", "-", "D", 1.1),
-    "numba parallel": ("#009E73", "--", "D", 1.1),
-    "torch loop": ("#CC79A7", "-", "P", 1.1),
-    "torch foreach": ("#CC79A7", "--", "X", 1.1),
+    "NumPy out=": ("#777777", "--", "s", 1.1),
+    "NumPy": ("#777777", "-", "s", 1.1),
+    "torch foreach": ("#CC79A7", "-", "X", 1.1),
     "torch fused": ("#0072B2", "-", "h", 1.1),
-    "torch compiled": ("#0072B2", "--", "*", 1.1),
     "optax jit, donated": ("#E69F00", "-", "<", 1.1),
-    "DeepSpeed": ("#8B4513", "-", ">", 1.1),
 }
-"""Colour, line, marker and width; the colours can be told apart by all, the markers in black and white."""
+"""What is drawn: colour, line, marker, width. All can tell the colours apart, and the markers in black and white."""
 
 
 def check(path: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fusedstep._bench import digits
 
 from .cases import LAYOUTS
-from .lists import MODELS
 from .rows import DIVIDER, OURS, STREAMING, Row, is_rate
 
 
@@ -58,56 +57,36 @@ TIE = 0.03
 
 
 def defeats(found: Iterable[Row]) -> list[str]:
-    """Return a line for each group in which a peer is faster than our best way from Python, or as fast."""
+    """Return a line for each peer that is faster than our best way from Python, or as fast."""
+    return [
+        f"{peer.way} {'ties' if ratio < 1 + TIE else 'is faster'} ({digits(taken)} ns per element, "
+        f"{name} {digits(ratio * taken)}): {heading(peer).strip()}"
+        for peer, taken, name, ratio in _lost(found)
+    ]
+
+
+def _lost(found: Iterable[Row]) -> Iterator[tuple[Row, float, str, float]]:
+    """Yield the peers that are faster or as fast, their time, what it was compared with, and that time over theirs."""
     groups: dict[Any, list[Row]] = {}
     for row in found:
         if row.ns_per_element is not None and not row.is_rate:
             groups.setdefault(row.group, []).append(row)
-    lines = []
     for rows in groups.values():
         peers = [row for row in rows if not row.is_ours]
-        lines += _defeats("ours", [row for row in rows if row.is_ours and "Python" in row.way], peers)
         adaptor = [row for row in rows if row.way == ADAPTOR]
-        lines += _defeats(ADAPTOR, adaptor, [row for row in peers if row.way.startswith("torch")])
-    return lines
-
-
-def _defeats(name: str, ours: list[Row], peers: list[Row]) -> list[str]:
-    lines = []
-    best = min((row.ns_per_element or 0.0 for row in ours), default=0.0)
-    for peer in peers:
-        ratio = best / (peer.ns_per_element or 1.0)
-        if ratio > 1 - TIE:
-            verb = "is faster" if ratio > 1 + TIE else "ties"
-            times = f"{digits(peer.ns_per_element or 0.0)} ns per element, {name} {digits(best)}"
-            lines.append(f"{peer.way} {verb} ({times}): {heading(peer).strip()}")
-    return lines
-
-
-def _defeats_in_short(found: list[Row]) -> list[str]:
-    """Return where which peers are faster, or as fast; and which were not timed."""
-    places: dict[str, dict[str, list[str]]] = {"Faster than ours": {}, "As fast as ours, within 3%": {}}
-    faster, as_fast = places
-    for line in defeats(found):
-        verdict, _, place = line.partition("): ")
-        peer, ties, _ = verdict.partition(" ties ")
-        *rule, size, _ = place.replace(" elements of float32", "").split(", ")
-        where = " ".join(rule) if rule[-1] in MODELS else f"{' '.join(rule)} {size}"
-        places[as_fast if ties else faster].setdefault(peer.partition(" is faster ")[0], []).append(where)
-    lines = []
-    for verb, peers in places.items():
-        peers_and_places = [f"{peer} ({'; '.join(where)})" for peer, where in peers.items()]
-        if peers:
-            lines.append(f"{verb}: {', '.join(peers_and_places)}.")
-    missing = [line.removeprefix("not timed: ") for line in not_timed(found)]
-    return [
-        " ".join(lines) or "No peer is as fast.",
-        *(["", f"Not timed: {'; '.join(missing)}."] if missing else []),
-    ]
+        for name, ours, theirs in (
+            ("ours", [row for row in rows if row.is_ours and "Python" in row.way], peers),
+            (ADAPTOR, adaptor, [row for row in peers if row.way.startswith("torch")]),
+        ):
+            best = min((row.ns_per_element or 0.0 for row in ours), default=0.0)
+            for peer in theirs:
+                taken = peer.ns_per_element or 0.0
+                if best > (1 - TIE) * taken:
+                    yield peer, taken, name, best / taken
 
 
 NAMES = {
-    f"{OURS}, kernel": f"**{OURS}**, the kernel alone",
+    f"{OURS}, kernel": f"**{OURS}**, the kernel only",
     f"{OURS}, C++ function": f"**{OURS}**, C++ function",
     f"{OURS}, C++ optimizer": f"**{OURS}**, C++ optimizer",
     f"{OURS}, Python function": f"**{OURS}**, Python function",
@@ -116,75 +95,104 @@ NAMES = {
 }
 
 
-SHORT_SIZES = ((1, 1_000), (1, 30_000), (1, 16_000_000), (2, 16_000_000))
-SHORT_WAYS = ("C++ function", "Python function", "NumPy out=", "numba", "torch foreach", "torch fused", "optax")
-SHORT_LISTS = ("100 x 10,000", "10,000 x 16")
-"""What of the table is shown in short."""
+FIVE = {
+    f"**{OURS}**": (f"{OURS}, Python optimizer",) * 2,
+    "NumPy, `out=` everywhere": ("NumPy out=",) * 2,
+    "NumPy": ("NumPy",) * 2,
+    "numba, your own loop": ("numba", "numba, a call an array"),
+    "PyTorch, `foreach`": ("torch foreach",) * 2,
+}
+"""The lines of the short table: their names, and which ways they are for one large array and for many small ones."""
+
+LARGE, MANY = 16_000_000, "10,000 x 16"
 
 
-def table(found: list[Row], facts: dict[str, Any], short: bool = False) -> str:
-    """Return Markdown: what was measured on, one table of arrays, one of lists, and where we lose or tie."""
-    all_found = found
-    if short:
-        found = [row for row in found if _in_short(row)]
+def short(found: list[Row], facts: dict[str, Any]) -> str:
+    """Return Markdown of five lines, a step of RMSprop on one thread; where peers are as fast; and on what machine."""
+    rows = [row for row in found if (row.case, row.dtype, row.threads) == ("RMSprop", "float32", 1)]
+    large = {row.way: row for row in rows if row.what == LAYOUTS[0] and row.n == LARGE}
+    many = {row.way: row for row in rows if row.what == MANY}
+    text = [f"| a step of RMSprop | one array of {LARGE:,} | {MANY.replace('x', 'arrays of')} |", "|---|---|---|"]
+    ours, *_ = FIVE.values()
+    for name, ways in FIVE.items():
+        cells = [_short_cell(*map(of.get, pair)) for of, *pair in zip((large, many), ways, ours, strict=True)]
+        text.append(f"| {name} | {' | '.join(cells)} |")
+    versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("numpy", "numba", "torch"))
+    text += ["", f"float32, one thread, {facts['instruction set']}: {facts['processor']}; {versions}."]
+    return "\n".join([*text, "", *_defeats_in_short(found)])
+
+
+def _short_cell(row: Row | None, ours: Row | None) -> str:
+    if row is None or row.ns_per_element is None:
+        return row.error.partition(":")[0] if row else ""
+    taken = f"{digits(row.ns_per_element * row.n / 1e6)} ms"
+    if row is ours or ours is None or ours.ns_per_element is None:
+        return taken
+    return f"{taken} ({digits(row.ns_per_element / ours.ns_per_element)} times)"
+
+
+def _defeats_in_short(found: list[Row]) -> list[str]:
+    """Return a line for the peers that are faster, and one for those that are as fast: with which rules and sizes."""
+    lines = []
+    for verb, tie in (("Faster than fusedstep", False), ("As fast as fusedstep, within 3%", True)):
+        peers: dict[str, dict[str, dict[str, None]]] = {}
+        for peer, _, _, ratio in _lost(found):
+            if (ratio < 1 + TIE) is tie:
+                size = f"{peer.n:,}" if peer.what == LAYOUTS[0] else peer.what
+                peers.setdefault(peer.way, {}).setdefault(peer.case, {})[size] = None
+        places = [
+            f"{way} ({'; '.join(f'{case} ' + ', '.join(sizes) for case, sizes in cases.items())})"
+            for way, cases in peers.items()
+        ]
+        if places:
+            lines.append(f"{verb}: {', '.join(places)}.")
+    return lines or ["No peer is as fast."]
+
+
+def table(found: list[Row], facts: dict[str, Any]) -> str:
+    """Return Markdown: the machine, a table of arrays and one of lists for each rule, and where we lose or tie."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     text = [
         f"{facts['processor']}, {facts['instruction set']}, {facts['system'].partition('-')[0]}; {facts['compiler']}, "
         f"{versions}. float32.",
         "",
-        "A cell: error of one step, in units of the last place (ulp) of the sum; nanoseconds per element, the median "
-        "of alternating rounds; share of the measured rate. That is the slower of the streaming rate and the divider "
-        "rate, measured in the same rounds by loops of the same kind. A share can be above 1, because memory varies.",
-        "",
+        "Columns are numbers of elements. A cell has nanoseconds per element, the median of alternating rounds, and "
+        "the share of the measured rate: the slower of the streaming rate and the divider rate, measured in the same "
+        "rounds by loops of the same kind. A share can be above 1, because memory varies. `ulp` is the error of one "
+        "step in units of the last place of the result.",
     ]
     arrays = [row for row in found if row.what == LAYOUTS[0] and row.dtype == "float32"]
     columns = sorted({(row.threads, row.n) for row in arrays})
     names = [f"{n:,}" if threads == 1 else f"{n:,}, {with_threads(threads)}" for threads, n in columns]
-    text += [f"| rule | way | {' | '.join(names)} |", "|---|---|" + "---|" * len(columns)]
     for case in dict.fromkeys(row.case for row in arrays):
+        text += ["", f"### {case}", "", f"| way | ulp | {' | '.join(names)} |", "|---|---|" + "---|" * len(columns)]
         cells = {(row.way, row.threads, row.n): row for row in arrays if row.case == case}
-        rates = [[row for row in cells.values() if (row.threads, row.n) == column] for column in columns]
-        text.append(f"| {case} | measured rate | {' | '.join(map(_rate_cell, rates))} |")
+        rates = [measured_rate([row for (_, *where), row in cells.items() if where == [*column]]) for column in columns]
+        text.append(f"| measured rate | | {' | '.join(f'{digits(rate)} ({bound})' for rate, bound in rates)} |")
         for way in dict.fromkeys(way for way, *_ in cells):
             if way in NAMES or not (is_rate(way) or way.startswith(OURS)):
-                ours = [_cell(cells.get((way, *column))) for column in columns]
-                if any(cell.endswith(tuple("0123456789")) for cell in ours):
-                    text.append(f"| | {NAMES.get(way, way)} | {' | '.join(ours)} |")
-    lists = [row for row in found if row.what not in LAYOUTS]
-    if lists:
-        ways = list(dict.fromkeys(row.way for row in lists if row.error != "has no such rule"))
-        text += ["", "Lists of parameters, one thread; a cell: error, microseconds per step of the whole list.", ""]
-        text += [
-            f"| list | rule | {' | '.join(NAMES.get(way, way) for way in ways)} |",
-            "|---|---|" + "---|" * len(ways),
-        ]
-        for what, case in dict.fromkeys((row.what, row.case) for row in lists):
-            by_way = {row.way: row for row in lists if (row.what, row.case, row.threads) == (what, case, 1)}
-            text.append(f"| {what} | {case} | {' | '.join(_list_cell(by_way.get(way)) for way in ways)} |")
-    lost = defeats(all_found)
-    if short:
-        text += ["", *_defeats_in_short(all_found)]
-        return "\n".join(text)
-    text += [
-        "",
-        "Where a peer is faster than ours called from Python, or within 3%:" if lost else "No peer is as fast.",
-    ]
-    text += ["", *(f"- {line}" for line in lost)] if lost else []
+                of_way = [cells.get((way, *column)) for column in columns]
+                timed = [row for row in of_way if row and row.ns_per_element is not None]
+                if timed:
+                    text.append(f"| {NAMES.get(way, way)} | {_ulp(timed[0])} | {' | '.join(map(_cell, of_way))} |")
+    lists = [row for row in found if row.what not in LAYOUTS and row.ns_per_element is not None]
+    models = list(dict.fromkeys(row.what for row in lists))
+    for case in dict.fromkeys(row.case for row in lists):
+        own = [row for row in lists if (row.case, row.threads) == (case, 1)]
+        shown = [model for model in models if any(row.what == model for row in own)]
+        text += ["", f"### Lists of parameters, {case}", ""]
+        text += ["Microseconds per step of the whole list, on one thread.", ""]
+        text += [f"| way | ulp | {' | '.join(shown)} |", "|---|---|" + "---|" * len(shown)]
+        for way in dict.fromkeys(row.way for row in own):
+            by_model = {row.what: row for row in own if row.way == way}
+            times = [_microseconds(by_model.get(model)) for model in shown]
+            text.append(f"| {NAMES.get(way, way)} | {_ulp(*by_model.values())} | {' | '.join(times)} |")
+    if lost := defeats(found):
+        text += ["", "### Where a peer is faster than fusedstep from Python, or within 3%", ""]
+        text += [f"- {line}" for line in lost]
     if silent := not_timed(found):
-        text += ["", "Not timed:", "", *(f"- {line.removeprefix('not timed: ')}" for line in silent)]
+        text += ["", "### Not timed", "", *(f"- {line.removeprefix('not timed: ')}" for line in silent)]
     return "\n".join(text)
-
-
-def _in_short(row: Row) -> bool:
-    if row.what != LAYOUTS[0]:
-        return row.what in SHORT_LISTS and row.case == "RMSprop"
-    shown = row.is_rate or (any(way in row.way for way in SHORT_WAYS) and row.way != "numba parallel")
-    return shown and (row.threads, row.n) in SHORT_SIZES
-
-
-def _rate_cell(rows: list[Row]) -> str:
-    rate, bound_by = measured_rate(rows)
-    return f"{digits(rate)} ns, {bound_by}"
 
 
 def measured_rate(rows: list[Row]) -> tuple[float, str]:
@@ -194,17 +202,16 @@ def measured_rate(rows: list[Row]) -> tuple[float, str]:
     return max((streaming, "streaming"), (times.get(DIVIDER, 0.0), "divider"))
 
 
+def _ulp(*rows: Row) -> str:
+    """Return the largest error of a way."""
+    return max((row.error.removesuffix(" ulp") for row in rows), key=float)
+
+
 def _cell(row: Row | None) -> str:
-    if row is None or row.error == "has no such rule":
-        return ""
-    if row.ns_per_element is None:
-        return row.error.partition(":")[0]
-    return f"{row.error}, {digits(row.ns_per_element)} ns, {row.share_of_rate:.2f}"
+    if row is None or row.ns_per_element is None:
+        return row.error.partition(":")[0] if row else ""
+    return f"{digits(row.ns_per_element)} ({row.share_of_rate:.2f})"
 
 
-def _list_cell(row: Row | None) -> str:
-    if row is None or row.error == "has no such rule":
-        return ""
-    if row.ns_per_element is None:
-        return row.error.partition(":")[0]
-    return f"{row.error}, {digits(row.ns_per_element * row.n / 1e3)}"
+def _microseconds(row: Row | None) -> str:
+    return digits(row.ns_per_element * row.n / 1e3) if row and row.ns_per_element is not None else ""

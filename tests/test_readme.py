@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 
 import pytest
@@ -28,6 +29,19 @@ def test_set_up_commands_are_there() -> None:
 def test_it_names_the_main_commands() -> None:
     named = set(re.findall(r"python -m fusedstep (\w+)", README.read_text(encoding="utf-8")))
     assert {"demo", "verify", "info"} <= named
+
+
+def test_a_package_index_gets_links_that_work_there() -> None:
+    try:
+        shown = importlib.metadata.metadata("fusedstep").get_payload()
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("fusedstep is not installed, so it has no metadata")
+    links = re.findall(r"\]\(([^)]+)\)", README.read_text(encoding="utf-8"))
+    addresses = re.findall(r"\]\(([^)]+)\)", shown)
+    assert len(addresses) == len(links)
+    for link, address in zip(links, addresses, strict=True):
+        assert address == link if link.startswith(("https:", "#")) else address.endswith(f"/HEAD/{link}")
+        assert address.startswith(("https://", "#"))
 
 
 def test_ci_runs_the_commands() -> None:
