@@ -8,12 +8,9 @@
 #include "dispatch.hpp"
 #include "loops/layout.hpp"
 #include "parallel.hpp"
-#include "reduction.hpp"
 
 namespace fusedstep {
 namespace {
-
-std::int64_t blocks(const NormOperand& gradient) { return (gradient.size + block - 1) / block; }
 
 // f(n, dense) for one block of a gradient, in its logical C order.
 template <class F>
@@ -33,7 +30,7 @@ bool a_square_overflows(const NormOperand& gradient, const StepOptions& options,
   const T coef = static_cast<T>(clip_coef);
   const T largest = options.clip_value == 0 ? std::numeric_limits<T>::infinity() : static_cast<T>(options.clip_value);
   bool found = false;
-  for (std::int64_t k = 0; k < blocks(gradient) && !found; ++k) {
+  for (std::int64_t k = 0; k < blocks_of(gradient.size) && !found; ++k) {
     with_block(gradient, k, [&](std::int64_t n, const void* dense) {
       for (std::int64_t i = 0; i < n; ++i) {
         const T g = std::min(std::abs(static_cast<const T*>(dense)[i] * unscale), largest) * coef;
@@ -47,12 +44,15 @@ bool a_square_overflows(const NormOperand& gradient, const StepOptions& options,
 
 }  // namespace
 
-bool a_square_overflows(const NormOperand& gradient, double bound, const StepOptions& options, double clip_coef) {
+bool a_square_overflows(const NormOperand& gradient, double bound, const StepOptions& options, double clip_coef,
+                        const Gather& gather) {
   const bool is_float = gradient.type == Type::float32;
   const double most = is_float ? static_cast<double>(std::numeric_limits<float>::max()) : std::numeric_limits<double>::max();
   if (bound * clip_coef * clip_coef < 0.5 * most) return false;  // nearly always: no need to look
-  return is_float ? a_square_overflows<float>(gradient, options, clip_coef)
-                  : a_square_overflows<double>(gradient, options, clip_coef);
+  const double found = is_float ? a_square_overflows<float>(gradient, options, clip_coef)
+                                : a_square_overflows<double>(gradient, options, clip_coef);
+  const std::vector<double> all = gather ? gather({&found, 1}) : std::vector{found};
+  return std::find(all.begin(), all.end(), 1.0) != all.end();
 }
 
 std::unique_ptr<StridedOrder> c_order(const Array& array) {
@@ -66,15 +66,15 @@ std::unique_ptr<StridedOrder> c_order(const Array& array) {
       StridedOrder{{array.shape.begin(), array.shape.end()}, {array.strides, array.strides + array.shape.size()}});
 }
 
-Norm norm(std::span<const NormOperand> gradients, const StepOptions& options) {
+Norm norm(std::span<const NormOperand> gradients, const StepOptions& options, const Gather& gather) {
   std::vector<std::int64_t> first{0};  // block of each gradient; and one more
+  std::vector<std::int64_t> whole_first{0};
   std::int64_t elements = 0;
   for (const NormOperand& gradient : gradients) {
-    first.push_back(first.back() + blocks(gradient));
+    first.push_back(first.back() + blocks_of(gradient.size));
+    whole_first.push_back(whole_first.back() + blocks_of(gradient.whole));
     elements += gradient.size + tensor_overhead;
   }
-  std::vector<double> sums(static_cast<std::size_t>(first.back()));
-  std::vector<char> poisoned(static_cast<std::size_t>(first.back()));
 
   Prologue clipping;
   clipping.unscale = 1.0 / options.grad_scale;
@@ -83,6 +83,7 @@ Norm norm(std::span<const NormOperand> gradients, const StepOptions& options) {
   for (int type = 0; type < parameter_types; ++type) kernels().norm[type].prepare(clipping, prepared[type]);
 
   double scale = 1.0;
+  std::vector<double> by_block(static_cast<std::size_t>(2 * first.back()));  // a sum and a poison
   const auto run = [&](std::int64_t begin, std::int64_t end) {
     const DefaultFloatingPoint guard;
     auto i = static_cast<std::size_t>(std::upper_bound(first.begin(), first.end(), begin) - first.begin()) - 1;
@@ -91,33 +92,41 @@ Norm norm(std::span<const NormOperand> gradients, const StepOptions& options) {
       double poison = 0.0;
       const auto type = static_cast<std::size_t>(gradients[i].type);
       const NormKernel& kernel = kernels().norm[type];
-      sums[static_cast<std::size_t>(unit)] = with_block(gradients[i], unit - first[i], [&](std::int64_t n, const void* g) {
+      const auto at = static_cast<std::size_t>(2 * unit);
+      by_block[at] = with_block(gradients[i], unit - first[i], [&](std::int64_t n, const void* g) {
         return scale == 1.0 ? kernel.sum_of_squares(prepared[type], n, g, poison)
                             : kernel.scaled_sum_of_squares(prepared[type], scale, n, g);
       });
-      poisoned[static_cast<std::size_t>(unit)] = poisoned[static_cast<std::size_t>(unit)] || std::isnan(poison);
+      by_block[at + 1] = poison;
     }
   };
-  Norm result;
-  const auto root_of_sum = [&] {
+  std::vector<double> sums(static_cast<std::size_t>(whole_first.back()));
+  std::vector<char> poisoned(sums.size());
+  const auto sum_all = [&] {
     parallel_for(first.back(), threads_for(elements), body(run));
-    for (std::size_t i = 0; i < gradients.size() && scale == 1.0; ++i) {
-      const auto largest = std::max_element(sums.begin() + first[i], sums.begin() + first[i + 1]);
-      result.largest.push_back(first[i] == first[i + 1] ? 0.0 : *largest);
+    const std::vector<double> all = gather ? gather(by_block) : by_block;
+    for (std::size_t k = 0; k < sums.size(); ++k) {
+      sums[k] = all[2 * k];
+      poisoned[k] = std::isnan(all[2 * k + 1]);
     }
-    return std::sqrt(tree(std::span(sums), std::plus<double>()));
   };
 
-  result.norm = root_of_sum();
+  sum_all();
+  Norm result;
   for (std::size_t i = 0; i < gradients.size(); ++i) {
-    const auto from = poisoned.begin() + first[i];
-    const auto to = poisoned.begin() + first[i + 1];
-    if (std::find(from, to, true) != to) result.nonfinite.push_back(i);
+    const auto [from, to] = std::pair(whole_first[i], whole_first[i + 1]);
+    if (std::find(poisoned.begin() + from, poisoned.begin() + to, true) != poisoned.begin() + to) {
+      result.nonfinite.push_back(i);
+    }
+    result.largest.push_back(from == to ? 0.0 : *std::max_element(sums.begin() + from, sums.begin() + to));
   }
+  result.norm = std::sqrt(tree(std::span(sums), std::plus<double>()));
   // Where the squares leave the range of double and their root does not: times a power of 2, which is exact.
   if (std::isinf(result.norm) && result.nonfinite.empty()) scale = 0x1p-600;
   if (result.norm < 0x1p-450) scale = 0x1p600;
-  if (scale != 1.0) result.norm = root_of_sum() / scale;
+  if (scale == 1.0) return result;
+  sum_all();
+  result.norm = std::sqrt(tree(std::span(sums), std::plus<double>())) / scale;
   return result;
 }
 

@@ -9,6 +9,7 @@
 
 #include "checks.hpp"
 #include "include/fusedstep/fusedstep.hpp"
+#include "reduction.hpp"
 
 namespace fusedstep {
 
@@ -26,6 +27,7 @@ struct NormOperand {
   std::int64_t size;
   Type type;
   const StridedOrder* order;
+  std::int64_t whole = size;  // elements of the gradient of which this is a piece
 };
 
 struct Norm {
@@ -35,9 +37,10 @@ struct Norm {
 };
 
 // Whether the square of an element, after unscaling, clip_value and a coefficient, overflows its type.
-bool a_square_overflows(const NormOperand& gradient, double bound, const StepOptions& options, double clip_coef);
+bool a_square_overflows(const NormOperand& gradient, double bound, const StepOptions& options, double clip_coef,
+                        const Gather& gather);
 
 // After unscaling and clip_value.
-Norm norm(std::span<const NormOperand> gradients, const StepOptions& options);
+Norm norm(std::span<const NormOperand> gradients, const StepOptions& options, const Gather& gather = {});
 
 }  // namespace fusedstep

@@ -7,7 +7,6 @@
 #include <stdexcept>
 
 #include "parallel.hpp"
-#include "reduction.hpp"
 
 namespace fusedstep {
 namespace {
@@ -101,6 +100,7 @@ OptimizerCore::Member& OptimizerCore::add_member(const NewParameter& parameter) 
   check_distinct_elements(member.parameter);  // before memory for states is asked for: it may seem larger than it is
   member.gradient = own(parameter.array, "gradient", member);
   member.gradient.data = nullptr;
+  member.piece = {0, member.parameter.size()};
   elements_ += member.parameter.size();
   if (!parameter.states) return member;
   for (std::size_t s = 0; s < schema_.states.size(); ++s) {
@@ -222,6 +222,13 @@ void OptimizerCore::check_states(std::size_t group, const Options& options) cons
   }
 }
 
+void OptimizerCore::share(std::span<const Piece> pieces, Gather gather) {
+  gather_ = std::move(gather);
+  for (std::size_t i = 0; i < members_.size(); ++i) members_[i].piece = pieces[i];
+  for (std::size_t k = 0; k < groups_.size(); ++k) part_for(k * parameter_types, 1, {}, 1.0);
+  parts_.clear();
+}
+
 void OptimizerCore::accept(std::size_t i, const Array& gradient, bool written) {
   Member& member = members_[i];
   check_shape(gradient, member.parameter);
@@ -245,7 +252,6 @@ void OptimizerCore::accept(std::size_t i, const Array& gradient, bool written) {
   gradients_are_disjoint_ = false;
 }
 
-// Gradients that are to be written must not share memory with each other.
 void OptimizerCore::check_gradients_disjoint() {
   if (gradients_are_disjoint_) return;
   std::vector<Array> gradients;
@@ -268,10 +274,11 @@ OptimizerCore::Measured OptimizerCore::measure(const StepOptions& options, StepR
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     if (!present_[i]) continue;
     const Array& gradient = members_[i].gradient;
-    gradients.push_back({gradient.data, tensors_[i].size, gradient.type, members_[i].gradient_order.get()});
+    gradients.push_back({gradient.data, tensors_[i].size, gradient.type, members_[i].gradient_order.get(),
+                         members_[i].piece.whole});
     members.push_back(i);
   }
-  const Norm measured = norm(gradients, options);
+  const Norm measured = norm(gradients, options, gather_);
   report.grad_norm = measured.norm;
   double clip_coef = 1.0;
   if (options.clip_norm != 0 && !std::isinf(options.clip_norm)) {
@@ -282,7 +289,7 @@ OptimizerCore::Measured OptimizerCore::measure(const StepOptions& options, StepR
     const bool nonfinite = next < measured.nonfinite.size() && measured.nonfinite[next] == k;
     next += nonfinite;
     const bool overflows = options.nonfinite != Nonfinite::propagate && schema_.squares_gradient &&
-                           a_square_overflows(gradients[k], measured.largest[k], options, clip_coef);
+                           a_square_overflows(gradients[k], measured.largest[k], options, clip_coef, gather_);
     if (nonfinite || overflows) report.nonfinite.push_back(members[k]);
   }
   return {clip_coef, report.nonfinite.size() > measured.nonfinite.size()};
@@ -294,6 +301,10 @@ std::int32_t OptimizerCore::part_for(std::size_t kind, std::int64_t step, const 
   const auto type = static_cast<Type>(kind % parameter_types);
   parts_.push_back(
       {kind, step, make_work(rule_, groups_[kind / parameter_types], step, type, options, clip_coef)});
+  if (gather_ && parts_.back().work.kernel.update_chosen != nullptr) {
+    refuse(std::string(schema_.name) + ": these hyperparameters choose one element of all arrays in each step, which one " +
+           "process must have; use others, or one process");
+  }
   return static_cast<std::int32_t>(parts_.size() - 1);
 }
 
@@ -350,11 +361,11 @@ void OptimizerCore::reduce_and_update_all(int threads) {
     parts.push_back(parts_[static_cast<std::size_t>(part_of_[i])]);
     part_of_[i] = static_cast<std::int32_t>(parts.size() - 1);
     const Member& member = members_[i];
-    Operand& operand = operands.emplace_back(Operand{{&member.parameter, &member.gradient}, &parts.back().work});
+    Operand& operand = operands.emplace_back(Operand{{&member.parameter, &member.gradient}, &parts.back().work, member.piece.whole});
     for (std::size_t s = 0; s < max_states; ++s) operand.stream[first_state + s] = &member.states[s];
   }
   parts_ = std::move(parts);
-  Reduction reduction(operands);
+  Reduction reduction(operands, gather_);
   reduction.settle();
   update_all(threads);
   reduction.update_chosen();
@@ -401,6 +412,7 @@ StepReport OptimizerCore::step(const StepOptions& options) {
   if (reduces) {
     reduce_and_update_all(threads);
   } else {
+    if (gather_) gather_({});  // all of them are ready
     update_all(threads);
   }
   for (std::size_t i = 0; i < counts_.size(); ++i) counts_[i] += present_[i];

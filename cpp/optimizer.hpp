@@ -16,6 +16,7 @@
 #include "memory.hpp"
 #include "norm.hpp"
 #include "overlap.hpp"
+#include "reduction.hpp"
 #include "work.hpp"
 
 namespace fusedstep {
@@ -45,6 +46,15 @@ class OptimizerCore {
   // The same where states are restored, too: then any option may change.
   void restore_options(std::size_t group, const Options& options);
 
+  // Makes the parameters pieces of larger ones, of which other processes have the rest: each a run of elements, in C order,
+  // of an array of `whole` elements, from `first` on, a multiple of `block`. From now on these processes step together, with
+  // the same options, and what a step asks of all elements it asks of all of theirs. Throws for rules that can't be shared.
+  struct Piece {
+    std::int64_t first;
+    std::int64_t whole;
+  };
+  void share(std::span<const Piece> pieces, Gather gather);
+
   // The gradient of parameter i for the next step: accept() unless it is the array of the last time, in the same place and
   // shape; that one keep() takes once more. leave_out(): there is none. `written`: it may be set to 0.
   void accept(std::size_t i, const Array& gradient, bool written);
@@ -54,6 +64,9 @@ class OptimizerCore {
     gradients_are_disjoint_ = false;
   }
   void leave_out(std::size_t i) { present_[i] = false; }
+
+  // Throws if gradients, which are to be written, share memory with each other.
+  void check_gradients_disjoint();
 
   // Throws before anything is written; std::domain_error for Nonfinite::raise.
   StepReport step(const StepOptions& options);
@@ -85,6 +98,7 @@ class OptimizerCore {
     Array parameter;
     Array gradient;  // as last accepted
     Array states[max_states];
+    Piece piece;
     Owner owner;
     std::unique_ptr<Layout> layout;
     std::unique_ptr<StridedOrder> gradient_order;  // null: one dense run
@@ -102,7 +116,6 @@ class OptimizerCore {
   void label_groups();
   void check_states(std::size_t group, const Options& options) const;
   void check_rounding(std::size_t group, const Options& options) const;
-  void check_gradients_disjoint();
   struct Measured {
     double clip_coef;
     bool a_square_overflows;
@@ -119,6 +132,7 @@ class OptimizerCore {
   std::deque<Member> members_;  // stable addresses: labels point at the names
   std::deque<std::vector<std::int64_t>> geometry_;
   std::unique_ptr<WrittenMemory> written_;
+  Gather gather_;
   std::int64_t elements_ = 0;
   std::int64_t steps_ = 0;
   std::optional<double> last_loss_;

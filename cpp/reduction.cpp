@@ -8,8 +8,6 @@
 namespace fusedstep {
 namespace {
 
-std::int64_t blocks(const Operand& operand) { return (operand.stream[0]->size() + block - 1) / block; }
-
 Reduced reduce_block(const Operand& operand, std::int64_t index) {
   alignas(64) char dense[max_streams][block * sizeof(double)];
   const Work& work = *operand.work;
@@ -45,11 +43,11 @@ char* element(const Array& array, std::int64_t index) {
 
 }  // namespace
 
-Reduction::Reduction(std::span<const Operand> operands) {
+Reduction::Reduction(std::span<const Operand> operands, const Gather& gather) {
   std::vector<std::int64_t> first{0};  // block of each operand; and one more
   std::int64_t elements = 0;
   for (const Operand& operand : operands) {
-    first.push_back(first.back() + (operand.needs_reduction() ? blocks(operand) : 0));
+    first.push_back(first.back() + (operand.needs_reduction() ? blocks_of(operand.stream[0]->size()) : 0));
     if (operand.needs_reduction()) elements += operand.stream[0]->size();
   }
   std::vector<Reduced> by_block(static_cast<std::size_t>(first.back()));
@@ -64,13 +62,15 @@ Reduction::Reduction(std::span<const Operand> operands) {
   parallel_for(first.back(), threads_for(elements), body(reduce));
 
   std::vector<Reduced> list;
+  std::vector<double> sums;  // of those over an array
   for (std::size_t i = 0; i < operands.size(); ++i) {
     const Operand& operand = operands[i];
     if (!operand.needs_reduction()) continue;
     const auto own = std::span(by_block).subspan(static_cast<std::size_t>(first[i]),
                                                  static_cast<std::size_t>(first[i + 1] - first[i]));
     if (operand.work->kernel.settle != nullptr) {
-      of_arrays_.push_back({&operand, tree_of(own).sum});
+      of_arrays_.push_back({&operand, 0});
+      for (const Reduced& reduced : own) sums.push_back(reduced.sum);
       continue;
     }
     for (const Reduced& reduced : own) {
@@ -81,6 +81,13 @@ Reduction::Reduction(std::span<const Operand> operands) {
       }
     }
     list.insert(list.end(), own.begin(), own.end());
+  }
+  if (gather) sums = gather(sums);
+  auto rest = std::span(sums);
+  for (OfArray& each : of_arrays_) {
+    const auto n = static_cast<std::size_t>(blocks_of(each.operand->whole));
+    each.sum = tree(rest.first(n), std::plus<double>());
+    rest = rest.subspan(n);
   }
   of_list_ = tree_of(list);
   if (chosen_ == nullptr) return;

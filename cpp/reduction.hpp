@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -22,10 +23,18 @@ T tree(std::span<T> x, Add add) {
   return x[0];
 }
 
+// Where an optimizer has only pieces of larger arrays, and others have the rest: takes what this one knows of a list of
+// numbers, and returns the whole list, in the order of the pieces. Throws if another one gave up. Empty: all is here.
+using Gather = std::function<std::vector<double>(std::span<const double>)>;
+
+// In how many blocks an array is reduced.
+constexpr std::int64_t blocks_of(std::int64_t size) { return (size + block - 1) / block; }
+
 // A parameter with its gradient and states, in the order of the streams, and what is to be done to it.
 struct Operand {
   const Array* stream[max_streams];  // without data: not used
   Work* work;
+  std::int64_t whole;  // elements of the array of which this is a piece
 
   bool needs_reduction() const { return work->kernel.reduce != nullptr; }
 };
@@ -33,7 +42,7 @@ struct Operand {
 class Reduction {
  public:
   // Reads, in one pass, the elements of the operands that need it, in the order of the axes. Writes nothing.
-  explicit Reduction(std::span<const Operand> operands);
+  explicit Reduction(std::span<const Operand> operands, const Gather& gather = {});
 
   // Before the update: completes the constants of those whose reduction runs over their own array, and updates their
   // scalars. Does not throw.

@@ -120,7 +120,7 @@ void SingleUpdate::run() const {
     return;
   }
   Work work = work_;  // the reduction completes its constants
-  Operand operand{{}, &work};
+  Operand operand{{}, &work, tensor_.size};
   for (std::size_t s = 0; s < max_streams; ++s) operand.stream[s] = &arrays_[s];
   Reduction reduction({&operand, 1});
   reduction.settle();

@@ -37,7 +37,7 @@ struct Bound {
 class PyOptimizer {
  public:
   explicit PyOptimizer(const std::string& rule)
-      : core_(rule_named(rule)),
+      : core_(rule_or_limit_named(rule)),
         groups_(core_.schema()),
         report_type_(py::type::of<PyOptimizer>().attr("_StepReport")) {}
 
@@ -117,20 +117,29 @@ class PyOptimizer {
     return make_report(report).release().ptr();
   }
 
-  // The gradients by parameter, to be copied: fit to be read, and of the size that they should have.
-  py::list gradients(py::handle grads) {
+  // The gradients by parameter, checked as for a step.
+  py::list gradients(py::handle grads, bool zero_grads) {
     const Hold hold(*this, true);
     References references;
-    const std::vector<PyObject*> found = collect(grads, references);
+    const std::vector<PyObject*> found = collect(grads, references, zero_grads);
+    accept(found, zero_grads);
+    if (zero_grads) core_.check_gradients_disjoint();
     py::list list;
-    for (std::size_t i = 0; i < core_.size(); ++i) {
-      if (found[i] != Py_None) {
-        const Label& label = core_.gradient(i).label;
-        check_shape(borrow(found[i], label, bound_[i].type, false), core_.parameter(i));
-      }
-      list.append(py::handle(found[i]));
-    }
+    for (PyObject* gradient : found) list.append(py::handle(gradient));
     return list;
+  }
+
+  void share(const std::vector<std::pair<std::int64_t, std::int64_t>>& pieces, const py::object& gather) {
+    const Hold hold(*this);
+    if (pieces.size() != core_.size()) throw py::value_error("pieces: expected one for each parameter");
+    std::vector<OptimizerCore::Piece> made;
+    for (const auto& [first, whole] : pieces) made.push_back({first, whole});
+    gather_ = gather;
+    core_.share(made, [this](std::span<const double> own) {
+      const py::gil_scoped_acquire held;
+      const py::array_t<double> mine(static_cast<py::ssize_t>(own.size()), own.data());
+      return gather_(mine).cast<std::vector<double>>();
+    });
   }
 
   void enter() { take(false); }
@@ -155,6 +164,7 @@ class PyOptimizer {
   int traverse(visitproc visit, void* arg) const {
     for (const py::object& object : owned_) Py_VISIT(object.ptr());
     Py_VISIT(report_type_.ptr());
+    Py_VISIT(gather_.ptr());
     if (const int result = groups_.traverse(visit, arg); result != 0) return result;
     return containers_ ? containers_->traverse(visit, arg) : 0;
   }
@@ -165,6 +175,7 @@ class PyOptimizer {
     groups_.clear();
     std::vector<py::object>().swap(owned_);
     bound_.clear();
+    gather_ = py::object();
   }
 
  private:
@@ -343,6 +354,7 @@ class PyOptimizer {
   std::vector<Bound> bound_;
   std::vector<std::int64_t> geometry_;
   py::object report_type_;  // an interpreter's own
+  py::object gather_;       // null unless shared
   std::atomic<std::thread::id> holder_{};
   std::atomic<bool> in_step_{false};
 };
@@ -400,7 +412,8 @@ void register_optimizer(py::module_& module) {
       .def("own", &PyOptimizer::own, py::arg("groups"))
       .def("__enter__", &PyOptimizer::enter)
       .def("__exit__", [](PyOptimizer& optimizer, const py::args&) { optimizer.leave(); })
-      .def("gradients", &PyOptimizer::gradients, py::arg("grads"))
+      .def("gradients", &PyOptimizer::gradients, py::arg("grads"), py::arg("zero_grads") = false)
+      .def("share", &PyOptimizer::share, py::arg("pieces"), py::arg("gather"))
       .def_property("steps", &PyOptimizer::steps, &PyOptimizer::set_steps)
       .def_property("last_loss", &PyOptimizer::last_loss, &PyOptimizer::set_last_loss)
       .def_property("counts", &PyOptimizer::counts, &PyOptimizer::set_counts);
