@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 import gc
 import inspect
@@ -12,6 +13,7 @@ import pickle
 import runpy
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -610,6 +612,162 @@ def test_memory_that_is_read_as_another_type(name: str) -> None:
         with pytest.raises(TypeError, match="int32"):
             optimizer.step()
         assert torch.equal(changed, before)
+
+
+def lazy_negative(values: Tensor) -> Tensor:
+    """A tensor with these values, which are in memory with the opposite sign."""
+    made = torch.complex(torch.zeros_like(values), -values).conj().imag
+    assert made.is_neg()
+    return made
+
+
+CHANGES: dict[str, tuple[Callable[[Tensor, dict[str, Any], str], Any], type[Exception] | None, str]] = {
+    "parameter converted": (lambda p, entry, key: setattr(p, "data", p.data.double()), TypeError, "load_state_dict"),
+    "state converted": (lambda p, entry, key: entry.update({key: entry[key].double()}), TypeError, "load_state_dict"),
+    "state of another shape": (lambda p, entry, key: entry.update({key: entry[key][:1].clone()}), ValueError, "shape"),
+    "state a lazy negative": (
+        lambda p, entry, key: entry.update({key: lazy_negative(entry[key])}), ValueError, "lazy negative"
+    ),
+    "parameter a lazy negative": (lambda p, entry, key: setattr(p, "data", lazy_negative(p.data)), ValueError, "lazy"),
+    "gradient a lazy negative": (lambda p, entry, key: setattr(p, "grad", lazy_negative(p.grad)), None, ""),
+    "gradient is the parameter": (lambda p, entry, key: setattr(p, "grad", p.data), ValueError, "shares memory"),
+    "gradient is a state": (lambda p, entry, key: setattr(p, "grad", entry[key]), ValueError, "shares memory"),
+    "gradient's storage freed": (lambda p, entry, key: p.grad.untyped_storage().resize_(0), ValueError, "resized to 0"),
+    "gradient's storage grown": (lambda p, entry, key: p.grad.untyped_storage().resize_(64), None, ""),
+    "gradient expanded": (lambda p, entry, key: setattr(p, "grad", torch.ones(1).expand(4)), None, ""),
+    "steps written": (lambda p, entry, key: entry["step"].fill_(20), None, ""),
+    "steps written unseen by autograd": (lambda p, entry, key: entry["step"].data.fill_(20), None, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@each_name
+def test_changes_between_steps(name: str, change: str) -> None:
+    """The next step is that of torch, or is refused and writes nothing."""
+    make, error, message = CHANGES[change]
+    key = {"RMSprop": "square_avg", "Rprop": "step_size", "Adagrad": "sum"}[name]
+    params = [torch.linspace(1, 2, 4).requires_grad_() for _ in range(2)]
+    options = {"lr_decay": 0.5} if name == "Adagrad" else {}
+    optimizers = [cls([param], **options) for cls, param in zip((theirs(name), ours(name)), params, strict=True)]
+    for t in range(4):
+        for param, optimizer in zip(params, optimizers, strict=True):
+            param.grad = torch.full_like(param, 0.5 + t)
+            if t == 2 and (error is None or optimizer is optimizers[1]):
+                make(param, optimizer.state[param], key)
+            if t == 2 and error is not None:
+                continue
+            optimizer.step()
+        if t == 2 and error is not None:
+            entry = optimizer.state[params[1]]
+            before = [tensor.clone() for tensor in (params[1], *entry.values())]
+            with pytest.raises(error, match=message):
+                optimizers[1].step()
+            assert all(map(torch.equal, (params[1], *entry.values()), before))
+            return
+        assert_near(name, params[1:], params[:1], 20, f"step {t}")
+        assert_states_near(name, optimizers[1].state_dict(), optimizers[0].state_dict(), 20)
+
+
+@each_name
+def test_a_model_that_is_converted(name: str) -> None:
+    """The way that the refusal names, ``load_state_dict(state_dict())``, goes on in the new type, and back."""
+    models = network(), network()
+    optimizers = [cls(model.parameters()) for cls, model in zip((theirs(name), ours(name)), models, strict=True)]
+    for t in range(6):
+        if t in (2, 4):
+            for model, optimizer in zip(models, optimizers, strict=True):
+                model.to(torch.float64 if t == 2 else torch.float32)
+                optimizer.load_state_dict(optimizer.state_dict())
+        for model, optimizer in zip(models, optimizers, strict=True):
+            list(train(model, optimizer, range(t, t + 1)))
+        found, expected = ([param.float() for param in model.parameters()] for model in reversed(models))
+        assert_near(name, found, expected, 2000, f"step {t}")
+
+
+@each_name
+def test_storage_in_use_is_not_resized(name: str) -> None:
+    """That of a parameter or a state can't be freed under the optimizer."""
+    param = torch.ones(4, requires_grad=True)
+    param.grad = torch.ones(4)
+    optimizer = ours(name)([param])
+    optimizer.step()
+    for tensor in (param, *optimizer.state[param].values()):
+        with pytest.raises(RuntimeError, match="not resizable"):
+            tensor.untyped_storage().resize_(0)
+
+
+@each_name
+def test_default_dtype_of_float64(name: str) -> None:
+    """A run under ``torch.set_default_dtype(torch.float64)`` has the types and values of torch's."""
+    try:
+        torch.set_default_dtype(torch.float64)
+        pairs = []
+        for cls in (theirs(name), ours(name)):
+            params = [torch.ones(3, dtype=dtype, requires_grad=True) for dtype in DTYPES]
+            optimizer = cls(params)
+            for t in range(3):
+                for param in params:
+                    param.grad = torch.linspace(-1, 1, 3, dtype=param.dtype) + t
+                optimizer.step()
+            pairs.append((params, optimizer))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_near(name, pairs[1][0], pairs[0][0], 20)
+    assert_states_near(name, pairs[1][1].state_dict(), pairs[0][1].state_dict(), 20)
+
+
+USES: dict[str, Callable[[Any], Any]] = {
+    "step": lambda optimizer: optimizer.step(),
+    "state_dict": lambda optimizer: optimizer.state_dict(),
+    "load_state_dict": lambda optimizer: optimizer.load_state_dict(ft.RMSprop([torch.ones(2)]).state_dict()),
+    "add_param_group": lambda optimizer: optimizer.add_param_group({"params": [torch.ones(2)]}),
+    "copy": copy.deepcopy,
+    "pickle": pickle.dumps,
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_another_thread_in_one_optimizer(use: str) -> None:
+    """While one thread takes a state dict, each use by another is refused; afterwards it works."""
+    param = torch.ones(2, requires_grad=True)
+    param.grad = torch.ones(2)
+    optimizer = ft.RMSprop([param])
+    optimizer.step()
+    errors: list[BaseException | None] = []
+
+    def elsewhere(_: Any) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            errors.append(pool.submit(USES[use], optimizer).exception())
+
+    handle = optimizer.register_state_dict_pre_hook(elsewhere)
+    before = param.detach().clone()
+    optimizer.state_dict()
+    assert isinstance(errors[0], RuntimeError), errors
+    assert "another thread" in str(errors[0])
+    assert torch.equal(param, before)
+    handle.remove()
+    USES[use](optimizer)
+
+
+@each_name
+def test_three_threads_lose_no_step(name: str) -> None:
+    """Every step of theirs either counts or raises."""
+    params = [torch.zeros(50_000, requires_grad=True) for _ in range(3)]
+    for param in params:
+        param.grad = torch.ones(50_000)
+    optimizer = ours(name)(params)
+
+    def steps() -> int:
+        done = 0
+        for _ in range(40):
+            with contextlib.suppress(RuntimeError):
+                optimizer.step()
+                done += 1
+        return done
+
+    with ThreadPoolExecutor(3) as pool:
+        done = sum(future.result() for future in [pool.submit(steps) for _ in range(3)])
+    assert all(float(optimizer.state[param]["step"]) == done for param in params)
 
 
 def test_shared_sums() -> None:

@@ -3,14 +3,27 @@
 Dense tensors of float32 or float64, of any layout, are updated in place: neither parameters nor gradients nor states
 are copied. Results are bit-for-bit those of the NumPy reference. ``torch.optim`` differs from it in the last digits,
 because it rounds once where some formulas round twice. Rprop has no such formula and does not differ.
+
+All three classes differ from ``torch.optim`` in what they refuse, before anything is written:
+
+- After ``model.double()``, a state that still has the old type: ``TypeError``. Call
+  ``optimizer.load_state_dict(optimizer.state_dict())``, which converts the states. torch goes on with the old type.
+- A gradient that shares memory with a parameter or a state: ``ValueError``. In torch the result depends on the order of
+  the writes.
+- A parameter or a state that is a lazy negative, as ``z.conj().imag`` is: ``ValueError``. Gradients may be that.
+- Storage that was resized: ``ValueError`` for that of a gradient; the others can't be resized, ``RuntimeError``. torch
+  reads what is no longer there.
+- Two threads in one optimizer: ``RuntimeError``. In torch, steps are lost.
 """
 
 from __future__ import annotations
 
+import functools
 import operator
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 from numpy.typing import NDArray
 
@@ -49,8 +62,11 @@ class _Bound:
         mine = [entry for entry in entries if entry]
         names = _names(groups)
         self.names = [names[i] for i in self.members]
-        self.steps = torch.tensor([float(entry["step"]) for entry in mine], dtype=torch.float32)
-        """The states ``step``, which are views of it."""
+        counts = [entry["step"] for entry in mine]
+        double = any(isinstance(count, Tensor) and count.dtype == torch.float64 for count in counts)
+        steps = torch.tensor(list(map(float, counts)), dtype=torch.float64 if double else torch.float32)
+        self._steps = steps.numpy()
+        """The memory of the states ``step``."""
         self._core = _core.OptimizerCore(rule)
         end = 0
         for size, values in zip(self._sizes, options, strict=True):
@@ -60,19 +76,16 @@ class _Bound:
                 [name for name, _, _ in group],
                 [_array(param, f"parameter {name!r}") for name, param, _ in group],
                 values,
-                [
-                    [None if state is None else state.numpy() for state in _found(entry, states)]
-                    for _, _, entry in group
-                ],
+                [_state_arrays(name, param, entry, states) for name, param, entry in group],
             )
         self._core.set_tree(list(range(len(mine))))
-        self._core.counts = [int(step) for step in self.steps.tolist()]
+        self._core.counts = [int(step) for step in steps.tolist()]
         for i, entry in enumerate(mine):
-            entry["step"] = self.steps[i]
+            entry["step"] = steps[i]
         self._values = _values(entries)
         self._states = [state for entry in mine for state in _found(entry, states) if state is not None]
         self._places = self._places_now()
-        self._version = self.steps._version
+        self._counted = self._steps.tobytes()
 
     def is_current(self, groups: list[Group], params: list[Tensor], entries: list[Entry | None]) -> bool:
         """Whether groups, tensors and their memory are the same as before, and nobody else counted steps."""
@@ -82,7 +95,7 @@ class _Bound:
             and _same(entries, self._entries)
             and _same(_values(entries), self._values)
             and self._places_now() == self._places
-            and self.steps._version == self._version
+            and self._steps.tobytes() == self._counted
         )
 
     def step(self, grads: list[Tensor | None], options: list[Group], grad_scale: float | None) -> None:
@@ -96,11 +109,11 @@ class _Bound:
             return
         self._core.step(self._arrays(grads), options, None, grad_scale, None, None, False, "propagate")
         if len(present) == len(params):
-            self.steps += 1
+            self._steps += 1
         else:
-            self.steps[present] += 1
+            self._steps[present] += 1
             params = [params[i] for i in present]
-        self._version = self.steps._version
+        self._counted = self._steps.tobytes()
         torch.autograd.graph.increment_version(params)
 
     def _places_now(self) -> list[Any]:
@@ -114,12 +127,14 @@ class _Bound:
 
     def _arrays(self, grads: list[Tensor | None]) -> list[NDArray[Any] | None]:
         try:
-            return [None if grad is None else grad.numpy() for grad in grads]
-        except (TypeError, RuntimeError):  # not on the CPU, or part of a graph
-            return [
-                None if grad is None else _array(grad, f"gradient of parameter {name!r}")
-                for name, grad in zip(self.names, grads, strict=True)
-            ]
+            if all(grad is None or grad.untyped_storage().nbytes() >= grad.nbytes for grad in grads):
+                return [None if grad is None else grad.numpy() for grad in grads]
+        except (TypeError, RuntimeError, NotImplementedError):  # not on the CPU, part of a graph, or a lazy negative
+            pass
+        return [
+            None if grad is None else _array(grad.resolve_neg(), f"gradient of parameter {name!r}")
+            for name, grad in zip(self.names, grads, strict=True)
+        ]
 
 
 _dtype = operator.attrgetter("dtype")
@@ -128,6 +143,19 @@ _dtype = operator.attrgetter("dtype")
 def _found(entry: Entry, names: Sequence[str]) -> list[Tensor | None]:
     """Return the states of an entry, None where the rule does without."""
     return [next((entry[name] for name in either.split("|") if name in entry), None) for either in names]
+
+
+def _state_arrays(name: str, param: Tensor, entry: Entry, states: Sequence[str]) -> list[NDArray[Any] | None]:
+    arrays: list[NDArray[Any] | None] = []
+    for state, tensor in zip(states, _found(entry, states), strict=True):
+        what = f"{state.split('|')[0]} of parameter {name!r}"
+        if tensor is not None and tensor.dtype not in (param.dtype, torch.int8):
+            raise TypeError(
+                f"{what}: expected {param.dtype}, as the parameter has, got {tensor.dtype}; after model.double() or "
+                "model.float(), call optimizer.load_state_dict(optimizer.state_dict()), which converts the states"
+            )
+        arrays.append(None if tensor is None else _array(tensor, what, (tensor.dtype,)))
+    return arrays
 
 
 def _sizes(groups: list[Group]) -> list[int]:
@@ -150,14 +178,44 @@ def _same(a: list[Any], b: list[Any]) -> bool:
     return len(a) == len(b) and all(map(operator.is_, a, b))
 
 
-def _array(tensor: Tensor, what: str) -> NDArray[Any]:
+_FLOATS = (torch.float32, torch.float64)
+
+
+def _array(tensor: Tensor, what: str, dtypes: Sequence[torch.dtype] = _FLOATS) -> NDArray[Any]:
     """Return the memory of a tensor as an array."""
     if tensor.layout is not torch.strided or tensor.device.type != "cpu":
         raise ValueError(f"{what}: expected a dense tensor on the CPU, got one of {tensor.layout} on {tensor.device}")
-    if tensor.dtype not in (torch.float32, torch.float64):
+    if tensor.dtype not in dtypes:
         raise TypeError(f"{what}: expected torch.float32 or torch.float64, got {tensor.dtype}")
+    if tensor.is_neg():
+        raise ValueError(f"{what}: expected elements as they are in memory, got a lazy negative; pass .resolve_neg()")
+    reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    needed = (tensor.storage_offset() + reach) * tensor.itemsize if tensor.numel() else 0
+    if (there := tensor.untyped_storage().nbytes()) < needed:
+        raise ValueError(f"{what}: expected a storage of {needed} bytes, got one that was resized to {there}")
     array: NDArray[Any] = tensor.detach().numpy()
     return array
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _alone(method: Method) -> Method:
+    """Refuse a method of an optimizer while another thread is in one of those."""
+
+    @functools.wraps(method)
+    def alone(self: _Optimizer, *arguments: Any, **options: Any) -> Any:
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError(
+                "this optimizer is in use already, by a step, a save or a load in another thread; give each thread its "
+                "own"
+            )
+        try:
+            return method(self, *arguments, **options)
+        finally:
+            self._lock.release()
+
+    return cast(Method, alone)
 
 
 def _defaults(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -188,7 +246,17 @@ class _Optimizer(torch.optim.Optimizer):
 
     _step_supports_amp_scaling = True
     _bound: _Bound | None = None
+    _lock: threading.RLock
     state: Any
+
+    def __new__(cls, *arguments: Any, **options: Any) -> Self:
+        """Return an optimizer with a lock of its own, also where it is copied or unpickled."""
+        made = super().__new__(cls)
+        made._lock = threading.RLock()
+        return made
+
+    load_state_dict = _alone(torch.optim.Optimizer.load_state_dict)
+    __getstate__ = _alone(torch.optim.Optimizer.__getstate__)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient.
@@ -211,6 +279,8 @@ class _Optimizer(torch.optim.Optimizer):
         TypeError, ValueError
             A gradient that is not dense, not on the CPU or of another type; parameters that share memory; a
             hyperparameter out of range; an option of torch that does not exist here. Nothing was written.
+        RuntimeError
+            This optimizer is in use in another thread. Nothing was written.
         """
         loss = None
         if closure is not None:
@@ -223,6 +293,7 @@ class _Optimizer(torch.optim.Optimizer):
         return loss
 
     @torch.compiler.disable
+    @_alone
     def _update(self, grad_scale: Any) -> None:
         for group in self.param_groups:  # these may have changed; the rule's own are checked by the step
             _check_implementation(group)
@@ -259,6 +330,7 @@ class _Optimizer(torch.optim.Optimizer):
         known = SCHEMAS[self._rule].options
         return {**{name: group[name] for name in self.defaults if name in known}, **self._fixed, "lr": lr}
 
+    @_alone
     def add_param_group(self, param_group: Group) -> None:
         """Add a group of parameters.
 
@@ -304,6 +376,7 @@ class _Optimizer(torch.optim.Optimizer):
                 entry.update(found)
         self._bound = None
 
+    @_alone
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the optimizer as the class of ``torch.optim`` has it."""
         state = self.state
