@@ -43,6 +43,13 @@ def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | Non
     return done.stdout
 
 
+def fails(*command: str | Path) -> str:
+    """Run a program that should fail, and return what it says on standard error."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=600)
+    assert done.returncode != 0, f"{command} did not fail\n{done.stdout}\n{done.stderr}"
+    return done.stderr
+
+
 @functools.cache
 def _scratch() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="fusedstep-")  # gone when Python ends

@@ -102,6 +102,93 @@ def test_training_ends_with_the_bits_of_the_same_run_in_python(consumer: Path, t
     assert native.run(consumer / "trainer").splitlines() == trained
 
 
+# ------------------------------------------------------------------------------------------- consumers of other kinds
+
+
+C_ONLY = """
+cmake_minimum_required(VERSION 3.21)
+project(c_only LANGUAGES C)
+if(FUSEDSTEP_SOURCE)
+  add_subdirectory(${FUSEDSTEP_SOURCE} fusedstep)
+else()
+  find_package(fusedstep CONFIG REQUIRED)
+endif()
+add_executable(program ${PROGRAM})
+target_link_libraries(program PRIVATE fusedstep::core)
+"""
+
+
+def c_only() -> Path:
+    source = native.scratch("c-only-source")
+    (source / "CMakeLists.txt").write_text(C_ONLY)
+    return source
+
+
+def test_a_project_in_c_alone_links_the_library() -> None:
+    build = native.scratch("c-only")
+    program = native.sources() / "examples" / "program.c"
+    native.cmake_build(c_only(), build, f"-DPROGRAM={program}", f"-Dfusedstep_DIR={fs.get_cmake_dir()}")
+    assert "after 300 steps" in native.run(build / "program")
+
+
+def test_a_project_in_c_alone_hears_what_the_sources_need() -> None:
+    """CMake itself fails without a word, where a part of a project brings a language that the whole does not have."""
+    told = native.fails(
+        native.tool("cmake"), "-S", c_only(), "-B", native.scratch("c-only"), *native.generator(),
+        f"-DFUSEDSTEP_SOURCE={native.sources()}",
+    )  # fmt: skip
+    assert "write project(c_only LANGUAGES C CXX)" in " ".join(told.split())
+
+
+def test_a_part_of_a_python_package_is_the_library_and_nothing_else() -> None:
+    """What scikit-build-core sets is for the whole project: no extension, version or file is made."""
+    build, prefix = native.scratch("skbuild"), native.scratch("skbuild-prefix")
+    native.cxx()
+    native.run(
+        native.tool("cmake"), "-S", native.CONSUMER, "-B", build, *native.generator(),
+        f"-DFUSEDSTEP_SOURCE={native.sources()}", "-DSKBUILD=2", "-DSKBUILD_PROJECT_NAME=theirs",
+        "-DSKBUILD_PROJECT_VERSION=99.98.97", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", f"-DCMAKE_INSTALL_PREFIX={prefix}",
+    )  # fmt: skip
+    commands = (build / "compile_commands.json").read_text()
+    assert "cpp/bind/" not in commands
+    assert fs.__version__ in commands
+    assert "99.98.97" not in commands
+    native.run(native.tool("cmake"), "--install", build)
+    assert list(prefix.iterdir()) == []
+
+
+def test_a_unity_build_of_the_whole_project(tmp_path: Path) -> None:
+    options = [f"-DFUSEDSTEP_SOURCE={native.sources()}", "-DCMAKE_UNITY_BUILD=ON"]
+    native.cxx()
+    native.run(native.tool("cmake"), "-S", native.CONSUMER, "-B", tmp_path, *native.generator(), *options)
+    native.run(native.tool("cmake"), "--build", tmp_path, "--parallel", "2", "--target", "fusedstep_objects")
+
+
+WITHOUT_EXCEPTIONS = """
+#include <fusedstep/fusedstep.hpp>
+#include <cstdio>
+#include <vector>
+int main() {
+  std::vector<float> w(3, 1.0f), g(3, 1.0f), v(3);
+  fusedstep::step(fusedstep::RMSprop{.lr = 0.5, .alpha = 0.75, .eps = 0.0}, fusedstep::span{w}, fusedstep::span{g},
+                  fusedstep::span{v});
+  std::printf("%g", static_cast<double>(w[0]));
+}
+"""
+
+
+@pytest.mark.parametrize("compiler", ["g++", "clang++"])
+def test_consumers_need_no_exceptions(compiler: str, tmp_path: Path) -> None:
+    (tmp_path / "main.cpp").write_text(WITHOUT_EXCEPTIONS)
+    cmake = Path(fs.get_cmake_dir())
+    native.run(
+        native.tool(compiler), "-std=c++20", "-fno-exceptions", "-Wall", "-Wextra", "-Werror",
+        f"-I{fs.get_include()}", tmp_path / "main.cpp", f"-L{cmake.parents[1]}", "-lfusedstep", "-pthread",
+        "-o", tmp_path / "main",
+    )  # fmt: skip
+    assert native.run(tmp_path / "main") == "0"
+
+
 # -------------------------------------------------------------------------------------------------------------- rules
 
 

@@ -13,7 +13,7 @@ README = ROOT / "README.md"
 SHELL = [line for block in blocks(README) if block.language == "sh" for line in block.text.splitlines()]
 
 SET_UP = '.venv/bin/pip install ".[demo]" && .venv/bin/python -m fusedstep demo'
-TEST = '.venv/bin/pip install ".[test]" && .venv/bin/python -m pytest'
+TEST = '.venv/bin/pip install "fusedstep[test]" && .venv/bin/python -m pytest'  # does not compile again
 QUICK = f'{TEST} -m "not slow"'
 
 
