@@ -165,7 +165,7 @@ def table(found: list[Row], facts: dict[str, Any]) -> str:
     columns = sorted({(row.threads, row.n) for row in arrays})
     names = [f"{n:,}" if threads == 1 else f"{n:,}, {with_threads(threads)}" for threads, n in columns]
     for case in dict.fromkeys(row.case for row in arrays):
-        text += ["", f"### {case}", "", f"| way | ulp | {' | '.join(names)} |", "|---|---|" + "---|" * len(columns)]
+        text += ["", f"## {case}", "", f"| way | ulp | {' | '.join(names)} |", "|---|---|" + "---|" * len(columns)]
         cells = {(row.way, row.threads, row.n): row for row in arrays if row.case == case}
         rates = [measured_rate([row for (_, *where), row in cells.items() if where == [*column]]) for column in columns]
         text.append(f"| measured rate | | {' | '.join(f'{digits(rate)} ({bound})' for rate, bound in rates)} |")
@@ -180,7 +180,7 @@ def table(found: list[Row], facts: dict[str, Any]) -> str:
     for case in dict.fromkeys(row.case for row in lists):
         own = [row for row in lists if (row.case, row.threads) == (case, 1)]
         shown = [model for model in models if any(row.what == model for row in own)]
-        text += ["", f"### Lists of parameters, {case}", ""]
+        text += ["", f"## Lists of parameters, {case}", ""]
         text += ["Microseconds per step of the whole list, on one thread.", ""]
         text += [f"| way | ulp | {' | '.join(shown)} |", "|---|---|" + "---|" * len(shown)]
         for way in dict.fromkeys(row.way for row in own):
@@ -188,10 +188,10 @@ def table(found: list[Row], facts: dict[str, Any]) -> str:
             times = [_microseconds(by_model.get(model)) for model in shown]
             text.append(f"| {NAMES.get(way, way)} | {_ulp(*by_model.values())} | {' | '.join(times)} |")
     if lost := defeats(found):
-        text += ["", "### Where a peer is faster than fusedstep from Python, or within 3%", ""]
+        text += ["", "## Where a peer is faster than fusedstep from Python, or within 3%", ""]
         text += [f"- {line}" for line in lost]
     if silent := not_timed(found):
-        text += ["", "### Not timed", "", *(f"- {line.removeprefix('not timed: ')}" for line in silent)]
+        text += ["", "## Not timed", "", *(f"- {line.removeprefix('not timed: ')}" for line in silent)]
     return "\n".join(text)
 
 

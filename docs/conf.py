@@ -6,11 +6,13 @@ import inspect
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import matplotlib.pyplot as plt
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
+from PIL import Image
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from sphinx_gallery.scrapers import figure_rst, matplotlib_scraper
@@ -21,9 +23,8 @@ project = "fusedstep"
 copyright = author = "the fusedstep developers"
 version = release = fs.__version__
 
-extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc", "sphinx_gallery.gen_gallery"]
-# benchmark.md is a part of performance.md, written by the benchmark; gallery.md lists the pages of the gallery.
-exclude_patterns = ["benchmark.md", "gallery/index.rst"]
+extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc", "sphinx_copybutton", "sphinx_gallery.gen_gallery"]
+exclude_patterns = ["gallery/index.rst"]  # gallery.md lists its pages
 suppress_warnings = ["config.cache"]
 
 myst_enable_extensions = ["dollarmath"]
@@ -34,14 +35,15 @@ autodoc_member_order = "bysource"
 autodoc_mock_imports = [] if find_spec("torch") else ["torch"]
 numpydoc_show_class_members = False
 highlight_language = "none"  # formulas in docstrings
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+copybutton_selector = "div:not(.highlight-text) > div.highlight pre"
 
 html_theme = "furo"
 html_title = "fusedstep"
 html_static_path = ["_static"]
 html_css_files = ["guide.css"]
 html_math_renderer = "mathml"
-
-GALLERY = Path(__file__).with_name("gallery.md").read_text(encoding="utf-8")
 
 
 def set_resolution(conf: dict[str, Any], script: str) -> None:
@@ -53,7 +55,11 @@ def save_figures(block: Any, variables: dict[str, Any], conf: dict[str, Any]) ->
     """Save the figures of a block; where it makes an ``animation``, save that as a GIF, which needs no script."""
     animation = variables["example_globals"].pop("animation", None)
     if animation is None:
-        return str(matplotlib_scraper(block, variables, conf))
+        text = str(matplotlib_scraper(block, variables, conf))
+        for path in re.findall(r"image-sg:: (\S+)", text):
+            picture = Path(conf["src_dir"], path.lstrip("/"))
+            Image.open(picture).convert("RGB").quantize(64).save(picture, optimize=True)  # a third of the bytes
+        return text
     path = Path(next(variables["image_path_iterator"])).with_suffix(".gif")
     animation.save(path, writer="pillow")
     plt.close("all")
@@ -63,8 +69,6 @@ def save_figures(block: Any, variables: dict[str, Any], conf: dict[str, Any]) ->
 sphinx_gallery_conf = {
     "examples_dirs": "../examples/gallery",
     "gallery_dirs": "gallery",
-    "backreferences_dir": "gallery/backreferences",
-    "minigallery_sort_order": lambda path: GALLERY.index(Path(path).stem),  # as the table of contents in gallery.md
     "image_scrapers": (save_figures,),
     "reset_modules": ("matplotlib", set_resolution),
     "capture_repr": (),
@@ -75,32 +79,52 @@ sphinx_gallery_conf = {
 }
 
 
-class Public(SphinxDirective):
-    """``public::`` documents what the package exports of a kind: ``optimizers``, their ``functions``, or ``reports``.
+def public(kind: str) -> list[Any]:
+    """Return what the package exports of a kind. A report is any class that is neither an optimizer nor an exception.
 
-    Optimizers and functions come in the order of the core's list of rules. A report is any other class.
+    Optimizers and functions come in the order of the core's list of rules.
     """
+    exported = [getattr(fs, name) for name in fs.__all__]
+    classes = [each for each in exported if inspect.isclass(each) and not issubclass(each, Exception)]
+    optimizers = {each._schema.rule: each for each in classes if hasattr(each, "_schema")}
+    return {
+        "optimizers": [*(optimizers[rule] for rule in fs._core.rules()), fs.Optimizer],
+        "functions": [getattr(fs, f"{rule}_") for rule in fs._core.rules()],
+        "reports": [each for each in classes if not issubclass(each, fs.Optimizer)],
+    }[kind]
+
+
+def write_pages(app: Sphinx) -> None:
+    """Write a page for each class and function; of a class, name the members that its base does not have."""
+    folder = Path(app.srcdir, "api")
+    folder.mkdir(exist_ok=True)
+    for each in (each for kind in ("optimizers", "functions", "reports") for each in public(kind)):
+        name, of_class = each.__name__, inspect.isclass(each)
+        lines = [name, "=" * len(name), "", ".. currentmodule:: fusedstep", ""]
+        lines.append(f".. auto{'class' if of_class else 'function'}:: {name}")
+        if of_class and not hasattr(each, "_fields"):  # the fields of a NamedTuple are in its documentation
+            kinds = (property, FunctionType, classmethod)
+            own = [key for key, value in vars(each).items() if isinstance(value, kinds) and key[0] != "_"]
+            lines += [f"   :members: {', '.join(own)}"] if own else []
+        text = "\n".join(lines) + "\n"
+        page = folder / f"{name}.rst"
+        if not page.is_file() or page.read_text(encoding="utf-8") != text:
+            page.write_text(text, encoding="utf-8")
+
+
+class Public(SphinxDirective):
+    """``public::`` lists the pages of what the package exports of a kind, with the first line of each."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """Write a directive of autodoc for each name; of a class, name its own members."""
-        exported = [getattr(fs, name) for name in fs.__all__]
-        classes = [each for each in exported if inspect.isclass(each) and not issubclass(each, Exception)]
-        optimizers = {each._schema.rule: each for each in classes if hasattr(each, "_schema")}
-        found = {
-            "optimizers": [optimizers[rule] for rule in fs._core.rules()],
-            "functions": [getattr(fs, f"{rule}_") for rule in fs._core.rules()],
-            "reports": [each for each in classes if not issubclass(each, fs.Optimizer)],
-        }[self.arguments[0]]
+        """Write a list, and a table of contents for the sidebar."""
+        found = public(self.arguments[0])
         lines = []
         for each in found:
-            of_class = inspect.isclass(each)
-            lines.append(f".. auto{'class' if of_class else 'function'}:: {each.__name__}")
-            wanted = inspect.isfunction if each in optimizers.values() else inspect.isdatadescriptor
-            own = [key for key, value in vars(each).items() if wanted(value) and key[0] != "_"] if of_class else []
-            if own and not hasattr(each, "_fields"):  # the fields of a NamedTuple are in its documentation
-                lines.append(f"   :members: {', '.join(own)}")
+            first = (inspect.getdoc(each) or "").partition("\n\n")[0].replace("\n", " ")
+            lines.append(f"* :doc:`{each.__name__} <api/{each.__name__}>`: {first}")
+        lines += ["", ".. toctree::", "   :hidden:", "", *(f"   api/{each.__name__}" for each in found)]
         return self.parse_text_to_nodes("\n".join(lines))
 
 
@@ -117,9 +141,14 @@ def correct_signature(
     return None
 
 
-def name_files(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Name the files to which a page links on a code host, but which are not part of the guide."""
-    source[0] = re.sub(r"\[([^\]]+)\]\(\.\./([\w./-]+)\)", r"\1 (`\2`)", source[0])
+def complete(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Adapt what reads well on a code host: link pages of the gallery, and name the files that are not in the guide."""
+    text, pages = source[0], re.findall(r"\]\(\.\./examples/(gallery/\w+)\.py\)", source[0])
+    text = re.sub(r"\]\(\.\./examples/(gallery/\w+)\.py\)", r"](\1.rst)", text)
+    text = re.sub(r"\[([^\]]+)\]\(\.\./([\w./-]+)\)", r"\1 (`\2`)", text)
+    if docname == "gallery":
+        text += "\n".join(["", "```{toctree}", ":hidden:", "", *dict.fromkeys(pages), "```", ""])
+    source[0] = text
 
 
 def visit_math(translator: nodes.NodeVisitor, node: nodes.math) -> None:
@@ -139,5 +168,6 @@ def setup(app: Sphinx) -> None:
     """Connect the above."""
     app.add_directive("public", Public)
     app.connect("autodoc-process-signature", correct_signature)
-    app.connect("source-read", name_files)
+    app.connect("source-read", complete)
+    app.connect("builder-inited", write_pages)
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))

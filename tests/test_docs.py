@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+import excerpts
 import fusedstep as fs
 import native
 from fusedstep import typing as types
@@ -39,7 +40,8 @@ EXTRAS = PROJECT["project"]["optional-dependencies"]
 
 # Blocks that compare with these are left out where they are not installed.
 PEERS = {"jax", "keras", "optax", "tensorflow", "torch"}
-DIRECTIVES = {"{eval-rst}", "{image}", "{include}", "{literalinclude}", "{toctree}"}
+DIRECTIVES = {"{eval-rst}", "{include}", "{toctree}"}
+EXCERPTS = {"c", "cmake", "cpp", "python"}
 
 
 class Block(NamedTuple):
@@ -50,6 +52,8 @@ class Block(NamedTuple):
     line: int
     follows: bool
     """Whether nothing stands between it and the block before."""
+    excerpt: bool
+    """Whether it is a part of a source file."""
 
 
 def blocks(page: Path) -> list[Block]:
@@ -58,7 +62,8 @@ def blocks(page: Path) -> list[Block]:
     end = 0
     for match in re.finditer(r"^```([^\n`]*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         between = text[end : match.start()]
-        found.append(Block(match[1], match[2], text.count("\n", 0, match.start(2)), end > 0 and not between.strip()))
+        follows, excerpt = end > 0 and not between.strip(), bool(re.search(r"<!-- excerpt: [^\n]* -->\n$", between))
+        found.append(Block(match[1], match[2], text.count("\n", 0, match.start(2)), follows, excerpt))
         end = match.end()
     return found
 
@@ -94,7 +99,7 @@ def test_python_blocks_run(
         if block.language == "text" and block.follows and printed is not None:
             assert printed == block.text, f"{page.name}, line {block.line}"
         printed = None
-        if block.language != "python":
+        if block.language != "python" or block.excerpt:
             continue
         peers = imported(block.text) & PEERS
         if lacking := {name for name in peers if importlib.util.find_spec(name) is None}:
@@ -147,7 +152,21 @@ def test_blocks_are_of_a_kind_that_is_tested(page: Path) -> None:
     assert len(re.findall(r"^\s*(?:```|~~~|:::)", text, re.MULTILINE)) == 2 * len(blocks(page)), "a stray fence"
     for block in blocks(page):
         kind = block.language.partition(" ")[0]
-        assert kind in {"python", "sh", "text"} | DIRECTIVES, f"{page.name}, line {block.line}: {block.language!r}"
+        allowed = EXCERPTS if block.excerpt else {"python", "sh", "text"}
+        assert kind in allowed | DIRECTIVES, f"{page.name}, line {block.line}: {block.language!r}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_excerpts_are_what_the_files_say(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<!-- excerpt: ") == len(excerpts.EXCERPT.findall(text))
+    assert text == excerpts.renewed(text), f"run `python tests/excerpts.py` to renew {page.name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_pages_that_readme_links_read_well_on_a_code_host(page: Path) -> None:
+    linked = f"(docs/{page.name})" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not linked or not {block.language.partition(" ")[0] for block in blocks(page)} & DIRECTIVES
 
 
 # ------------------------------------------------------------------------------------------------------- shell commands
@@ -250,7 +269,7 @@ def test_names_exist(page: Path) -> None:
 def test_files_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text) + re.findall(r'<img src="([^"]+)"', text)
-    parts = re.findall(r"^```\{(?:include|literalinclude)\} (\S+)$", text, re.MULTILINE)
+    parts = re.findall(r"^```\{include\} (\S+)$", text, re.MULTILINE)
     for path in links + parts:
         assert (page.parent / path).exists(), f"{page.name}: {path}"
     for path in re.findall(r"`((?:bench|cpp|docs|examples|python|tests)/[\w./]+)`", text):
@@ -261,8 +280,7 @@ def test_every_page_is_in_the_guide() -> None:
     listed = {
         name for block in blocks(DOCS / "index.md") if block.language == "{toctree}" for name in block.text.split()
     }
-    included = {DOCS / "benchmark.md"}
-    assert {page.stem for page in DOCS.glob("*.md") if page not in included} - {"index"} == {
+    assert {page.stem for page in DOCS.glob("*.md")} - {"index"} == {
         name for name in listed if (DOCS / f"{name}.md").is_file()
     }
 
@@ -272,13 +290,13 @@ def test_the_api_reference_has_every_public_name() -> None:
     text = (DOCS / "api.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"^\.\. auto(?:class|function|exception):: (\w+)$", text, re.MULTILINE))
     assert re.findall(r"^\.\. public:: (\w+)$", text, re.MULTILINE) == ["optimizers", "reports", "functions"]
-    optimizers = {name for name in fs.__all__ if name in {entry.class_name for entry in ENTRIES}}
+    optimizers = {"Optimizer"} | {name for name in fs.__all__ if name in {entry.class_name for entry in ENTRIES}}
     functions = {f"{rule}_" for rule in DECLARED}
     reports = {name for name in fs.__all__ if name.endswith("Report")}
     assert shown.isdisjoint(optimizers | functions | reports)
     assert shown | optimizers | functions | reports == set(fs.__all__) - {"reference"}
     assert ".. automodule:: fusedstep.reference\n   :members:\n" in text
-    assert set(re.findall(r"`([A-Z]\w+)`", text)) == set(types.__all__)
+    assert set(re.findall(r"`([A-Z]\w+)`", text)) - {"Optimizer"} == set(types.__all__)
     tree = ast.parse((ROOT / "python" / "fusedstep" / "torch.py").read_text(encoding="utf-8"))
     [names] = [
         node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
@@ -330,7 +348,7 @@ def test_classes_show_their_arguments(entry: Any) -> None:
 def test_the_walk_passes_every_file_of_its_rule() -> None:
     """The page on adding a rule names each file of the sources that mentions the rule that it shows."""
     page = (DOCS / "adding-a-rule.md").read_text(encoding="utf-8")
-    [rule] = set(re.findall(r"\{literalinclude\} \.\./cpp/include/fusedstep/rules/(\w+)\.hpp", page))
+    [rule] = set(re.findall(r"<!-- excerpt: cpp/include/fusedstep/rules/(\w+)\.hpp", page))
     assert rule in DECLARED
     mentioned = re.compile(rule.replace("_", "_?"), re.IGNORECASE)
     files = [
