@@ -162,19 +162,20 @@ def table(found: list[Row], facts: dict[str, Any]) -> str:
         "step in units of the last place of the result.",
     ]
     arrays = [row for row in found if row.what == LAYOUTS[0] and row.dtype == "float32"]
-    columns = sorted({(row.threads, row.n) for row in arrays})
-    names = [f"{n:,}" if threads == 1 else f"{n:,}, {with_threads(threads)}" for threads, n in columns]
     for case in dict.fromkeys(row.case for row in arrays):
-        text += ["", f"## {case}", "", f"| way | ulp | {' | '.join(names)} |", "|---|---|" + "---|" * len(columns)]
-        cells = {(row.way, row.threads, row.n): row for row in arrays if row.case == case}
-        rates = [measured_rate([row for (_, *where), row in cells.items() if where == [*column]]) for column in columns]
-        text.append(f"| measured rate | | {' | '.join(f'{digits(rate)} ({bound})' for rate, bound in rates)} |")
-        for way in dict.fromkeys(way for way, *_ in cells):
-            if way in NAMES or not (is_rate(way) or way.startswith(OURS)):
-                of_way = [cells.get((way, *column)) for column in columns]
-                timed = [row for row in of_way if row and row.ns_per_element is not None]
-                if timed:
-                    text.append(f"| {NAMES.get(way, way)} | {_ulp(timed[0])} | {' | '.join(map(_cell, of_way))} |")
+        for threads in sorted({row.threads for row in arrays}):
+            cells = {(row.way, row.n): row for row in arrays if (row.case, row.threads) == (case, threads)}
+            sizes = sorted({n for _, n in cells})
+            text += ["", f"## {case}, {with_threads(threads)}", ""]
+            text += [f"| way | ulp | {' | '.join(f'{n:,}' for n in sizes)} |", "|---|---|" + "---|" * len(sizes)]
+            rates = [measured_rate([row for row in cells.values() if row.n == n]) for n in sizes]
+            text.append(f"| measured rate | | {' | '.join(f'{digits(rate)} ({bound})' for rate, bound in rates)} |")
+            for way in dict.fromkeys(way for way, _ in cells):
+                if way in NAMES or not (is_rate(way) or way.startswith(OURS)):
+                    of_way = [cells.get((way, n)) for n in sizes]
+                    timed = [row for row in of_way if row and row.ns_per_element is not None]
+                    if timed:
+                        text.append(f"| {NAMES.get(way, way)} | {_ulp(timed[0])} | {' | '.join(map(_cell, of_way))} |")
     lists = [row for row in found if row.what not in LAYOUTS and row.ns_per_element is not None]
     models = list(dict.fromkeys(row.what for row in lists))
     for case in dict.fromkeys(row.case for row in lists):

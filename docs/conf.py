@@ -100,7 +100,8 @@ def write_pages(app: Sphinx) -> None:
     folder.mkdir(exist_ok=True)
     for each in (each for kind in ("optimizers", "functions", "reports") for each in public(kind)):
         name, of_class = each.__name__, inspect.isclass(each)
-        lines = [name, "=" * len(name), "", ".. currentmodule:: fusedstep", ""]
+        title = name.replace("_", "\\_")
+        lines = [title, "=" * len(title), "", ".. currentmodule:: fusedstep", ""]
         lines.append(f".. auto{'class' if of_class else 'function'}:: {name}")
         if of_class and not hasattr(each, "_fields"):  # the fields of a NamedTuple are in its documentation
             kinds = (property, FunctionType, classmethod)

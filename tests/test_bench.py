@@ -212,7 +212,7 @@ def test_the_command_writes_rows_a_table_and_says_where_it_loses(tmp_path, monke
     assert text.startswith(f"before\n{START}\n")
     assert text.endswith(f"\n{END}\nafter\n")
     assert "old" not in text
-    assert "## RMSprop\n\n| way | ulp | 16 | 1,000 |" in text
+    assert "## RMSprop, 1 thread\n\n| way | ulp | 16 | 1,000 |" in text
     assert "| **fusedstep**, the kernel only | 0 | " in text
     text = short.read_text()
     assert [line.split(" | ")[0] for line in text.splitlines() if "| **" in line or "| NumPy" in line] == [
