@@ -22,6 +22,7 @@ from ._config import (
 from ._core import StepReport
 from ._dialects import dialects
 from ._load_report import LoadReport
+from ._minimize import minimize, scipy_method
 from ._optimizer import Optimizer
 from ._proximal_adagrad import ProximalAdagrad, proximal_adagrad_
 from ._rmsprop import RMSprop, rmsprop_
@@ -51,10 +52,12 @@ __all__ = [
     "get_include",
     "get_num_threads",
     "isa",
+    "minimize",
     "proximal_adagrad_",
     "reference",
     "rmsprop_",
     "rprop_",
+    "scipy_method",
     "set_num_threads",
     "show_config",
     "use_isa",

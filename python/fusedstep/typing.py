@@ -12,6 +12,8 @@ __all__ = [
     "Float",
     "Grads",
     "Leaf",
+    "Method",
+    "MinimizeResult",
     "MomentumForm",
     "Nonfinite",
     "Params",
@@ -26,6 +28,7 @@ Float = TypeVar("Float", np.float32, np.float64)
 
 MomentumForm: TypeAlias = Literal["torch", "tf"]
 Variant: TypeAlias = Literal["rprop-", "rprop+", "irprop-", "irprop-move", "irprop+", "grprop-slr", "grprop-sag"]
+Method: TypeAlias = Literal[Variant, "rmsprop", "adagrad", "adagrad-norm"]
 Verify: TypeAlias = Literal["never", "first", "every"]
 Nonfinite: TypeAlias = Literal["propagate", "skip", "raise"]
 
@@ -46,6 +49,22 @@ class AttrsInstance(Protocol):
     """An instance of an attrs class: a container, whose entries are its fields."""
 
     __attrs_attrs__: ClassVar[Any]
+
+
+class MinimizeResult(Protocol):
+    """What ``minimize`` returns: SciPy's ``OptimizeResult``, or an object with the same attributes."""
+
+    x: Any
+    fun: float
+    jac: Any
+    nit: int
+    nfev: int
+    njev: int
+    status: int
+    success: bool
+    message: str
+    x_last: Any
+    step_size: float
 
 
 if TYPE_CHECKING:

@@ -97,3 +97,13 @@ class Mine(fs.RMSprop):
 any_optimizer(Mine(single))
 with fs.use_isa("baseline"):
     print(fs.show_config()["threads"], fs.dialects()["rprop"])
+
+
+def both(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    return float(x @ x), 2 * x
+
+
+found = fs.minimize(both, [1.0, 2.0], "rmsprop", bounds=[(0, None)] * 2, alpha=0.9, lr=0.1, maxiter=10)
+best: float = found.fun
+fs.minimize(lambda x: x["w"].sum(), flat, jac=lambda x: x, callback=print, target=1.0, step_sizes=(0.0, 1.0))
+fs.scipy_method("rprop-")
