@@ -451,6 +451,76 @@ def test_state_is_live(case: Case) -> None:
 # ----------------------------------------------------------------------------------------------- hyperparameters change
 
 
+@each_case
+def test_parameters_and_bytes(case: Case) -> None:
+    """Names map to the very arrays of the user; the states are what they are counted to be."""
+    given = {"w": np.ones((3, 4), np.float32)[:, ::2], "b": [np.ones(5)]}
+    opt = case.new(given)
+    assert list(opt.parameters) == list(opt.state) == ["w", "b.0"]
+    assert opt.parameters["w"] is given["w"]
+    assert opt.parameters["b.0"] is given["b"][0]
+    with pytest.raises(TypeError):
+        opt.parameters["w"] = np.zeros(3)
+    assert opt.nbytes == sum(
+        math.prod(state.shape(array.shape)) * state.dtype(array.dtype).itemsize
+        for array in opt.parameters.values()
+        for state in case.states
+    )
+
+
+@each_case
+def test_a_reset_optimizer_is_like_a_new_one(case: Case) -> None:
+    """Bit for bit, with groups that start at different values; hyperparameters that changed stay."""
+    rng = np.random.default_rng(2)
+    params = [rng.standard_normal((3, 5)), rng.standard_normal(4).astype(np.float32)]
+    grads = [[rng.standard_normal(p.shape).astype(p.dtype) for p in params] for _ in range(6)]
+    opt = case.new([{"params": params[0]}, {"params": params[1], "lr": 0.25}])
+    live = {name: dict(states) for name, states in opt.state.items()}
+    start = copy.deepcopy(live)
+    for t in range(3):
+        opt.step(grads[t], **loss_for(case, t))
+    before = [p.copy() for p in params]
+    opt.param_groups[0]["weight_decay"] = opt.param_groups[0]["weight_decay"] + 0.125
+    opt.reset()
+    assert (opt.steps, opt.param_groups[1]["lr"]) == (0, 0.25)
+    for name, states in opt.state.items():
+        assert all(states[key] is array for key, array in live[name].items())
+        assert_same(states, start[name], name)
+    assert all((p == b).all() for p, b in zip(params, before, strict=True))
+    new = case.new([{"params": before[0], "weight_decay": opt.param_groups[0]["weight_decay"]},
+                    {"params": before[1], "lr": 0.25}])  # fmt: skip
+    for t in range(3, 6):
+        for each in (opt, new):
+            each.step(grads[t], **loss_for(case, t))
+        for name in opt.state:
+            assert_same(opt.state[name], new.state[name], f"{name}, step {t}")
+            assert not difference(opt.parameters[name], new.parameters[name])
+    assert opt.state_dict()["times"] == {"0": 3, "1": 3}
+
+
+def test_a_reset_forgets_the_last_loss() -> None:
+    w = np.zeros(1)
+    opt = fs.Rprop(w, variant="irprop+")
+    opt.step(np.ones(1), loss=1.0)
+    opt.reset()
+    opt.step(np.ones(1), loss=5.0)
+    assert opt.state_dict()["last_loss"] == 5.0
+    opt.param_groups[0]["lr"] = 0.5
+    with pytest.raises(ValueError, match="lr"):
+        opt.reset()
+    assert opt.steps == 1
+
+
+def test_a_reset_starts_at_the_first_lr() -> None:
+    """With decoupled weight decay Rprop's lr may change; its step sizes started at the first one."""
+    opt = fs.Rprop(np.ones(2), lr=0.5, weight_decay=0.1, decoupled_weight_decay=True)
+    opt.lr = 0.125
+    opt.step(np.ones(2))
+    opt.reset()
+    assert (opt.state["0"]["step_size"] == 0.5).all()
+    assert opt.lr == 0.125
+
+
 def test_options_that_switch_states_off_and_on() -> None:
     """Momentum may be switched off, and on again where the state is there; else it is an error. Centring can't be
     switched off, because the variance is no average square."""

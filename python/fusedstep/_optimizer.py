@@ -81,8 +81,12 @@ class Optimizer:
     param_groups : list of dict
         The parameters (``params``) and the hyperparameters of each group. The hyperparameters may be changed between
         steps.
+    parameters : mapping
+        ``{parameter name: ndarray}``, your arrays.
     state : mapping
         ``{parameter name: {state name: ndarray}}``, the live arrays.
+    nbytes : int
+        The bytes of all states.
     steps : int
         The number of steps taken.
 
@@ -235,6 +239,16 @@ class Optimizer:
     def param_groups(self) -> list[dict[str, Any]]:
         """The parameters (``params``) and the hyperparameters of each group."""
         return self._run.groups
+
+    @property
+    def parameters(self) -> Mapping[str, NDArray[Any]]:
+        """Your arrays, by name; the mapping is read-only."""
+        return self._run.params
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all states: what the optimizer needs beside parameters and gradients."""
+        return sum(array.nbytes for states in self._run.state.values() for array in states.values())
 
     @property
     def state(self) -> Mapping[str, Mapping[str, NDArray[Any]]]:
@@ -480,6 +494,31 @@ class Optimizer:
 
         report, extra = _files.load(self._run, path, strict)
         return extra if strict else (report, extra)
+
+    def reset(self) -> None:
+        """Start anew from the present parameters: states as at the start, no steps, no last loss.
+
+        Parameters, groups and hyperparameters stay as they are. Rprop's step sizes start at the ``lr`` that it began
+        with.
+
+        Raises
+        ------
+        ValueError
+            A group that a step would refuse, or a read-only state. Nothing was written.
+
+        Examples
+        --------
+        >>> import numpy as np, fusedstep as fs
+        >>> w = np.ones(3)
+        >>> opt = fs.Adagrad(w)
+        >>> report = opt.step(np.ones(3))
+        >>> opt.reset()
+        >>> opt.steps, opt.state["0"]["square_sum"]
+        (0, array([0., 0., 0.]))
+        """
+        from ._checkpoint import _state
+
+        _state.reset(self._run)
 
     # --------------------------------------------------------------------------------------------------------- copies
 

@@ -16,7 +16,7 @@ from .._run import Run
 from . import _version1
 from ._containers import Stored
 
-__all__ = ["Restore", "checked", "description", "load_state_dict", "state_dict", "write"]
+__all__ = ["Restore", "checked", "description", "load_state_dict", "reset", "state_dict", "write"]
 
 Array = NDArray[Any]
 
@@ -46,6 +46,21 @@ def load_state_dict(run: Run, saved: Any, strict: bool = True) -> LoadReport:
         restore = checked(run, saved, strict).read()
         write(run, restore)
     return restore.report
+
+
+def reset(run: Run) -> None:
+    """Bring the states of ``run`` to where they started; see ``Optimizer.reset``."""
+    with run.core:
+        run.check_groups()
+        run.check_starts()
+        arrays: list[tuple[Array, Any]] = []
+        for index, (group, names) in enumerate(zip(run.groups, run.names, strict=True)):
+            options = {**group, **{key: value for each, key, value in run.starts if each is group}}
+            for name in names:
+                _check_writeable(f"state of {name!r}", run.state[name])
+                arrays += [(array, _start(run, index, key, options)) for key, array in run.state[name].items()]
+        nothing = LoadReport((), tuple(run.params), ())
+        write(run, Restore(arrays, [None] * len(run.groups), 0, [0] * len(run.params), None, nothing).read())
 
 
 def description(run: Run) -> dict[str, Any]:
