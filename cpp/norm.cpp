@@ -4,25 +4,36 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <optional>
 
 #include "dispatch.hpp"
-#include "loops/layout.hpp"
 #include "parallel.hpp"
 
 namespace fusedstep {
 namespace {
 
-// f(n, dense) for one block of a gradient, in its logical C order.
-template <class F>
-double with_block(const NormOperand& gradient, std::int64_t index, F f) {
-  const std::int64_t begin = index * block;
-  const std::int64_t n = std::min(block, gradient.size - begin);
-  const std::int64_t item = size_of(gradient.type);
-  if (gradient.order == nullptr) return f(n, gradient.data + begin * item);
-  alignas(64) char dense[block * sizeof(double)];
-  gather(gradient.order->shape, gradient.order->strides.data(), gradient.data, item, begin, n, dense);
-  return f(n, dense);
-}
+// Blocks [first, last) of a gradient, one after the other, in its logical C order.
+class Blocks {
+ public:
+  Blocks(const NormOperand& gradient, std::int64_t first, std::int64_t last) : gradient_(gradient) {
+    const std::int64_t end = std::min(last * block, gradient.size);
+    if (gradient.order != nullptr) strided_.emplace(*gradient.order, gradient.data, size_of(gradient.type), first * block, end);
+  }
+
+  // f(n, dense)
+  template <class F>
+  double with(std::int64_t index, F f) {
+    const std::int64_t begin = index * block;
+    const std::int64_t n = std::min(block, gradient_.size - begin);
+    if (!strided_) return f(n, gradient_.data + begin * size_of(gradient_.type));
+    alignas(64) char dense[block * sizeof(double)];
+    return f(n, strided_->read(begin, n, dense));
+  }
+
+ private:
+  const NormOperand& gradient_;
+  std::optional<InCOrder> strided_;
+};
 
 template <class T>
 bool a_square_overflows(const NormOperand& gradient, const StepOptions& options, double clip_coef) {
@@ -30,8 +41,9 @@ bool a_square_overflows(const NormOperand& gradient, const StepOptions& options,
   const T coef = static_cast<T>(clip_coef);
   const T largest = options.clip_value == 0 ? std::numeric_limits<T>::infinity() : static_cast<T>(options.clip_value);
   bool found = false;
+  Blocks of_gradient(gradient, 0, blocks_of(gradient.size));
   for (std::int64_t k = 0; k < blocks_of(gradient.size) && !found; ++k) {
-    with_block(gradient, k, [&](std::int64_t n, const void* dense) {
+    of_gradient.with(k, [&](std::int64_t n, const void* dense) {
       for (std::int64_t i = 0; i < n; ++i) {
         const T g = std::min(std::abs(static_cast<const T*>(dense)[i] * unscale), largest) * coef;
         found |= std::isinf(g * g) && !std::isinf(g);
@@ -56,14 +68,23 @@ bool a_square_overflows(const NormOperand& gradient, double bound, const StepOpt
 }
 
 std::unique_ptr<StridedOrder> c_order(const Array& array) {
-  std::int64_t dense = array.item_size();
-  bool is_dense = true;
-  for (std::size_t axis = array.shape.size(); axis-- > 0; dense *= array.shape[axis]) {
-    is_dense &= array.shape[axis] == 1 || array.strides[axis] == dense;
+  StridedOrder order;
+  for (std::size_t axis = array.shape.size(); axis-- > 0;) {
+    const std::int64_t extent = array.shape[axis];
+    const std::int64_t stride = array.strides[axis];
+    if (extent == 1) continue;
+    if (!order.shape.empty() && stride == order.shape.back() * order.strides.back()) {
+      order.shape.back() *= extent;
+    } else {
+      order.shape.push_back(extent);
+      order.strides.push_back(stride);
+    }
   }
+  const bool is_dense = order.shape.empty() || (order.shape.size() == 1 && order.strides[0] == array.item_size());
   if (is_dense || array.size() == 0) return nullptr;
-  return std::make_unique<StridedOrder>(
-      StridedOrder{{array.shape.begin(), array.shape.end()}, {array.strides, array.strides + array.shape.size()}});
+  std::reverse(order.shape.begin(), order.shape.end());
+  std::reverse(order.strides.begin(), order.strides.end());
+  return std::make_unique<StridedOrder>(std::move(order));
 }
 
 Norm norm(std::span<const NormOperand> gradients, const StepOptions& options, const Gather& gather) {
@@ -87,13 +108,16 @@ Norm norm(std::span<const NormOperand> gradients, const StepOptions& options, co
   const auto run = [&](std::int64_t begin, std::int64_t end) {
     const DefaultFloatingPoint guard;
     auto i = static_cast<std::size_t>(std::upper_bound(first.begin(), first.end(), begin) - first.begin()) - 1;
+    std::optional<Blocks> of_gradient;
     for (std::int64_t unit = begin; unit < end; ++unit) {
+      if (unit >= first[i + 1]) of_gradient.reset();
       while (unit >= first[i + 1]) ++i;
+      if (!of_gradient) of_gradient.emplace(gradients[i], unit - first[i], std::min(end, first[i + 1]) - first[i]);
       double poison = 0.0;
       const auto type = static_cast<std::size_t>(gradients[i].type);
       const NormKernel& kernel = kernels().norm[type];
       const auto at = static_cast<std::size_t>(2 * unit);
-      by_block[at] = with_block(gradients[i], unit - first[i], [&](std::int64_t n, const void* g) {
+      by_block[at] = of_gradient->with(unit - first[i], [&](std::int64_t n, const void* g) {
         return scale == 1.0 ? kernel.sum_of_squares(prepared[type], n, g, poison)
                             : kernel.scaled_sum_of_squares(prepared[type], scale, n, g);
       });

@@ -9,15 +9,10 @@
 
 #include "checks.hpp"
 #include "include/fusedstep/fusedstep.hpp"
+#include "loops/bands.hpp"
 #include "reduction.hpp"
 
 namespace fusedstep {
-
-// How an array lies whose elements, in their logical C order, are not one dense run.
-struct StridedOrder {
-  std::vector<std::int64_t> shape;
-  std::vector<std::int64_t> strides;
-};
 
 // Null: one dense run.
 std::unique_ptr<StridedOrder> c_order(const Array& array);

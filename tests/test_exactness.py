@@ -93,6 +93,23 @@ def test_small_shapes_and_layouts(case: Case, dtype: np.dtype[Any]) -> None:
             run_function(problem(case, dtype, shape), f"{case} {dtype} {fs.isa()}, {shape} {layout}", layout)
 
 
+IN_THE_OTHER_ORDER = ("F", "F, first axis reversed", "last axis outermost", "every 2nd of the first axis")
+
+
+@each_dtype
+@each_walked
+def test_gradients_and_states_in_the_other_order(case: Case, dtype: np.dtype[Any]) -> None:
+    """Matrices of several tiles, and narrow ones, whose gradient, or gradient and states, lie in another
+    order than the parameter."""
+    shapes = ((67, 301), (70, 40), (3, 37, 65))
+    for k, (shape, name) in enumerate(itertools.product(shapes, IN_THE_OTHER_ORDER)):
+        theirs = LAYOUT[name]
+        states = (C, theirs)[k % 2]
+        with fs.use_isa(ISAS[k % len(ISAS)]), threads(THREADS[k % len(THREADS)]):
+            where = f"{case} {dtype} {fs.isa()}, {shape}, gradient {theirs}, states {states}"
+            run_function(problem(case, dtype, shape), where, C, theirs, states, states, states, offset=k % 4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mine", LAYOUTS, ids=str)
 @each_dtype

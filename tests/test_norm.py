@@ -11,7 +11,18 @@ import pytest
 
 import fusedstep as fs
 from checks import Guarded, difference, threads
-from registry import DTYPES, ISAS, LAYOUTS, MIDDLE_LENGTHS, SMALL_SHAPES, THREADS, Layout, short_lengths, specials
+from registry import (
+    DTYPES,
+    ISAS,
+    LAYOUT,
+    LAYOUTS,
+    MIDDLE_LENGTHS,
+    SMALL_SHAPES,
+    THREADS,
+    Layout,
+    short_lengths,
+    specials,
+)
 
 Array = np.ndarray[Any, Any]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -51,6 +62,13 @@ def test_equals_the_reference(dtype: np.dtype[Any], isa: str) -> None:
         for shape, layout in itertools.product((*SMALL_SHAPES, (3, 4, 5), (130, 150, 2)), LAYOUTS):
             own = laid_out(rng.standard_normal(shape).astype(dtype), layout)
             assert norm([own]) == fs.reference.norm([own]), f"{dtype} {isa} {shape} {layout}"
+        # Read in bands, which threads share and blocks cross; rows of 2,048 bytes and of more than a band has room for.
+        for k, shape in enumerate(((331, 307), (70, 512), (3, 45, 67), (6, 70_001))):
+            for layout in (LAYOUT["F"], LAYOUT["F, first axis reversed"], LAYOUT["last axis outermost"]):
+                own = laid_out(rng.standard_normal(shape).astype(dtype), layout)
+                own = own if own.ndim < 3 else own.swapaxes(0, 1)
+                with threads(THREADS[k % len(THREADS)]):
+                    assert norm([own]) == fs.reference.norm([own]), f"{dtype} {isa} {shape} {layout}"
 
 
 @each_dtype

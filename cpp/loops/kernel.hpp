@@ -80,6 +80,8 @@ struct Kernel {
   // The constants for update number `step` of a parameter.
   void (*prepare)(const void* options, const Prologue& prologue, std::int64_t step, Prepared& out) noexcept;
   void (*update)(const Prepared& prepared, std::int64_t n, void* const* streams) noexcept;
+  // The same where elements lie apart, so many bytes in each stream. Null for a rule whose loop is then not vectorised.
+  void (*update_apart)(const Prepared& prepared, std::int64_t n, void* const* streams, const std::int64_t* strides) noexcept;
   Reduced (*reduce)(const Prepared& prepared, std::int64_t n, void* const* streams) noexcept;
   void (*settle)(double sum, void* scalar, Prepared& prepared) noexcept;
   void (*update_chosen)(double sum, const Prepared& prepared, void* const* streams) noexcept;

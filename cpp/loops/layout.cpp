@@ -92,20 +92,42 @@ bool arrange(std::span<const std::int64_t> shape, std::span<const StridedView> v
   while (dimensions.size() < 2) dimensions.push_back({1, {}});
   const std::int64_t n0 = dimensions[0].extent;
   const std::int64_t n1 = dimensions[1].extent;
-  layout.all_copied = true;
+  int streams_copied = 0;
+  layout.one_run = true;
+  layout.one_transposed = false;
+  layout.apart = n0 >= long_row;
+  bool all_copied = true;
   for (std::size_t s = 0; s < streams; ++s) {
-    layout.copied[s] = item_sizes[s] != 0 && (n0 < long_row || !dense(s));
-    if (item_sizes[s] != 0) layout.all_copied &= layout.copied[s];
+    layout.copied[s] = layout.transposed[s] = false;
+    if (item_sizes[s] == 0) continue;
+    const std::int64_t across = std::abs(dimensions[0].stride[s]);
+    const std::int64_t down = std::abs(dimensions[1].stride[s]);
+    layout.copied[s] = n0 < long_row || !dense(s);
+    layout.transposed[s] = layout.copied[s] && item_sizes[s] >= 4 && n1 > 1 && down == item_sizes[s] && across >= down;
+    layout.one_transposed |= layout.transposed[s];
+    layout.one_run &= layout.copied[s] || dimensions[1].stride[s] == n0 * item_sizes[s];
+    layout.apart &= layout.copied[s] && (n1 == 1 || across <= down);
+    all_copied &= layout.copied[s];
+    streams_copied += layout.copied[s];
   }
-  if (all_dense && !layout.all_copied) {
+  layout.one_transposed &= streams_copied == 1;
+  if (streams_copied == 0 || layout.apart) {
     layout.columns = std::min(n0, block);
     layout.rows = 1;
+  } else if (layout.one_transposed) {
+    // Many rows, because each begins and ends within a cache line of the other order, which is then fetched twice.
+    constexpr std::int64_t row_bytes = 1024;
+    constexpr std::int64_t tile_bytes = 32 * row_bytes;
+    const std::int64_t item = item_sizes[0];
+    layout.columns = std::min(n0, row_bytes / item);
+    layout.rows = std::min(n1, tile_bytes / (layout.columns * item) / 16 * 16);
   } else {
     // So many rows that a stream that runs along the other dimension still meets whole cache lines.
     layout.columns = std::min<std::int64_t>(n0, 64);
     layout.rows = std::min(n1, block / layout.columns);
     layout.columns = std::min(n0, block / layout.rows);
   }
+  layout.one_run = all_copied || (layout.one_run && layout.columns == n0);
   layout.blocks = tiles(n0, layout.columns) * tiles(n1, layout.rows);
   for (std::size_t i = 2; i < dimensions.size(); ++i) layout.blocks *= dimensions[i].extent;
   return false;

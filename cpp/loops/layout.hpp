@@ -23,14 +23,17 @@ struct StridedView {
   const std::int64_t* strides;
 };
 
-// Tiles of at most `block` elements over the two innermost dimensions. A stream that is dense along the innermost one is
-// worked on where it lies, row by row of the tile; others by way of a dense copy of the tile.
+// Tiles over the two innermost dimensions. A stream that is dense along the innermost one is worked on where it lies, row
+// by row of the tile; others by way of a dense copy of the tile, or, where all are apart and the rule can, where they lie.
 struct Layout {
   std::vector<Dimension> dimensions;  // innermost first, at least two
   std::int64_t columns;               // of a tile
   std::int64_t rows;
   bool copied[max_streams];
-  bool all_copied;  // the tile is then one run
+  bool transposed[max_streams];  // copied, of 4 or 8 bytes, and dense along the second dimension
+  bool one_transposed;           // and nothing else is copied
+  bool one_run;                  // the rows of a tile follow each other in every stream, or in its copy
+  bool apart;                    // no stream is dense, but all run along the innermost dimension
   std::int64_t blocks;
 };
 

@@ -4,16 +4,22 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "transpose.hpp"
+
 namespace fusedstep {
 namespace {
 
-// Buffers for a block of each stream. An odd number of cache lines apart: at equal offsets in a page, a load seems to depend
-// on the last store to another buffer.
-struct Scratch {
-  static constexpr std::size_t apart = block * sizeof(double) + 64;
-  alignas(64) char bytes[max_streams * apart];
+constexpr std::int64_t cache_line = 64;
 
-  void* stream(int s) { return bytes + static_cast<std::size_t>(s) * apart; }
+// Dense copies of a tile: of one stream, or of a block of each. Those are an odd number of cache lines apart: at equal offsets
+// in a page, a load seems to depend on the last store to another buffer.
+struct Scratch {
+  static constexpr std::size_t apart = block * sizeof(double) + cache_line;
+  alignas(cache_line) char bytes[max_streams * apart];
+
+  char* stream(const Layout& layout, int s) {
+    return layout.one_transposed ? bytes : bytes + static_cast<std::size_t>(s) * apart;
+  }
 };
 
 void advance(const Work& work, void** streams, void* const* from, std::int64_t elements) {
@@ -27,9 +33,8 @@ void zero_dense(const Work& work, std::int64_t n, void* const* streams) {
 
 // Elements of the parameter before its first cache line border.
 std::int64_t before_border(const Work& work, const void* parameter) {
-  constexpr std::uintptr_t cache_line = 64;
-  const std::uintptr_t past = reinterpret_cast<std::uintptr_t>(parameter) % cache_line;
-  return past == 0 ? 0 : static_cast<std::int64_t>(cache_line - past) / work.item_size[0];
+  const auto past = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(parameter) % cache_line);
+  return past == 0 ? 0 : (cache_line - past) / work.item_size[0];
 }
 
 // A run in every stream: one kernel call. A long run begins with the few elements
@@ -93,57 +98,178 @@ constexpr auto load = [](auto& strided, auto& dense) { dense = strided; };
 constexpr auto store = [](auto& strided, auto& dense) { strided = dense; };
 constexpr auto zero = [](auto& strided, auto&) { strided = 0; };
 
-void update_tile(const Layout& layout, const Work& work, Tile tile, char* const* at, Scratch& scratch) {
+// One stream of a tile with its dense copy, whose rows are `step` bytes apart.
+struct Copied {
+  std::int64_t item_size;
+  Tile tile;
+  char* at;
+  std::int64_t across;
+  std::int64_t down;
+  char* dense;
+  std::int64_t step;
+
+  template <class F>
+  void each_element(F f) const {
+    each(item_size, tile, at, across, down, dense, f);
+  }
+
+  // The same by transposition, which goes through the rows in the order in which the stream has them.
+  Copied forwards() const {
+    Copied same = *this;
+    if (down > 0) return same;
+    same.at += (tile.rows - 1) * down;
+    same.dense += (tile.rows - 1) * step;
+    same.step = -step;
+    return same;
+  }
+  void load_transposed() const {
+    const Copied c = forwards();
+    transpose(item_size, tile.rows, tile.columns, c.at, across, c.dense, c.step);
+  }
+  void store_transposed() const {
+    const Copied c = forwards();
+    transpose(item_size, tile.columns, tile.rows, c.dense, c.step, c.at, across);
+  }
+};
+
+inline void prefetch(const char* from, std::int64_t bytes) {
+#ifdef __GNUC__
+  constexpr int to_be_read = 0;
+  constexpr int to_second_level = 2;
+  for (std::int64_t i = 0; i < bytes + cache_line - 1; i += cache_line) __builtin_prefetch(from + i, to_be_read, to_second_level);
+#endif
+}
+
+// The processor does not foresee that a tile continues in other lines than it ended: row `r` of a tile fetches its share of
+// the next one. (Transposed gradient in memory: 1.4 times.)
+void prefetch_share(const Layout& layout, const Work& work, Tile tile, char* const* next, std::int64_t r) {
+  for (int s = 0; s < max_streams; ++s) {
+    const std::int64_t item = work.item_size[s];
+    if (item == 0) continue;
+    const std::int64_t across = layout.dimensions[0].stride[s];
+    const std::int64_t down = layout.dimensions[1].stride[s];
+    if (!layout.transposed[s]) {
+      prefetch(next[s] + r * down, tile.columns * item);
+      continue;
+    }
+    const char* const first = down > 0 ? next[s] : next[s] + (tile.rows - 1) * down;
+    for (std::int64_t c = tile.columns * r / tile.rows; c < tile.columns * (r + 1) / tile.rows; ++c) {
+      prefetch(first + c * across, tile.rows * item);
+    }
+  }
+}
+
+// All streams where they lie.
+void update_apart(const Layout& layout, const Work& work, Tile tile, char* const* at) {
   const Dimension& across = layout.dimensions[0];
   const Dimension& down = layout.dimensions[1];
-  const auto walk = [&](int s, auto f) {
-    each(work.item_size[s], tile, at[s], across.stride[s], down.stride[s], scratch.stream(s), f);
+  for (std::int64_t r = 0; r < tile.rows; ++r) {
+    void* streams[max_streams];
+    for (int s = 0; s < max_streams; ++s) streams[s] = at[s] == nullptr ? nullptr : at[s] + r * down.stride[s];
+    work.kernel.update_apart(work.prepared, tile.columns, streams, across.stride);
+  }
+  if (!work.zero_gradient) return;
+  Copied{work.item_size[gradient_stream], tile, at[gradient_stream], across.stride[gradient_stream],
+         down.stride[gradient_stream], nullptr, 0}
+      .each_element(zero);
+}
+
+// `next` is where the next tile begins; null: there is none.
+void update_tile(const Layout& layout, const Work& work, Tile tile, char* const* at, char* const* next, Scratch& scratch) {
+  const Dimension& across = layout.dimensions[0];
+  const Dimension& down = layout.dimensions[1];
+  const std::int64_t padding = layout.one_transposed && !layout.one_run ? cache_line : 0;
+  const auto stream = [&](int s) {
+    const std::int64_t item = work.item_size[s];
+    return Copied{item, tile, at[s], across.stride[s], down.stride[s], scratch.stream(layout, s), tile.columns * item + padding};
   };
   char* row[max_streams] = {};
   std::int64_t next_row[max_streams] = {};
   for (int s = 0; s < max_streams; ++s) {
     if (work.item_size[s] == 0) continue;
-    row[s] = layout.copied[s] ? static_cast<char*>(scratch.stream(s)) : at[s];
-    next_row[s] = layout.copied[s] ? tile.columns * work.item_size[s] : down.stride[s];
-    if (layout.copied[s]) walk(s, load);
+    if (!layout.copied[s]) {
+      row[s] = at[s];
+      next_row[s] = down.stride[s];
+      continue;
+    }
+    const Copied copy = stream(s);
+    row[s] = copy.dense;
+    next_row[s] = copy.step;
+    if (layout.transposed[s]) {
+      copy.load_transposed();
+    } else {
+      copy.each_element(load);
+    }
   }
-  const Tile run = layout.all_copied ? Tile{1, tile.rows * tile.columns} : tile;
+  const bool ahead = layout.one_transposed && next != nullptr && tile.rows >= 16;
+  const Tile run = layout.one_run ? Tile{1, tile.rows * tile.columns} : tile;
   for (std::int64_t r = 0; r < run.rows; ++r) {
     void* streams[max_streams];
     for (int s = 0; s < max_streams; ++s) streams[s] = row[s] + r * next_row[s];
     work.kernel.update(work.prepared, run.columns, streams);
     if (!layout.copied[gradient_stream]) zero_dense(work, run.columns, streams);
+    for (std::int64_t k = 0; ahead && k < tile.rows / run.rows; ++k) prefetch_share(layout, work, tile, next, r + k);
   }
   for (int s = 0; s < max_streams; ++s) {
-    if (layout.copied[s] && work.item_size[s] != 0 && s != gradient_stream) walk(s, store);
+    if (!layout.copied[s] || work.item_size[s] == 0 || s == gradient_stream) continue;
+    if (layout.transposed[s]) {
+      stream(s).store_transposed();
+    } else {
+      stream(s).each_element(store);
+    }
   }
-  if (work.zero_gradient && layout.copied[gradient_stream]) walk(gradient_stream, zero);
+  if (work.zero_gradient && layout.copied[gradient_stream]) stream(gradient_stream).each_element(zero);
 }
 
-void update_strided(const Tensor& tensor, const Work& work, std::int64_t first, std::int64_t last) {
-  const Layout& layout = *tensor.layout;
-  const auto& dimensions = layout.dimensions;
-  const std::int64_t across = (dimensions[0].extent + layout.columns - 1) / layout.columns;
-  const std::int64_t down = (dimensions[1].extent + layout.rows - 1) / layout.rows;
-  Scratch scratch;
-  for (std::int64_t tile = first; tile < last; ++tile) {
-    const std::int64_t c = tile % across * layout.columns;
-    const std::int64_t r = tile / across % down * layout.rows;
+// Where tiles begin, and how large they are.
+class Tiles {
+ public:
+  explicit Tiles(const Tensor& tensor, const Work& work) : tensor_(tensor), work_(work), layout_(*tensor.layout) {}
+
+  Tile place(std::int64_t tile, char** at) const {
+    const auto& dimensions = layout_.dimensions;
+    const std::int64_t across = (dimensions[0].extent + layout_.columns - 1) / layout_.columns;
+    const std::int64_t down = (dimensions[1].extent + layout_.rows - 1) / layout_.rows;
+    const std::int64_t c = tile % across * layout_.columns;
+    const std::int64_t r = tile / across % down * layout_.rows;
     std::int64_t outer = tile / across / down;
-    char* at[max_streams] = {};
     for (int s = 0; s < max_streams; ++s) {
-      if (work.item_size[s] == 0) continue;
-      at[s] = static_cast<char*>(tensor.stream[s]) + c * dimensions[0].stride[s] + r * dimensions[1].stride[s];
+      if (work_.item_size[s] == 0) continue;
+      at[s] = static_cast<char*>(tensor_.stream[s]) + c * dimensions[0].stride[s] + r * dimensions[1].stride[s];
     }
     for (std::size_t d = 2; d < dimensions.size(); ++d) {
       const std::int64_t i = outer % dimensions[d].extent;
       outer /= dimensions[d].extent;
       for (int s = 0; s < max_streams; ++s) {
-        if (work.item_size[s] != 0) at[s] += i * dimensions[d].stride[s];
+        if (work_.item_size[s] != 0) at[s] += i * dimensions[d].stride[s];
       }
     }
-    const Tile extent{std::min(layout.rows, dimensions[1].extent - r), std::min(layout.columns, dimensions[0].extent - c)};
-    update_tile(layout, work, extent, at, scratch);
+    return {std::min(layout_.rows, dimensions[1].extent - r), std::min(layout_.columns, dimensions[0].extent - c)};
+  }
+
+ private:
+  const Tensor& tensor_;
+  const Work& work_;
+  const Layout& layout_;
+};
+
+void update_strided(const Tensor& tensor, const Work& work, std::int64_t first, std::int64_t last) {
+  const Layout& layout = *tensor.layout;
+  const Tiles tiles(tensor, work);
+  char* at[max_streams] = {};
+  char* next[max_streams] = {};
+  Scratch scratch;
+  Tile tile = tiles.place(first, at);
+  for (std::int64_t i = first; i < last; ++i) {
+    const bool more = i + 1 < last;
+    const Tile next_tile = more ? tiles.place(i + 1, next) : Tile{};
+    if (layout.apart && work.kernel.update_apart != nullptr) {
+      update_apart(layout, work, tile, at);
+    } else {
+      update_tile(layout, work, tile, at, more ? next : nullptr, scratch);
+    }
+    std::swap(at, next);
+    tile = next_tile;
   }
 }
 

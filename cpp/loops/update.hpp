@@ -108,6 +108,19 @@ FUSEDSTEP_HALF_WIDTH [[gnu::noinline]] void half_width_update_loop(std::index_se
   for (std::int64_t i = 0; i < n; ++i) update_element(states, c, i, p, g, s...);
 }
 
+// Elements that lie apart: the same element, with a stride of its own for each stream. Vectors are put together from
+// elements and taken apart again, which a rule that divides hardly notices.
+template <class Rule, class T, template <class> class Before, class... S, std::size_t... k>
+FUSEDSTEP_HALF_WIDTH [[gnu::noinline]] void update_loop_apart(std::index_sequence<k...> states,
+                                                              const Loop<Rule, T, Before> c, std::int64_t n,
+                                                              const std::int64_t* strides, T* __restrict p,
+                                                              const T* __restrict g, S* __restrict... s) noexcept {
+  const std::int64_t of_p = strides[0] / std::int64_t{sizeof(T)};
+  const std::int64_t of_g = strides[gradient_stream] / std::int64_t{sizeof(T)};
+  [[maybe_unused]] const std::int64_t of_s[] = {strides[first_state + k] / std::int64_t{sizeof(S)}..., 0};
+  for (std::int64_t i = 0; i < n; ++i) update_element(states, c, 0, p + i * of_p, g + i * of_g, (s + i * of_s[k])...);
+}
+
 // The shortest vector of bytes. The tail of a rule with an int8 state: the last 16 elements are recomputed as one vector
 // that overlaps the main loop's, from copies taken before that loop changed some of them. One by one they would be
 // branches that no processor can predict (31 elements of Rprop: 120 ns, and 32 of them 12). The copies cost as much as a
@@ -143,6 +156,14 @@ struct Erased {
   static void update(const Prepared& prepared, std::int64_t n, void* const* streams) noexcept {
     with_types(streams, [&](auto states, T* p, const T* g, auto*... s) {
       tail(states, as<Constants>(prepared), n, p, g, s...);
+    });
+  }
+
+  static void update_apart(const Prepared& prepared, std::int64_t n, void* const* streams,
+                           const std::int64_t* strides) noexcept {
+    using Half = Loop<typename HalfWidth<Rule>::type, T, Before>;
+    with_types(streams, [&](auto states, T* p, const T* g, auto*... s) {
+      update_loop_apart(states, as<Half>(prepared), n, strides, p, g, s...);
     });
   }
 
