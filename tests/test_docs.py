@@ -42,6 +42,7 @@ EXTRAS = PROJECT["project"]["optional-dependencies"]
 PEERS = {"jax", "keras", "optax", "tensorflow", "torch"}
 DIRECTIVES = {"{eval-rst}", "{include}", "{toctree}"}
 EXCERPTS = {"c", "cmake", "cpp", "python"}
+COMPILED = {"cpp": {"c", "cpp"}}
 
 
 class Block(NamedTuple):
@@ -152,7 +153,7 @@ def test_blocks_are_of_a_kind_that_is_tested(page: Path) -> None:
     assert len(re.findall(r"^\s*(?:```|~~~|:::)", text, re.MULTILINE)) == 2 * len(blocks(page)), "a stray fence"
     for block in blocks(page):
         kind = block.language.partition(" ")[0]
-        allowed = EXCERPTS if block.excerpt else {"python", "sh", "text"}
+        allowed = EXCERPTS if block.excerpt else {"python", "sh", "text"} | COMPILED.get(page.stem, set())
         assert kind in allowed | DIRECTIVES, f"{page.name}, line {block.line}: {block.language!r}"
 
 
@@ -249,6 +250,42 @@ def test_commands_of_embedding_run(tmp_path: Path) -> None:
     assert len(ran) == 2
 
 
+@pytest.mark.parametrize(
+    ("language", "compiler", "standard", "headers"),
+    [
+        ("cpp", native.cxx, "c++20", ("cassert", "functional", "string", "vector", "fusedstep/fusedstep.hpp")),
+        ("c", native.cc, "c11", ("stdio.h", "fusedstep/fusedstep.h")),
+    ],
+)
+def test_the_reference_of_cpp_and_c_compiles_and_runs(
+    language: str, compiler: Any, standard: str, headers: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The blocks of a language, in order, are the main function of a program."""
+    main = "".join(block.text for block in blocks(DOCS / "cpp.md") if block.language == language)
+    program = "".join(f"#include <{header}>\n" for header in headers) + f"int main(void) {{\n{main}\nreturn 0;\n}}\n"
+    (tmp_path / f"program.{language}").write_text(program, encoding="utf-8")
+    library = native.shared_library()
+    native.run(compiler(), f"-std={standard}", "-Wall", "-Wextra", "-Werror", "-Wno-unused-variable", "-I",
+               native.sources() / "cpp" / "include", tmp_path / f"program.{language}", "-o", tmp_path / "program",
+               library, f"-Wl,-rpath,{library.parent}")  # fmt: skip
+    native.run(tmp_path / "program")
+
+
+@pytest.mark.parametrize("header", ["fusedstep.h", "fusedstep.hpp", "rules.hpp"])
+def test_the_reference_of_cpp_and_c_has_every_public_name(header: str) -> None:
+    text = (ROOT / "cpp" / "include" / "fusedstep" / header).read_text(encoding="utf-8")
+    page = (DOCS / "cpp.md").read_text(encoding="utf-8")
+    code = re.sub(r"/\*.*?\*/|//[^\n]*", "", text, flags=re.DOTALL)
+    names = re.findall(r"^FUSEDSTEP_API [\w:<>* ]*?(\w+)\(", code, re.MULTILINE)
+    names += re.findall(
+        r"^(?:typedef )?(?:class|struct|enum class|using|concept) (?:FUSEDSTEP_API )?(\w+)\b", code, re.MULTILINE
+    )
+    names += re.findall(r"\b(FUSEDSTEP_(?!API|H|SHARED)[A-Z0-9_]+)\b", code)
+    assert names
+    missing = {name for name in names if not re.search(rf"\b{name}\b", page)}
+    assert not missing, f"docs/cpp.md does not name {sorted(missing)}"
+
+
 # ------------------------------------------------------------------------------------------------------ names and files
 
 
@@ -268,7 +305,8 @@ def test_names_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_files_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text) + re.findall(r'<img src="([^"]+)"', text)
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", prose) + re.findall(r'<img src="([^"]+)"', text)
     parts = re.findall(r"^```\{include\} (\S+)$", text, re.MULTILINE)
     for path in links + parts:
         assert (page.parent / path).exists(), f"{page.name}: {path}"
