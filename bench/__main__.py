@@ -11,13 +11,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from fusedstep._bench import progress
+from fusedstep._terminal import progress
 
 from . import history, plot, report, rows
 from .cases import CASES
 from .rows import Row, Setting
 
 START, SHORT_START, END = "<!-- bench:start -->", "<!-- bench:start short -->", "<!-- bench:end -->"
+
+
+def case_name(text: str) -> str:
+    """Return the name of a case that is written in any letters, large or small."""
+    names = {case.name.lower(): case.name for case in CASES}
+    if text.lower() not in names:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(names.values())}, got {text!r}")
+    return names[text.lower()]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--plot", metavar="FILE", type=Path, help="draw ns per element over size (needs matplotlib)")
     made.add_argument("--history", metavar="FILE", type=Path, help="append this run, and compare it with the last one")
     made.add_argument("--no-peers", action="store_true", help="only our ways and the measured rates")
-    made.add_argument("--rules", metavar="NAME", nargs="+", choices=[case.name for case in CASES], help="only these")
+    made.add_argument("--rules", metavar="NAME", nargs="+", type=case_name, help="only these")
     made.add_argument("--sizes", metavar="N", nargs="+", type=int, help="only these numbers of elements")
     made.add_argument("--dtypes", nargs="+", choices=("float32", "float64"), help="only these")
     made.add_argument("--threads", metavar="N", nargs="+", type=int, help="only these numbers of threads")

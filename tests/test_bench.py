@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusedstep import _bench, _core
+from fusedstep import _bench, _core, _terminal
 from fusedstep._bench import Case, alternate, repeated
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `bench`, which is not installed
@@ -75,8 +75,8 @@ def test_the_installed_command_looks_at_its_output_first(tmp_path, monkeypatch, 
 
 def test_progress_is_said_on_stderr_after_two_seconds(monkeypatch, capsys):
     now = iter([0.0, 1.9, 2.1, 3.0, 4.3])
-    monkeypatch.setattr(_bench.time, "perf_counter", lambda: next(now))
-    say = _bench.progress()
+    monkeypatch.setattr(_terminal.time, "perf_counter", lambda: next(now))
+    say = _terminal.progress()
     for k in range(4):
         say(k / 4, f"part {k}")
     assert capsys.readouterr().err == "25%, 2 s part 1\n75%, 4 s part 3\n"

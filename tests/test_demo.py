@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from argparse import Namespace
@@ -18,7 +19,7 @@ import pytest
 import fusedstep as fs
 from fusedstep import _core, reference
 from fusedstep import _demo as demo
-from fusedstep._cli import COMMANDS, main
+from fusedstep._cli import COMMANDS, main, make_parser
 from fusedstep._verification import _selfcheck as selfcheck
 
 
@@ -26,6 +27,10 @@ def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fusedstep", *arguments]
     quiet = os.environ | {"SKBUILD_EDITABLE_VERBOSE": "0"}  # an editable install tells of its building
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=quiet, **options)
+
+
+def other_than_progress(said: str) -> list[str]:
+    return [line for line in said.splitlines() if not re.fullmatch(r"\d+%, \d+ s [\w ]+", line)]
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +141,7 @@ def test_demo_refuses_a_place_that_is_none(capsys: pytest.CaptureFixture[str], t
 def test_demo_from_the_command_line(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     done = run("demo", "--out", str(tmp_path / "new"), cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, other_than_progress(done.stderr)) == (0, [])
     rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.endswith("yes")}
     assert set(rows) == {"Rprop", "Adagrad", "RMSprop"}
     for row in rows.values():
@@ -146,7 +151,7 @@ def test_demo_from_the_command_line(tmp_path: Path) -> None:
 
 def test_verify_finds_every_bit_equal() -> None:
     done = run("verify", "--quick")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, other_than_progress(done.stderr)) == (0, [])
     assert done.stdout.rstrip().endswith("equal bit for bit")
     for isa, rule in itertools.product(fs.available_isas(), _core.rules()):
         table = done.stdout.split(f"\n{isa} ", 1)[1].split("\n\n")[0]
@@ -235,6 +240,51 @@ def test_info_shows_the_configuration() -> None:
     done = run("info", "--json")
     assert json.loads(done.stdout) == {**fs.show_config(), "threads": json.loads(done.stdout)["threads"]}
     assert run("--version").stdout == f"{fs.__version__}\n"
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "RMSprop", "RMSPROP", "rmsprop_"])
+def test_names_of_rules_are_case_blind(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert make_parser().parse_args(["verify", "--rules", name]).rules == ["rmsprop"]
+    with pytest.raises(SystemExit):
+        main(["bench", "--rules", "RMSporp"])
+    assert "got 'RMSporp' (did you mean 'rmsprop'?)" in capsys.readouterr().err
+
+
+def test_verify_checks_only_the_rules_that_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "--quick", "--rules", "Adadelta"]) == 0
+    said = capsys.readouterr().out
+    assert "  adadelta " in said
+    assert "  rprop " not in said
+
+
+def test_a_closed_pipe_is_silent() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    quiet = os.environ | {"SKBUILD_EDITABLE_VERBOSE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "fusedstep", "info"], stdout=write, stderr=subprocess.PIPE, check=False, env=quiet
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_ctrl_c_is_silent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(selfcheck, "check", interrupted)
+    assert main(["verify", "--quick"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_has_an_example_that_it_understands(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    _, _, example = said.partition("Example: python -m fusedstep ")
+    assert make_parser().parse_args(example.split()).command == command
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"]])

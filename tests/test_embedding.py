@@ -290,6 +290,7 @@ def test_info_prints_the_folders() -> None:
 
     assert info("--cmake-dir") == fs.get_cmake_dir()
     assert (Path(fs.get_cmake_dir()) / "fusedstepConfig.cmake").is_file()
+    assert (Path(info("--pkg-config-dir")) / "fusedstep.pc").is_file()
     assert (Path(info("--include-dir")) / "fusedstep" / "fusedstep.hpp").is_file()
     assert fs.__version__ in info()
 

@@ -28,8 +28,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from . import _core, get_num_threads, reference, set_num_threads, show_config
+from ._terminal import add_rules, progress
 
-HELP = "measure every rule beside NumPy and beside the machine's streaming and divider rates"
+HELP = "measure every rule, and compare it with NumPy and with what the machine can do"
 PACKAGE = sys.modules[__name__.rpartition(".")[0]]
 
 Array = NDArray[Any]
@@ -375,8 +376,11 @@ FULL = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bench``."""
-    parser.add_argument("--quick", action="store_true", help="three sizes of float32 on one thread; ten seconds")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write all rows")
+    parser.add_argument(
+        "--quick", action="store_true", help="three sizes of float32, one thread: ten seconds, not minutes"
+    )
+    add_rules(parser)
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write all rows to a JSON file")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -393,6 +397,7 @@ def run(options: argparse.Namespace) -> int:
         (rule, dtype, threads or threads_before, n)
         for (dtype, threads), sizes in (QUICK if options.quick else FULL).items()
         for rule in _core.rules()
+        if not options.rules or rule in options.rules
         for n in sizes
     )
     right = {
@@ -422,18 +427,3 @@ def machine() -> dict[str, Any]:
     models = re.findall(r"^model name\s*: (.*)$", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
     versions = {"system": platform.platform(), "python": platform.python_version(), "numpy": np.__version__}
     return {"processor": (*models, platform.processor())[0], **versions, **show_config()}
-
-
-def progress() -> Callable[[float, str], None]:
-    """Return what says on stderr how far it is, after two seconds: in one line of a terminal, or in a few of a file."""
-    started, terminal, said = time.perf_counter(), sys.stderr.isatty(), 2.0
-
-    def say(done: float, what: str) -> None:
-        nonlocal said
-        if (elapsed := time.perf_counter() - started) >= said and (terminal or done < 1):
-            text = f"{done:.0%}, {elapsed:.0f} s {what}"
-            sys.stderr.write(f"\r\033[K{text if done < 1 else ''}" if terminal else f"{text}\n")
-            sys.stderr.flush()
-            said = said if terminal else 2 * elapsed
-
-    return say

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
@@ -19,11 +20,12 @@ from ._config import get_num_threads, isa
 from ._optimizer import Optimizer
 from ._rmsprop import RMSprop
 from ._rprop import Rprop
+from ._terminal import progress
 from ._verification._step import differing
 
 __all__ = ["HELP", "RULES", "Comparison", "Digits", "Rule", "add_arguments", "compare", "load_digits", "run"]
 
-HELP = "train a small network on handwritten digits, with the fused step and with the NumPy reference"
+HELP = "train a small network on handwritten digits twice, with fusedstep and with the NumPy reference"
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
@@ -161,8 +163,16 @@ class Comparison(NamedTuple):
         return sum(int(differing(found, expected).sum()) for found, expected in pairs)
 
 
-def train(network: Arrays, step: Step, digits: Digits, batch: int | None, epochs: int, seed: int) -> Training:
-    """Train a network in place, timing the update step alone."""
+def train(
+    network: Arrays,
+    step: Step,
+    digits: Digits,
+    batch: int | None,
+    epochs: int,
+    seed: int,
+    after_epoch: Callable[[], object],
+) -> Training:
+    """Train a network in place, and time only the update step."""
     rng = np.random.default_rng(seed)
     images = len(digits.train_y)
     losses: list[float] = []
@@ -176,16 +186,25 @@ def train(network: Arrays, step: Step, digits: Digits, batch: int | None, epochs
             step(grads)
             times.append((time.perf_counter_ns() - before) / 1e3)
         losses.append(mean_loss(network, digits.train_x, digits.train_y))
+        after_epoch()
     return Training(network, losses, times)
 
 
-def compare(rule: Rule, digits: Digits, *, epochs: int = EPOCHS, hidden: int = HIDDEN, seed: int = 0) -> Comparison:
+def compare(
+    rule: Rule,
+    digits: Digits,
+    *,
+    epochs: int = EPOCHS,
+    hidden: int = HIDDEN,
+    seed: int = 0,
+    after_epoch: Callable[[], object] = lambda: None,
+) -> Comparison:
     """Train two equal networks, one by the fused step and one by the reference."""
     trainings: list[Training] = []
     for fused in (True, False):
         network = new_network(np.random.default_rng(seed), digits.train_x.shape[1], hidden, 10)
         step = rule.optimizer(network, lr=rule.lr).step if fused else rule.reference_step(network)
-        trainings.append(train(network, step, digits, rule.batch, epochs, seed))
+        trainings.append(train(network, step, digits, rule.batch, epochs, seed, after_epoch))
     fused_training, reference_training = trainings
     right = accuracy(fused_training.network, digits.test_x, digits.test_y)
     return Comparison(rule, fused_training, reference_training, right)
@@ -286,8 +305,8 @@ def write(axes: Any, text: str, point: tuple[float, float], offset: tuple[float,
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``demo``."""
-    parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where the picture goes (here)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first weights and of the batches (0)")
+    parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="folder for the picture (this one)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first weights and the batches (0)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -303,7 +322,12 @@ def run(options: argparse.Namespace) -> int:
         f"{isa()}, threads: {get_num_threads()}\n",
         flush=True,
     )
-    comparisons = [compare(rule, digits, seed=options.seed) for rule in RULES]
+    say, epochs = progress(), itertools.count(1)
+
+    def after_epoch() -> None:
+        say(next(epochs) / (2 * EPOCHS * len(RULES)), "training")
+
+    comparisons = [compare(rule, digits, seed=options.seed, after_epoch=after_epoch) for rule in RULES]
     show_table(comparisons)
     print(f"\n{describe_picture(comparisons, options.out / PICTURE)}")
     return 1 if any(c.differing_weights for c in comparisons) else 0

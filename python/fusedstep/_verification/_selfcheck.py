@@ -18,6 +18,7 @@ from .. import _core, reference
 from .._config import available_isas, get_num_threads, set_num_threads, use_isa
 from .._run import Run
 from .._schema import SCHEMAS, Schema
+from .._terminal import add_rules, progress
 from ._step import Snapshot, apply_reference, differing
 
 __all__ = ["HELP", "Case", "Outcome", "add_arguments", "cases", "check", "run"]
@@ -311,13 +312,14 @@ def show_table(isa: str, totals: dict[tuple[str, str], Counter[str]]) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``verify``."""
-    parser.add_argument("--quick", action="store_true", help="one option at a time in place of every combination")
+    parser.add_argument("--quick", action="store_true", help="one option at a time: seconds, not half a minute")
+    add_rules(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Check every kernel of this machine, print what was compared, and return 1 if a bit differs."""
     start = time.perf_counter()
-    selected = list(cases(options.quick))
+    selected = [case for case in cases(options.quick) if not options.rules or case.schema.rule in options.rules]
     print(
         f"fusedstep {_core.version} against its NumPy reference: {len(selected)} variants of the rules; "
         f"{', '.join(DTYPES)}; threads {', '.join(map(str, THREADS))}; {len(LAYOUTS) + 1} lengths and layouts; "
@@ -326,11 +328,15 @@ def run(options: argparse.Namespace) -> int:
     )
     totals: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     where: list[str] = []
-    for outcome in check(selected):
+    per_isa = sum(1 if case.combined else len(THREADS) for case in selected)
+    runs, say = len(DTYPES) * len(available_isas()) * per_isa, progress()
+    for done, outcome in enumerate(check(selected)):
+        say(done / runs, outcome.rule)
         totals[outcome.isa, outcome.rule].update(
             runs=1, arrays=outcome.arrays, elements=outcome.elements, differing=outcome.differing
         )
         where.extend(outcome.where)
+    say(1, "")
     for isa in available_isas():
         show_table(isa, totals)
     return conclude(sum(totals.values(), Counter()), where, time.perf_counter() - start)
