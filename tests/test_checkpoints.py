@@ -509,7 +509,7 @@ def test_read_only_live_arrays(key: str) -> None:
     before = everything(opt, params)
     array = params["none"] if key == "param" else list(opt.state["none"].values())[-1]
     array.flags.writeable = False
-    with pytest.raises(ValueError, match=r"'none'.*: the array of this optimizer is read-only"):
+    with pytest.raises(ValueError, match=r"'none'.* read-only"):
         opt.load_state_dict(saved)
     assert everything(opt, params) == before
 
@@ -1652,7 +1652,7 @@ def test_partial_loads_of_another_class_or_of_read_only_arrays() -> None:
         opt.load_state_dict(fs.Adagrad(np.ones(3)).state_dict(), strict=False)
     opt.state["w"]["variance"].flags.writeable = False
     for source in (fs.RMSprop(np.ones(3)), opt):
-        with pytest.raises(ValueError, match="state of 'w': 'variance': the array of this optimizer is read-only"):
+        with pytest.raises(ValueError, match=r"variance of parameter 'w' .* got a read-only one"):
             opt.load_state_dict(source.state_dict(), strict=False)
         assert everything(opt, params) == before
 

@@ -34,6 +34,12 @@ struct Bound {
   Accepted accepted;
 };
 
+// A state as it was made, and the array through which Python sees it.
+struct BoundState {
+  PyObject* object;
+  const Array* array;
+};
+
 class PyOptimizer {
  public:
   explicit PyOptimizer(const std::string& rule)
@@ -142,6 +148,25 @@ class PyOptimizer {
     });
   }
 
+  // The states are as they were made: nobody gave one another shape or dtype, or made one read-only that is to be written.
+  void check_states(bool written) const {
+    const Descriptors& descriptors = native_descriptors();
+    for (const auto& [object, array] : states_) {
+      const PyObject* descriptor = descriptors[static_cast<std::size_t>(array->type)];
+      if (unchanged(object, descriptor, array->data, array->shape.size(), array->shape.data(), array->strides, written)) continue;
+      const py::handle now = object;
+      const bool writeable = now.attr("flags").attr("writeable").cast<bool>();
+      throw py::value_error(array->label.text() + ": expected a writeable array of " + name_of(array->type) + " and shape " +
+                            shape_text(array->shape) + ", as it was made, got a " + (writeable ? "writeable" : "read-only") +
+                            " one of " + std::string(py::str(now.attr("dtype"))) + " and shape " +
+                            std::string(py::str(now.attr("shape"))) + "; " +
+                            (writeable ? "change it back" : "load the state_dict() of this optimizer into a new one"));
+    }
+  }
+
+  // From now on a user may change the arrays of the states.
+  void show_states() { states_are_shown_ = true; }
+
   void enter() { take(false); }
   void leave() { give_back(); }
 
@@ -174,6 +199,7 @@ class PyOptimizer {
     containers_.reset();
     groups_.clear();
     std::vector<py::object>().swap(owned_);
+    states_.clear();
     bound_.clear();
     gather_ = py::object();
   }
@@ -257,7 +283,12 @@ class PyOptimizer {
       for (std::size_t s = 0; s < core_.schema().states.size(); ++s) {
         if (core_.state(i, s).data == nullptr) continue;
         const char* name = core_.schema().state_name(core_.options(core_.group(i)), s);
-        by_name[name] = make_views ? py::object(array_over(core_.state(i, s), memory)) : owned[(i - first) * apart + 1 + s];
+        if (make_views) {
+          by_name[name] = owned_.emplace_back(array_over(core_.state(i, s), memory));
+          states_.push_back({owned_.back().ptr(), &core_.state(i, s)});
+        } else {
+          by_name[name] = owned[(i - first) * apart + 1 + s];
+        }
       }
       states.append(by_name);
     }
@@ -287,8 +318,9 @@ class PyOptimizer {
   }
 
   // Every parameter is where it was bound, and every gradient fit for this step; nothing is taken for granted but what
-  // was looked at now. The states need no look: they are views, which NumPy does not resize.
+  // was looked at now. So with states, unless nobody has been shown them: the look costs a small array a third of its step.
   void accept(const std::vector<PyObject*>& gradients, bool written) {
+    if (states_are_shown_) check_states(true);
     const Descriptors& descriptors = native_descriptors();
     const Accepted enough = written ? Accepted::to_be_zeroed : Accepted::to_be_read;
     for (std::size_t i = 0; i < bound_.size(); ++i) {
@@ -352,6 +384,8 @@ class PyOptimizer {
   std::optional<Containers> containers_;
   std::vector<py::object> owned_;  // parameters, and states of somebody else's
   std::vector<Bound> bound_;
+  std::vector<BoundState> states_;  // those that Python sees as arrays of ours
+  bool states_are_shown_ = false;
   std::vector<std::int64_t> geometry_;
   py::object report_type_;  // an interpreter's own
   py::object gather_;       // null unless shared
@@ -410,6 +444,8 @@ void register_optimizer(py::module_& module) {
            py::arg("states") = py::none())
       .def("set_tree", &PyOptimizer::set_tree, py::arg("tree"))
       .def("own", &PyOptimizer::own, py::arg("groups"))
+      .def("show_states", &PyOptimizer::show_states)
+      .def("check_states", &PyOptimizer::check_states, py::arg("written"))
       .def("__enter__", &PyOptimizer::enter)
       .def("__exit__", [](PyOptimizer& optimizer, const py::args&) { optimizer.leave(); })
       .def("gradients", &PyOptimizer::gradients, py::arg("grads"), py::arg("zero_grads") = false)

@@ -253,6 +253,7 @@ class Optimizer:
     @property
     def state(self) -> Mapping[str, Mapping[str, NDArray[Any]]]:
         """The live states: ``{parameter name: {state name: ndarray}}``."""
+        self._run.core.show_states()
         return self._run.state
 
     @property

@@ -215,6 +215,7 @@ class Run:
         """Return all that makes up the run, with its live arrays, for ``from_parts``."""
         with self.core:
             self.check_groups()
+            self.core.check_states(written=False)
             return {
                 "rule": self.schema.rule,
                 "name": self.name,

@@ -367,7 +367,7 @@ def swaps_in_dict(world: World) -> None:
 def replaces(world: World) -> None:
     items = world.some_list()
     if list.__len__(items):
-        wrong = world.rng.choice((np.ones(17), "text", 1.5, [], {}, object(), np.ones(3, np.int32)))
+        wrong = world.rng.choice((np.ones(17), "text", 1j, [], {}, object(), np.ones(3, np.int32)))
         list.__setitem__(items, world.rng.randrange(list.__len__(items)), wrong)
 
 

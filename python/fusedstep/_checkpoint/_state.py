@@ -67,6 +67,7 @@ def description(run: Run) -> dict[str, Any]:
     """Return the entries of a checkpoint that are not arrays."""
     run.check_groups()
     run.check_starts()
+    run.core.check_states(written=False)
     return {
         "format_version": FORMAT_VERSION,
         "class": run.schema.class_name,
@@ -124,6 +125,7 @@ def checked(run: Run, saved: Any, strict: bool = True) -> Restore:
     if saved["class"] not in own:
         raise ValueError(f"class: expected {own[0]}, as this optimizer is, got {saved['class']!r}")
     run.check_groups()
+    run.core.check_states(written=True)
     if version == 1:
         saved = _version1.upgraded(run, saved)
     return _all_of(run, saved) if strict else _what_fits(run, saved)
