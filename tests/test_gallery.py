@@ -18,8 +18,9 @@ pytestmark = pytest.mark.skipif(not PAGES, reason="the gallery is not here")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_page(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib").use("Agg")
-    if "sklearn" in page.read_text(encoding="utf-8"):
-        pytest.importorskip("sklearn")
+    for needed in ("scipy", "sklearn"):
+        if f"from {needed}" in page.read_text(encoding="utf-8"):
+            pytest.importorskip(needed)
     import matplotlib.pyplot as plt
 
     monkeypatch.setattr(plt, "show", lambda: None)
