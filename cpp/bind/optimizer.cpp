@@ -413,7 +413,17 @@ PyStructSequence_Field report_fields[] = {
     {"nonfinite", "names of the parameters with an inf or a NaN in their gradient; None where no option needed them"},
     {nullptr, nullptr}};
 
-PyStructSequence_Desc report_description = {"fusedstep.StepReport", "What a step did.", report_fields, 4};
+PyStructSequence_Desc report_description = {"fusedstep.StepReport", R"(What a step did.
+
+Examples
+--------
+>>> import numpy as np, fusedstep as fs
+>>> opt = fs.RMSprop(np.zeros(4))
+>>> report = opt.step(np.ones(4), clip_norm=1.0)
+>>> report.step, report.grad_norm, report.skipped
+(1, 2.0, False)
+)",
+                                             report_fields, 4};
 
 // An optimizer takes part in garbage collection: an array's subclass may hold what holds the optimizer.
 void take_part_in_collection(PyHeapTypeObject* heap_type) {

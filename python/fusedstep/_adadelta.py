@@ -59,6 +59,10 @@ def adadelta_(
     TypeError, ValueError
         An array or a hyperparameter that does not fit, see ``Optimizer``. Nothing was written.
 
+    See Also
+    --------
+    Adadelta : The optimizer of many parameters, which makes the states.
+
     Examples
     --------
     >>> import numpy as np, fusedstep as fs
@@ -89,6 +93,11 @@ class Adadelta(Optimizer, rule="adadelta"):
         Added under both roots, ``eps >= 0``. The first steps are about ``sqrt(eps)`` long.
     weight_decay, decoupled_weight_decay, maximize, verify
         What all rules have, see ``Optimizer``.
+
+    See Also
+    --------
+    adadelta_ : The function for one array, with a state that you own.
+    RMSprop : A moving average of squared gradients, for mini-batches.
 
     References
     ----------

@@ -58,6 +58,10 @@ def adagrad_(
     TypeError, ValueError
         An array or a hyperparameter that does not fit, see ``Optimizer``. Nothing was written.
 
+    See Also
+    --------
+    Adagrad : The optimizer of many parameters, which makes the states.
+
     Examples
     --------
     >>> import numpy as np, fusedstep as fs
@@ -92,6 +96,12 @@ class Adagrad(Optimizer, rule="adagrad"):
         Where ``s`` starts, ``>= 0``. Keras and TensorFlow start at 0.1.
     weight_decay, decoupled_weight_decay, maximize, verify
         What all rules have, see ``Optimizer``.
+
+    See Also
+    --------
+    adagrad_ : The function for one array, with a state that you own.
+    RMSprop : A moving average of squared gradients, for mini-batches.
+    ProximalAdagrad : Adagrad with L1 and L2 penalties.
 
     References
     ----------

@@ -63,6 +63,10 @@ def adagrad_da_(
     TypeError, ValueError
         An array or a hyperparameter that does not fit, see ``Optimizer``. Nothing was written.
 
+    See Also
+    --------
+    AdagradDA : The optimizer of many parameters, which makes the states.
+
     Examples
     --------
     >>> import numpy as np, fusedstep as fs
@@ -95,6 +99,12 @@ class AdagradDA(Optimizer, rule="adagrad_da"):
         Where ``s`` starts, ``>= 0``. The default is TensorFlow's.
     weight_decay, decoupled_weight_decay, maximize, verify
         What all rules have, see ``Optimizer``.
+
+    See Also
+    --------
+    adagrad_da_ : The function for one array, with a state that you own.
+    Adagrad : The sum of all squared gradients, for rare features.
+    ProximalAdagrad : Adagrad with L1 and L2 penalties.
 
     References
     ----------

@@ -53,6 +53,10 @@ def adagrad_norm_(
     TypeError, ValueError
         An array or a hyperparameter that does not fit, see ``Optimizer``. Nothing was written.
 
+    See Also
+    --------
+    AdagradNorm : The optimizer of many parameters, which makes the states.
+
     Examples
     --------
     >>> import numpy as np, fusedstep as fs
@@ -83,6 +87,11 @@ class AdagradNorm(Optimizer, rule="adagrad_norm"):
         Where ``s`` starts, ``>= 0``. The paper's ``b_0^2``.
     weight_decay, decoupled_weight_decay, maximize, verify
         What all rules have, see ``Optimizer``.
+
+    See Also
+    --------
+    adagrad_norm_ : The function for one array, with a state that you own.
+    Adagrad : The sum of all squared gradients, for rare features.
 
     References
     ----------

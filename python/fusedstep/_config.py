@@ -39,12 +39,26 @@ class Config(dict[str, Any]):
 
 
 def isa() -> str:
-    """Return the name of the instruction set whose kernels are in use."""
+    """Return the name of the instruction set whose kernels are in use.
+
+    Examples
+    --------
+    >>> import fusedstep as fs
+    >>> fs.isa() in fs.available_isas()
+    True
+    """
     return _core.isa()
 
 
 def available_isas() -> list[str]:
-    """Return the instruction sets that were compiled and that this machine has, the baseline first."""
+    """Return the instruction sets that were compiled and that this machine has, the baseline first.
+
+    Examples
+    --------
+    >>> import fusedstep as fs
+    >>> fs.available_isas()[0]
+    'baseline'
+    """
     return _core.available_isas()
 
 
@@ -61,6 +75,13 @@ def use_isa(name: str) -> Iterator[None]:
     ------
     ValueError
         This machine has no such instruction set; the message lists those that it has.
+
+    Examples
+    --------
+    >>> import fusedstep as fs
+    >>> with fs.use_isa("baseline"):
+    ...     fs.isa()
+    'baseline'
     """
     before = _core.isa()
     _force(name)
@@ -82,6 +103,12 @@ def get_num_threads() -> int:
     What ``set_num_threads`` said; else ``FUSEDSTEP_NUM_THREADS``; else the least of the processors that the process
     may run on, the CPU quota of its control group, rounded up, and the first number of ``OMP_NUM_THREADS``. These are
     read at the first large step, and again after a fork.
+
+    Examples
+    --------
+    >>> import fusedstep as fs
+    >>> fs.get_num_threads() >= 1
+    True
     """
     return _core.num_threads()
 
@@ -100,6 +127,15 @@ def set_num_threads(n: int) -> None:
         Not a whole number.
     ValueError
         Out of range.
+
+    Examples
+    --------
+    >>> import fusedstep as fs
+    >>> before = fs.get_num_threads()
+    >>> fs.set_num_threads(2)
+    >>> fs.get_num_threads()
+    2
+    >>> fs.set_num_threads(before)
     """
     if isinstance(n, bool) or not hasattr(n, "__index__"):
         raise TypeError(f"num_threads: expected a whole number, got {n!r} ({type(n).__name__})")
@@ -110,7 +146,14 @@ def set_num_threads(n: int) -> None:
 
 
 def show_config() -> Config:
-    """Return version, compiler and flags, the instruction sets compiled, found and chosen, and the threads."""
+    """Return version, compiler and flags, the instruction sets compiled, found and chosen, and the threads.
+
+    Examples
+    --------
+    >>> import fusedstep as fs
+    >>> list(fs.show_config())[:2]
+    ['version', 'compiler']
+    """
     return Config(
         {
             "version": _core.version,
@@ -125,12 +168,26 @@ def show_config() -> Config:
 
 
 def get_cmake_dir() -> str:
-    """Return the folder of the CMake package of the C++ library in this installation, for ``fusedstep_DIR``."""
+    """Return the folder of the CMake package of the C++ library in this installation, for ``fusedstep_DIR``.
+
+    Examples
+    --------
+    >>> import os, fusedstep as fs
+    >>> os.path.basename(fs.get_cmake_dir())
+    'fusedstep'
+    """
     return os.path.join(_installed(), "lib", "cmake", "fusedstep")
 
 
 def get_include() -> str:
-    """Return the folder of ``fusedstep/fusedstep.hpp`` and ``fusedstep/fusedstep.h``, for a compiler's ``-I``."""
+    """Return the folder of ``fusedstep/fusedstep.hpp`` and ``fusedstep/fusedstep.h``, for a compiler's ``-I``.
+
+    Examples
+    --------
+    >>> import os, fusedstep as fs
+    >>> os.path.basename(fs.get_include())
+    'include'
+    """
     return os.path.join(_installed(), "include")
 
 

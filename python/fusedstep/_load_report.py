@@ -18,6 +18,14 @@ class LoadReport(NamedTuple):
         The other parameters of this optimizer: they keep their values, and their states start anew.
     unused : tuple of str
         The other parameters of the checkpoint.
+
+    Examples
+    --------
+    >>> import numpy as np, fusedstep as fs
+    >>> old, new = fs.RMSprop({"w": np.zeros(3)}), fs.RMSprop({"w": np.zeros(3), "b": np.zeros(2)})
+    >>> report = new.load_state_dict(old.state_dict(), strict=False)
+    >>> report.loaded, report.fresh
+    (('w',), ('b',))
     """
 
     loaded: tuple[str, ...]

@@ -127,7 +127,7 @@ def minimize(
 
     See Also
     --------
-    scipy_method : the same through ``scipy.optimize.minimize``.
+    scipy_method : The same through ``scipy.optimize.minimize``.
 
     Notes
     -----

@@ -99,6 +99,19 @@ class Optimizer:
         Read-only, misaligned or overlapping arrays, a hyperparameter out of range.
     RuntimeError
         From any method: this optimizer is in use in another thread. Nothing was written.
+
+    Examples
+    --------
+    >>> import numpy as np, fusedstep as fs
+    >>> w, b = np.ones((3, 2)), np.ones(2)
+    >>> opt = fs.RMSprop([{"params": {"w": w}, "weight_decay": 0.01}, {"params": {"b": b}}], lr=0.1)
+    >>> isinstance(opt, fs.Optimizer)
+    True
+    >>> opt.param_groups[1]["lr"] = 0.05
+    >>> opt.step([{"w": 2 * w}, {"b": 2 * b}]).step
+    1
+    >>> list(opt.state), list(opt.state["w"])
+    (['w', 'b'], ['square_avg'])
     """
 
     _schema: ClassVar[Schema]
@@ -341,6 +354,15 @@ class Optimizer:
             Bad gradients, options or groups; nothing was written.
         FloatingPointError
             An inf or a NaN, with ``nonfinite="raise"``; nothing was written.
+
+        Examples
+        --------
+        >>> import numpy as np, fusedstep as fs
+        >>> w, g = np.ones(4), np.full(4, 10.0)
+        >>> opt = fs.Adagrad(w, lr=0.5)
+        >>> report = opt.step(g, grad_scale=10, clip_norm=1.0, zero_grads=True)
+        >>> report.grad_norm, w, g
+        (2.0, array([0.5, 0.5, 0.5, 0.5]), array([0., 0., 0., 0.]))
         """
         run = self._run
         given: Any = ungrouped(grads, run.trees, run.leaves) if run.grouped else grads
@@ -372,6 +394,18 @@ class Optimizer:
         ------
         ValueError
             A hyperparameter in ``param_groups`` that a step would refuse.
+
+        Examples
+        --------
+        >>> import numpy as np, fusedstep as fs
+        >>> w = np.zeros(3)
+        >>> opt = fs.RMSprop(w)
+        >>> kept = opt.state_dict()
+        >>> opt.step(np.ones(3)).step
+        1
+        >>> opt.load_state_dict(kept)
+        >>> opt.steps, w
+        (0, array([0., 0., 0.]))
         """
         from ._checkpoint import _state
 
@@ -490,6 +524,18 @@ class Optimizer:
         ValueError
             Another ending; a file that was cut, damaged or altered, in any byte; not a regular file; or one that does
             not fit this optimizer, as in ``load_state_dict``. The message starts with the path. Nothing was written.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import numpy as np, fusedstep as fs
+        >>> w = np.zeros(3)
+        >>> opt = fs.RMSprop(w)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "run.npz")
+        ...     opt.save(path, extra={"epoch": 3})
+        ...     opt.load(path)["epoch"]
+        3
         """
         from ._checkpoint import _files
 

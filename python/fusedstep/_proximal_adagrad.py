@@ -57,6 +57,10 @@ def proximal_adagrad_(
     TypeError, ValueError
         An array or a hyperparameter that does not fit, see ``Optimizer``. Nothing was written.
 
+    See Also
+    --------
+    ProximalAdagrad : The optimizer of many parameters, which makes the states.
+
     Examples
     --------
     >>> import numpy as np, fusedstep as fs
@@ -89,6 +93,12 @@ class ProximalAdagrad(Optimizer, rule="proximal_adagrad"):
         Where ``s`` starts, ``>= 0``. The default is TensorFlow's.
     weight_decay, decoupled_weight_decay, maximize, verify
         What all rules have, see ``Optimizer``.
+
+    See Also
+    --------
+    proximal_adagrad_ : The function for one array, with a state that you own.
+    Adagrad : The sum of all squared gradients, for rare features.
+    AdagradDA : Adagrad by dual averaging.
 
     References
     ----------

@@ -82,6 +82,10 @@ def rmsprop_(
     TypeError, ValueError
         An array or a hyperparameter that does not fit, see ``Optimizer``. Nothing was written.
 
+    See Also
+    --------
+    RMSprop : The optimizer of many parameters, which makes the states.
+
     Examples
     --------
     >>> import numpy as np, fusedstep as fs
@@ -128,6 +132,12 @@ class RMSprop(Optimizer, rule="rmsprop"):
         Where ``v`` starts, ``>= 0``. TensorFlow 1 starts at 1.
     weight_decay, decoupled_weight_decay, maximize, verify
         What all rules have, see ``Optimizer``.
+
+    See Also
+    --------
+    rmsprop_ : The function for one array, with a state that you own.
+    Adadelta : A moving average, without a step size to tune.
+    Adagrad : The sum of all squared gradients, for rare features.
 
     References
     ----------

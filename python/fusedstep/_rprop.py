@@ -79,6 +79,10 @@ def rprop_(
     TypeError, ValueError
         An array or a hyperparameter that does not fit, see ``Optimizer``. Nothing was written.
 
+    See Also
+    --------
+    Rprop : The optimizer of many parameters, which makes the states.
+
     Examples
     --------
     >>> import numpy as np, fusedstep as fs
@@ -122,6 +126,11 @@ class Rprop(Optimizer, rule="rprop"):
         ``step(grads, loss=...)``.
     weight_decay, decoupled_weight_decay, maximize, verify
         What all rules have, see ``Optimizer``.
+
+    See Also
+    --------
+    rprop_ : The function for one array, with a state that you own.
+    RMSprop : A moving average of squared gradients, for mini-batches.
 
     References
     ----------
@@ -174,6 +183,12 @@ class Rprop(Optimizer, rule="rprop"):
         """Return the smallest, largest and mean step size of each parameter: training is done when all are small.
 
         The step sizes of an empty parameter are NaN.
+
+        Examples
+        --------
+        >>> import numpy as np, fusedstep as fs
+        >>> fs.Rprop(np.zeros(3), lr=0.25).step_size_stats()["0"].mean
+        0.25
         """
         return {name: _step_size_stats(state["step_size"]) for name, state in self.state.items()}
 

@@ -4,6 +4,14 @@ Each function has the name and the arguments of the fused one, where they are ex
 place. What comes before the rule (scaling, clipping, ascent, decay) is the same for all: the arguments of ``gradient``,
 which each function takes, too. One expression a line, in the order of operations of the rule's definition; derived
 constants are computed in double and rounded once to the arrays' type. Nothing is checked here.
+
+Examples
+--------
+>>> import numpy as np, fusedstep as fs
+>>> w, square_sum = np.ones(3), np.zeros(3)
+>>> fs.reference.adagrad_(w, np.full(3, 2.0), square_sum, lr=0.5)
+>>> w, square_sum
+(array([0.5, 0.5, 0.5]), array([4., 4., 4.]))
 """
 
 from __future__ import annotations

@@ -422,6 +422,17 @@ class RMSprop(_Optimizer):
         As in torch and in ``fusedstep.RMSprop``.
     capturable, foreach, differentiable
         These select among torch's implementations. False, or without effect.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import fusedstep.torch
+    >>> w = torch.nn.Parameter(torch.ones(3))
+    >>> opt = fusedstep.torch.RMSprop([w], lr=0.5)
+    >>> w.sum().backward()
+    >>> opt.step()
+    >>> w.detach()
+    tensor([-4.0000, -4.0000, -4.0000])
     """
 
     _rule = "rmsprop"
@@ -491,6 +502,17 @@ class Adagrad(_Optimizer):
         As in torch and in ``fusedstep.Adagrad``.
     foreach, differentiable, fused
         These select among torch's implementations. False, or without effect.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import fusedstep.torch
+    >>> w = torch.nn.Parameter(torch.ones(3))
+    >>> opt = fusedstep.torch.Adagrad([w], lr=0.5)
+    >>> w.sum().backward()
+    >>> opt.step()
+    >>> w.detach()
+    tensor([0.5000, 0.5000, 0.5000])
     """
 
     _rule = "adagrad"
@@ -524,7 +546,15 @@ class Adagrad(_Optimizer):
         return {"step": torch.zeros(()), "sum": torch.full_like(param, start)}
 
     def share_memory(self) -> None:
-        """Move the sums of squares to memory that other processes can share."""
+        """Move the sums of squares to memory that other processes can share.
+
+        Examples
+        --------
+        >>> import torch
+        >>> import fusedstep.torch
+        >>> opt = fusedstep.torch.Adagrad([torch.nn.Parameter(torch.ones(3))])
+        >>> opt.share_memory()
+        """
         for entry in self.state.values():
             entry["sum"].share_memory_()
 
@@ -554,6 +584,17 @@ class Rprop(_Optimizer):
         As in torch and in ``fusedstep.Rprop``.
     capturable, foreach, differentiable
         These select among torch's implementations. False, or without effect.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import fusedstep.torch
+    >>> w = torch.nn.Parameter(torch.ones(3))
+    >>> opt = fusedstep.torch.Rprop([w], lr=0.5)
+    >>> w.sum().backward()
+    >>> opt.step()
+    >>> w.detach()
+    tensor([0.5000, 0.5000, 0.5000])
     """
 
     _rule = "rprop"
