@@ -94,7 +94,7 @@ def parts(path: Path) -> tuple[str, str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and write. Return 1 if a result of ours was wrong, 2 if something cannot be written."""
+    """Measure and write. Return 1 if one of our results was wrong, 2 if something cannot be written."""
     options = parser().parse_args(arguments)
     try:
         check_outputs(options)

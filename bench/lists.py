@@ -130,7 +130,7 @@ PEERS_OF_LISTS = [
     PeerOfLists("torch loop", "torch", _torch("loop")),
     PeerOfLists("torch foreach", "torch", _torch("foreach")),
     PeerOfLists("torch fused", "torch", _torch("fused")),
-    PeerOfLists("numba, a call an array", "numba", _numba),
+    PeerOfLists("numba, a call per array", "numba", _numba),
 ]
 
 

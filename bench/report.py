@@ -99,7 +99,7 @@ FIVE = {
     f"**{OURS}**": (f"{OURS}, Python optimizer",) * 2,
     "NumPy, `out=` everywhere": ("NumPy out=",) * 2,
     "NumPy": ("NumPy",) * 2,
-    "numba, your own loop": ("numba", "numba, a call an array"),
+    "numba, your own loop": ("numba", "numba, a call per array"),
     "PyTorch, `foreach`": ("torch foreach",) * 2,
 }
 """The lines of the short table: their names, and which ways they are for one large array and for many small ones."""

@@ -25,7 +25,7 @@ Body body(const F& f) {
 }
 
 // Runs the body over [0, units) in pieces, on up to `threads` threads (the calling one included), and returns when all is
-// done. Another call at the same time, from another thread, runs on its own thread alone.
+// done. Another call at the same time, from another thread, runs on its own thread only.
 void parallel_for(std::int64_t units, int threads, Body body);
 
 // How many threads pay for work on this many elements now: waking a sleeping thread costs more than a waiting one. The

@@ -39,7 +39,7 @@ def is_nan(array: Array) -> Array:
 def difference(found: Array, expected: Array) -> str:
     """Say where two arrays first differ in a bit, any NaN being equal to any other; nothing if nowhere."""
     if found.dtype != expected.dtype or found.shape != expected.shape:
-        return f"{found.dtype} {found.shape} in place of {expected.dtype} {expected.shape}"
+        return f"{found.dtype} {found.shape} instead of {expected.dtype} {expected.shape}"
     different = bits(found) != bits(expected)
     if not different.any():
         return ""
@@ -50,7 +50,7 @@ def difference(found: Array, expected: Array) -> str:
     index = tuple(int(i) for i in np.unravel_index(first, found.shape))
     return (
         f"{int(different.sum())} of {found.size} elements differ, the first at {index}: "
-        f"{found.reshape(-1)[first]!r} in place of {expected.reshape(-1)[first]!r}"
+        f"{found.reshape(-1)[first]!r} instead of {expected.reshape(-1)[first]!r}"
     )
 
 

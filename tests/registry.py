@@ -90,13 +90,13 @@ class Case:
     class_name: str
     states: tuple[State, ...]
     options: Options
-    """Of the functional form and of the reference."""
+    """Options of the functional form and of the reference."""
     class_options: Options
     reference_takes: frozenset[str]
     at_step: Callable[[int, bool], dict[str, Any]] = _nothing
     """More options of the functional form, at update ``t`` of a parameter, by whether the loss rose."""
     reference_at_step: Callable[[int, bool], dict[str, Any]] = _nothing
-    """More options of the reference alone: the functional form can't say what the class does."""
+    """More options, only of the reference: the functional form can't say what the class does."""
     across: Callable[[list[Member]], list[dict[str, Any]]] = _alone
     """More options of the reference for each parameter of a list, where it depends on the others."""
     needs_loss: bool = False
@@ -235,7 +235,7 @@ class Entry:
             if key in function:
                 of_function[key] = given
             elif key not in switches and not (key == counted and "step" in function):
-                beyond[key] = given  # the class alone has it
+                beyond[key] = given  # only the class has it
 
         def at_step(t: int, rose: bool) -> dict[str, Any]:
             risen = dict.fromkeys(loss_fields, rose) if self.needs_loss(options) else {}
@@ -449,7 +449,7 @@ RMSPROP = Entry(
         Oracle(f"{_KERAS}rmsprop_test.py, test_correctness_with_golden", np.ones(10), then(np.full(10, 0.01), _UP_TO_1),
                {t: np.full(10, x) for t, x in enumerate((0.9967, 0.9933, 0.9908, 0.9885, 0.9864), 1)},
                {"centered": True}, "keras", atol=decimals(4)),
-        # Three optimizers there make a step each, of decay alone: 2 (1 - 0.004)^3. Its own tolerance.
+        # Three optimizers there make a step each, of decay only: 2 (1 - 0.004)^3. Its own tolerance.
         Oracle(f"{_KERAS}rmsprop_test.py, test_weight_decay", 2.0, same(0.0), {3: 1.9760959}, _DECAY_ALONE, "keras",
                atol=1.5e-6),
         _tf_rmsprop(0.9, 0.0, 1e-3, 0.5, True), _tf_rmsprop(0.9, 0.0, 1e-3, 0.5, False),
@@ -1142,7 +1142,7 @@ STEP_OPTIONS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class BadArray:
-    """A way to break a good array: what to pass in place of it, the error, and what its message must show."""
+    """A way to break a good array: what to pass instead of it, the error, and what its message must show."""
 
     name: str
     make: Callable[[Array], Any]
@@ -1232,7 +1232,7 @@ BAD_ARRAYS: tuple[BadArray, ...] = (
     _shape("an axis too many", lambda good: np.zeros((1, *good.shape), good.dtype)),
     _shape("an axis too few", lambda good: np.zeros(good.shape[1:], good.dtype)),
     _shape("one that would broadcast", lambda good: np.zeros((1, *good.shape[1:]), good.dtype)),
-    BadArray("shape: one element in place of a number", lambda good: np.zeros((1,), good.dtype), ValueError,
+    BadArray("shape: one element instead of a number", lambda good: np.zeros((1,), good.dtype), ValueError,
              lambda good, bad: ["shape", "()", "(1,)"], roles=frozenset({"state"}), fits=lambda good: good.ndim == 0),
     _shape("0-d", lambda good: np.zeros((), good.dtype)),
     _shape("empty", lambda good: np.zeros((0, *good.shape[1:]), good.dtype)),
@@ -1311,7 +1311,7 @@ SCALAR_PAIRS: tuple[Pair, ...] = (
 
 # -------------------------------------------------------------------------------- options that are refused, continued
 
-# Each value alone is good: rule, options, what the message must show.
+# Each value by itself is good: rule, options, what the message must show.
 CONFLICTS: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
     ("rmsprop", {"nesterov": True}, ("nesterov", "momentum")),
     ("rmsprop", {"bias_correction": True, "alpha": 1.0}, ("correction", "alpha")),  # 1 - alpha^t would be 0

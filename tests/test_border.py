@@ -1,4 +1,4 @@
-"""What is refused of arrays and options, with which words, and that nothing was written; and what is not refused."""
+"""Which arrays and options are refused, with which message; that nothing was written; and what is accepted."""
 
 from __future__ import annotations
 
@@ -412,7 +412,7 @@ def judged(attempt: Callable[[], Any], name: str, bad: Bad) -> str:
     except Exception as error:
         message = str(error)
         if type(error) is not bad.error:
-            return f"{told}{type(error).__name__} in place of {bad.error.__name__}: {message}"
+            return f"{told}{type(error).__name__} instead of {bad.error.__name__}: {message}"
         if name not in message or not any(word in message for word in ("expected", "must be", "needed")):
             return f"{told}the message lacks the name or what was expected: {message}"
         return "" if shows(message, bad.value) else f"{told}the message lacks the value: {message}"

@@ -54,7 +54,7 @@ def no_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 SHAPES = {"w": (3, 4), "b": (5,), "deep.0.w": (2, 3, 2), "scale": (), "none": (0, 3)}
 OWN_LR = 0.25
-"""Of the second group."""
+"""The hyperparameters of the second group."""
 
 
 def new_params(layout: Layout, dtype: Any = np.float32, seed: int = 1) -> dict[str, Array]:

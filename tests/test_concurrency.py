@@ -388,7 +388,7 @@ IN_ANOTHER_INTERPRETER = """
 
 @pytest.mark.parametrize("when", ["first", "later"])
 def test_other_interpreters(when: str, tmp_path: Path) -> None:
-    """In a second interpreter of the process the package works, or the import is refused (NumPy goes to one alone); the
+    """In a second interpreter of the process the package works, or the import is refused (NumPy works in only one); the
     first one is undisturbed, also after the second has ended."""
     # Apart from the site, since an editable install builds again on import, and not every interpreter may do that.
     copied = shutil.copytree(Path(fs.__file__).parent, tmp_path / "fusedstep")

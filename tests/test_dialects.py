@@ -50,7 +50,7 @@ def arguments(cls: type[Any]) -> dict[str, Any]:
 
 
 def spelled_out(rule: str, name: str) -> dict[str, Any]:
-    """The arguments with which a class is what ``like`` makes; lr where it is required is that of ``OTHER``."""
+    """The arguments that make a class what ``like`` makes. Where lr is required, it is that of ``OTHER``."""
     dialect = TABLES[rule][name]
     values = {**dialect["fixed"], **dialect["defaults"]}
     values |= {key: OTHER[key] for key in dialect["required"]}

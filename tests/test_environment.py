@@ -88,7 +88,7 @@ class Processor:
             if flush:
                 self.mxcsr &= ~FLUSH
             self._libm.fesetround(before)
-        assert now == (ROUNDING[rounding], flush)  # what happened in between left it alone
+        assert now == (ROUNDING[rounding], flush)  # what happened in between left it as it was
 
 
 @pytest.fixture(scope="session")
@@ -233,7 +233,7 @@ def test_settings_do_not_leak_out(with_mxcsr: Processor) -> None:
 
 @pytest.mark.slow
 def test_the_import_changes_no_settings(with_mxcsr: Processor) -> None:
-    """MXCSR is equal, but for the flags of what happened, before and after the import and 1,000 calls."""
+    """MXCSR is equal, except for the flags of what happened, before and after the import and 1,000 calls."""
     code = f"""
         import ctypes, numpy as np
         mxcsr = ctypes.CDLL({str(with_mxcsr.helper)!r})
@@ -586,7 +586,7 @@ def test_threads_are_really_there() -> None:
 
 @pytest.mark.slow
 def test_signals_are_for_the_callers_threads() -> None:
-    """The pool's threads take none, however the caller waits: by a mask and sigwait, or not at all. Faults alone go to
+    """The pool's threads take none, however the caller waits: by a mask and sigwait, or not at all. Only faults go to
     the thread that made them."""
     code = """
         import os, re, signal, numpy as np, fusedstep as fs
@@ -1077,7 +1077,7 @@ def test_arrays_that_are_let_go_meanwhile() -> None:
 def interruptible() -> Iterator[None]:
     """Ctrl-C raises KeyboardInterrupt, also where the process was started with it ignored."""
     if threading.current_thread() is not threading.main_thread():
-        pytest.skip("signals reach the main thread alone")
+        pytest.skip("signals reach only the main thread")
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

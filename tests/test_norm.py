@@ -145,7 +145,7 @@ def test_after_unscaling_and_clipping(dtype: np.dtype[Any], isa: str) -> None:
 @each_isa
 @each_dtype
 def test_special_values(dtype: np.dtype[Any], isa: str) -> None:
-    """Each special value alone, among others and in pairs: NaN and inf come through, subnormals are not flushed."""
+    """Each special value by itself, among others and in pairs: NaN and inf come through, subnormals are not flushed."""
     with fs.use_isa(isa):
         for x, y in itertools.product(specials(dtype), repeat=2):
             own = np.array([x] * 40 + [y] if x != y else [1.0] * 1100 + [x]).astype(dtype)
@@ -185,7 +185,7 @@ def test_an_infinite_clip_norm_only_reports() -> None:
 
 
 def test_the_names_of_nonfinite_gradients() -> None:
-    """Of the parameters whose gradient has an inf or a NaN, in whichever block; also where others have no gradient."""
+    """The parameters whose gradient has an inf or a NaN, in any block, are named; others may have no gradient."""
     bad = np.ones(5000)
     bad[4321] = np.nan
     optimizer = fs.RMSprop([np.zeros(2), np.zeros(3), np.zeros(5000), np.zeros(1)])

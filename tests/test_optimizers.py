@@ -149,7 +149,7 @@ def test_groups_with_hyperparameters_of_their_own(case: Case) -> None:
 @each_dtype
 @each_full_rule
 def test_step_options(case: Case, dtype: np.dtype[Any], options: str) -> None:
-    """Each option of a step, alone and together: bits of parameters and states, the norm, the gradients after it."""
+    """Each option of a step, by itself and together: bits of parameters and states, norm, gradients after it."""
     rng = np.random.default_rng(3)
     shapes: dict[str, tuple[int, ...]] = {"a": (70, 31), "b": (3,), "none": (4,), "c": ()}
     chosen = STEP_OPTIONS[options]
@@ -297,7 +297,7 @@ FIELDED: dict[str, Callable[[], Any]] = {"NamedTuple": lambda: Layer, "dataclass
 @pytest.mark.parametrize("kind", FIELDED)
 @pytest.mark.parametrize("grouped", [False, True])
 def test_containers_with_fields(kind: str, grouped: bool) -> None:
-    """Leaves are named by their fields, and each gets the gradient of its field: alone, nested, with and in groups."""
+    """Leaves are named by their fields, and each gets the gradient of its field: plain, nested, with and in groups."""
     make = FIELDED[kind]()
     arrays = [np.zeros(n) for n in (2, 3, 4, 5)]
     tree: Any = {"deep": [make(w=arrays[0], b=arrays[1])], "top": make(w=arrays[2], b=make(w=arrays[3], b=[]))}
@@ -663,8 +663,28 @@ def test_unknown_names(cls: Any, name: str, meant: str) -> None:
         setattr(optimizer, name, 0.5)
     assert not hasattr(optimizer, name)
     optimizer.param_groups[0][name] = 0.5
-    with pytest.raises(TypeError, match=name):
+    with pytest.raises(TypeError, match=name) as caught:
         optimizer.step(np.ones(3))
+    assert hint in str(caught.value)
+    assert param.all()
+
+
+@pytest.mark.parametrize(
+    ("attempt", "meant"),
+    [
+        (lambda p: fs.Rprop(p, variant="iprop-"), "irprop-"),
+        (lambda p: fs.RMSprop(p, momentum_form="pytorch"), "torch"),
+        (lambda p: fs.RMSprop(p, verify="evary"), "every"),
+        (lambda p: fs.RMSprop(p).step(np.ones(3), nonfinite="skp"), "skip"),
+        (lambda p: fs.RMSprop.like("karas", p), "keras"),
+        (lambda p: fs.adagrad_(p, np.ones(3), np.zeros(3), learning_rate=0.1), "lr"),
+        (lambda p: fs.adagrad_(p, np.ones(3), np.zeros(3), lr=0.1, maximise=True), "maximize"),
+    ],
+)
+def test_misspelt_words(attempt: Callable[[Any], Any], meant: str) -> None:
+    param = np.ones(3)
+    with pytest.raises((TypeError, ValueError), match=f"did you mean '{meant}'"):
+        attempt(param)
     assert param.all()
 
 
@@ -1019,7 +1039,7 @@ def off_by_a_bit(function: Callable[..., None]) -> Callable[..., None]:
 @each_dtype
 @each_case
 def test_verification_notices_one_bit(case: Case, dtype: np.dtype[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """``every`` raises at any step where a bit differs, ``first`` at the first alone, ``never`` never; the message
+    """``every`` raises at any step where a bit differs, ``first`` only at the first, ``never`` never; the message
     names parameter and place."""
     rng = np.random.default_rng(9)
 

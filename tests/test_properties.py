@@ -147,7 +147,7 @@ def addresses(array: Array) -> Array:
 
 
 def faults(case: Case, dtype: np.dtype[Any], arrays: dict[str, Array]) -> set[type[Exception]]:
-    """The kinds of errors that these arrays must raise, told by NumPy alone."""
+    """The kinds of errors that these arrays must raise, told by NumPy."""
     found: set[type[Exception]] = set()
     shape = arrays["param"].shape
     param = arrays["param"].dtype

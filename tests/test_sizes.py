@@ -40,7 +40,7 @@ MAP_FIXED, MAP_NORESERVE = 0x10, 0x4000
 
 
 class Large:
-    """A vector of ``PAST`` elements: one small piece of memory, mapped over and over, but for pages of its own at the
+    """A vector of ``PAST`` elements: one small piece of memory, mapped over and over, except for own pages at the
     windows.
 
     In one thread an element of the small piece is updated as many times, one after another, as it is mapped.

@@ -42,7 +42,7 @@ class Row(SimpleNamespace):
 
 def of_torchs_own_tests(function: str) -> Any:
     """Call a function of ``torch/testing/_internal/common_optimizers.py``, the tables that torch's own tests of its
-    optimizers run through, for the CPU. It is read from the file, for to import it takes packages of torch's tests."""
+    optimizers run through, for the CPU. It is read from the file, because an import takes packages of its tests."""
     text = (Path(torch.__file__).parent / "testing" / "_internal" / "common_optimizers.py").read_text()
     wanted = {function, "get_error_inputs_for_all_optims"}
     functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name in wanted]
@@ -554,7 +554,7 @@ MOVES: dict[str, Callable[[Any], None]] = {
 @pytest.mark.parametrize("move", MOVES)
 @pytest.mark.parametrize("name", ["RMSprop", "Adagrad"])
 def test_memory_that_moves(name: str, move: str) -> None:
-    """A parameter whose memory was replaced is updated in its new place; the old one is left alone."""
+    """A parameter whose memory was replaced is updated in its new place; the old one stays as it is."""
     torch.manual_seed(1)
     values = torch.randn(4, 4)
     params = [values.clone().requires_grad_() for _ in range(2)]
@@ -751,7 +751,7 @@ def test_another_thread_in_one_optimizer(use: str) -> None:
 
 @each_name
 def test_three_threads_lose_no_step(name: str) -> None:
-    """Every step of theirs either counts or raises."""
+    """Each of their steps either counts or raises."""
     params = [torch.zeros(50_000, requires_grad=True) for _ in range(3)]
     for param in params:
         param.grad = torch.ones(50_000)
@@ -1047,3 +1047,10 @@ def test_the_example_learns() -> None:
     """``examples/pytorch_drop_in.py`` runs."""
     example = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "pytorch_drop_in.py"))
     assert example["main"]() > 0.95
+
+
+@pytest.mark.parametrize("name", ["RMSprop", "Adagrad", "Rprop"])
+def test_misspelt_arguments(name):
+    param = torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(TypeError, match=r"'learning_rate' \(did you mean 'lr'\?\)"):
+        getattr(ft, name)([param], learning_rate=0.1)

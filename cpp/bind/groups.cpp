@@ -136,7 +136,11 @@ void Groups::check_keys(std::size_t index, const Group& group, const Entries& en
                             "the arrays, or make a new optimizer");
     }
     if (field == nullptr || field->purpose != schema::Purpose::option) {
-      throw py::type_error(at(index) + ": " + std::string(py::repr(key)) + " is no hyperparameter of this optimizer");
+      py::list known;
+      for (const schema::Field& each : rule_.fields) {
+        if (each.purpose == schema::Purpose::option) known.append(each.name);
+      }
+      throw py::type_error(at(index) + ": unknown hyperparameter " + std::string(py::repr(key)) + did_you_mean(key, known));
     }
   }
   if (entries.size() == group.keys) return;

@@ -20,6 +20,10 @@ bool is_real_number(py::handle value) {
 
 }  // namespace
 
+std::string did_you_mean(py::handle name, const py::list& known) {
+  return py::cast<std::string>(py::module_::import("fusedstep._hints").attr("did_you_mean")(name, known));
+}
+
 double real(py::handle value, const char* name) {
   if (PyFloat_CheckExact(value.ptr())) return PyFloat_AS_DOUBLE(value.ptr());
   if (PyBool_Check(value.ptr()) || !is_real_number(value)) wrong_type(name, "a real number", value);
@@ -64,8 +68,10 @@ void set_field(const Field& field, py::handle value, Options& options) {
         return PyUnicode_CompareWithASCIIString(value.ptr(), choice) == 0;
       });
       if (found == field.choices.end()) {
+        py::list known;
+        for (const char* choice : field.choices) known.append(choice);
         throw py::value_error(std::string(field.name) + ": expected one of " + listed(field.choices) + ", got " +
-                              std::string(py::repr(value)));
+                              std::string(py::repr(value)) + did_you_mean(value, known));
       }
       options.at<std::uint8_t>(field) = static_cast<std::uint8_t>(found - field.choices.begin());
       break;

@@ -5,6 +5,7 @@
 
 #include <new>
 #include <stdexcept>
+#include <string>
 
 #include "../schema.hpp"
 
@@ -15,6 +16,9 @@ namespace py = pybind11;
 // TypeError unless the value is a real number (an int, a float, a NumPy scalar; no bool, str or array).
 double real(py::handle value, const char* name);
 bool flag(py::handle value, const char* name);
+
+// " (did you mean 'lr'?)" if one of the known names is close, else nothing.
+std::string did_you_mean(py::handle name, const py::list& known);
 
 // Writes a value into the options. TypeError for its type, ValueError for its range.
 void set_field(const schema::Field& field, py::handle value, Options& options);

@@ -256,8 +256,10 @@ class PyOptimizer {
       if (PyUnicode_CompareWithASCIIString(value.ptr(), "skip") == 0) return Nonfinite::skip;
       if (PyUnicode_CompareWithASCIIString(value.ptr(), "raise") == 0) return Nonfinite::raise;
     }
+    py::list known;
+    for (const char* word : {"propagate", "skip", "raise"}) known.append(word);
     throw py::value_error("nonfinite: expected one of 'propagate', 'skip', 'raise', got " +
-                          std::string(py::repr(value)));
+                          std::string(py::repr(value)) + did_you_mean(value, known));
   }
 
   // Remembers the new parameters as they are, and returns them with their states as Python sees these.

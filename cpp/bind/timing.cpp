@@ -67,7 +67,7 @@ struct Streams {
   }
 };
 
-// The update alone, checked and prepared once: what the kernel costs, or one of the limits.
+// Only the update, checked and prepared once: what the kernel costs, or one of the limits.
 Repeated repeated_kernel(const std::string& name, const py::dict& values, const py::list& arrays) {
   const Streams streams(rule_or_limit_named(name), values, arrays);
   const auto update =
@@ -100,7 +100,7 @@ Repeated repeated_optimizer(const std::string& name, const py::dict& values, con
   return {[optimizer, gradients] { optimizer->step(gradients); }, py::make_tuple(params, grads)};
 }
 
-// The divider's rate on registers alone, over n elements, on as many threads as an update of `like` would use. What the
+// The divider's rate in registers, over n elements, on as many threads as an update of `like` would use. What the
 // loop does once a call, to add up its registers, costs a sixth of a call for 1,000 elements: hence more of them.
 Repeated repeated_division(std::int64_t n, std::int64_t like, bool is_double, int roots, int divisions) {
   if (roots < 0 || roots > 1 || divisions < 1 || divisions > roots + 1) {

@@ -214,11 +214,11 @@ def compare(
 
 COLUMNS = (
     ("rule", "", 9),
-    ("images", "a step", 8),
+    ("images", "per step", 9),
     ("test", "accuracy", 10),
     ("final", "loss", 9),
-    ("µs a step", "fused", 11),
-    ("µs a step", "reference", 11),
+    ("µs per step", "fused", 11),
+    ("µs per step", "reference", 11),
     ("speed-up", "", 10),
     ("final weights", "equal bit for bit", 0),
 )
@@ -265,7 +265,7 @@ def draw_curves(axes: Any, comparisons: list[Comparison]) -> None:
     for c, colour, dash in zip(comparisons, COLOURS, DASHES, strict=True):
         epochs = np.arange(1, len(c.fused.losses) + 1)
         batch = f"{c.rule.batch} images" if c.rule.batch else "all images"
-        axes.plot(epochs, c.fused.losses, dash, color=colour, linewidth=2.2, label=f"{c.rule.name}, {batch} a step")
+        axes.plot(epochs, c.fused.losses, dash, color=colour, linewidth=2.2, label=f"{c.rule.name}, {batch} per step")
         axes.plot(epochs[::4], c.reference.losses[::4], "o", color=colour, markersize=8, markerfacecolor="none")
     axes.plot([], [], "o", color="0.3", markersize=8, markerfacecolor="none", label="the same with the reference")
     axes.set_yscale("log")
@@ -293,7 +293,7 @@ def draw_times(axes: Any, comparisons: list[Comparison]) -> None:
     axes.set_ylim(len(comparisons) - 0.4, -0.6)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_yticks(range(len(comparisons)), [c.rule.name for c in comparisons])
-    axes.set_xlabel("microseconds a step (median)")
+    axes.set_xlabel("microseconds per step (median)")
     axes.set_title(f"One update of {weight_count(comparisons[0].fused.network):,} weights")
     axes.grid(axis="x", alpha=0.3)
 

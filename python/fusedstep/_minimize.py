@@ -68,7 +68,7 @@ def minimize(
     ----------
     fun : callable
         ``fun(x, *args)`` returns the loss, a number, and its gradient, in the containers of ``x0``. ``x`` is a copy. If
-        ``jac`` is a function, ``fun`` returns the loss only. None in place of an array of the gradient means 0.
+        ``jac`` is a function, ``fun`` returns the loss only. None instead of an array of the gradient means 0.
     x0 : array_like, or containers of ndarrays
         Where to start: an array of any shape, or containers as in ``Optimizer``. It is only read. ``x`` has its type
         (float64 for integers), and so have gradients, which are cast. It is clipped to the bounds first.

@@ -67,11 +67,11 @@ class Optimizer:
         elements and any layout. They are borrowed, never copied. A parameter is named after its path, as in
         ``"layers.0.w"``.
     weight_decay : float
-        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` in place of ``g``.
+        L2 penalty, ``weight_decay >= 0``: ``g + wd p`` instead of ``g``.
     decoupled_weight_decay : bool
         Shrink the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
     maximize : bool
-        Maximise instead of minimise: ``-g`` in place of ``g``.
+        Maximise instead of minimise: ``-g`` instead of ``g``.
     verify : {"never", "first", "every"}
         Which steps to check against the NumPy reference: none, the first, or all. A difference in a single bit raises
         ``VerificationError``.
@@ -166,7 +166,8 @@ class Optimizer:
         """Start with the arguments of the constructor, by name; others among them are ignored."""
         verify = arguments["verify"]
         if verify not in get_args(Verify):
-            raise ValueError(f"verify: expected one of {', '.join(map(repr, get_args(Verify)))}, got {verify!r}")
+            hint = did_you_mean(verify, get_args(Verify))
+            raise ValueError(f"verify: expected one of {', '.join(map(repr, get_args(Verify)))}, got {verify!r}{hint}")
         self._verify = verify
         options = {name: arguments[name] for name in self._schema.arguments}
         self._run = Run(self._schema, arguments["params"], options, type(self).__name__)

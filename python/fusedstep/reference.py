@@ -2,7 +2,7 @@
 
 Each function has the name and the arguments of the fused one, where they are explained, and updates the same arrays in
 place. What comes before the rule (scaling, clipping, ascent, decay) is the same for all: the arguments of ``gradient``,
-which each function takes, too. One expression a line, in the order of operations of the rule's definition; derived
+which each function takes, too. One expression per line, in the order of operations of the rule's definition; derived
 constants are computed in double and rounded once to the arrays' type. Nothing is checked here.
 
 Examples
@@ -64,11 +64,11 @@ def gradient(
     Parameters
     ----------
     param : ndarray of float32 or float64
-        ``p``, any shape; written by decoupled decay alone.
+        ``p``, any shape; written only by decoupled decay.
     grad : ndarray
         ``g``, shape and dtype of ``param``; only read.
     lr : float, optional
-        Step size; needed by decoupled decay alone.
+        Step size; needed only by decoupled decay.
     weight_decay : float
         ``wd >= 0``; 0 is not computed.
     decoupled_weight_decay : bool
@@ -278,8 +278,8 @@ def rprop_(
 ) -> None:
     """Update in place by Rprop (Riedmiller & Braun 1993) or a variant of it (Igel & Hüsken 2000, 2003).
 
-    GRprop's sum and chosen element are those of the whole list: ``chosen``, or of this array alone where not given.
-    Of ``prev_sign`` the sign alone counts.
+    GRprop's sum and chosen element are those of the whole list: ``chosen``, or of only this array if not given.
+    Only the sign of ``prev_sign`` counts.
     """
     T = param.dtype.type
     lo, hi = _limits(T, step_sizes)

@@ -41,7 +41,7 @@ std::uint64_t state() {
 void set_state(std::uint64_t state) { asm volatile("msr fpcr, %0" ::"r"(state)); }
 #endif
 
-// Rounds upwards and flushes subnormals while it lives; says whether a callee left these settings alone.
+// Rounds upwards and flushes subnormals while it lives; says whether a callee left these settings as they were.
 class Hostile {
  public:
   explicit Hostile(bool hostile) : rounding_(std::fegetround()), before_(state()) {
@@ -135,7 +135,7 @@ Rule make_rule(const std::string& name, const std::string& options, const std::v
     const char* state = fusedstep_rule_state(made, static_cast<std::int32_t>(k - 1));
     const std::string found = state == nullptr ? "" : state;
     const std::string expected = k < start.size() ? start[k].name : "";
-    if (found != expected) throw std::runtime_error(name + ": state '" + found + "' in place of '" + expected + "'");
+    if (found != expected) throw std::runtime_error(name + ": state '" + found + "' instead of '" + expected + "'");
   }
   return rule;
 }

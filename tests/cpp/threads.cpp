@@ -1,6 +1,6 @@
 // The pool of threads under load, for the thread sanitizer to watch: many threads step optimizers of their own at once,
 // small and large, while the number of threads and the instruction set change under them; then the same with threads of
-// the caller's, of which some fail. Every result has the bits of one thread alone. Between the steps the pool goes to sleep,
+// the caller's, of which some fail. Every result has the bits of a single thread. Between the steps the pool goes to sleep,
 // wakes, and learns what that costs.
 #include <array>
 #include <atomic>

@@ -86,7 +86,7 @@ class Target:
             return
         optimizer = self.optimizers[data[0] % 4 % len(self.optimizers)]
         ending = ENDINGS[data[0] // 4 % 2]
-        content = mended(data[1:], ending) if data[0] // 8 % 2 else data[1:]
+        content = corrected(data[1:], ending) if data[0] // 8 % 2 else data[1:]
         path = self.paths[ending]
         Path(path).write_bytes(content)
         before = everything(optimizer)
@@ -100,7 +100,7 @@ class Target:
             self.loaded += 1
 
 
-def mended(content: bytes, ending: str) -> bytes:
+def corrected(content: bytes, ending: str) -> bytes:
     """Make the sums right again: those of the members of an archive, and the checkpoint's own."""
     if ending == ".npz":
         content = _with_crcs(content)

@@ -228,7 +228,7 @@ class FUSEDSTEP_API Optimizer {
   Optimizer(std::vector<AnyRule> groups, const std::vector<Parameter>& parameters);
   ~Optimizer();
 
-  /// The states go along; arrays of theirs that were handed out stay.
+  /// Moves the states, too. Their arrays that were handed out stay where they are.
   Optimizer(Optimizer&&) noexcept;
   Optimizer& operator=(Optimizer&&) noexcept;
 
@@ -269,7 +269,7 @@ FUSEDSTEP_API void set_num_threads(int n);
 /// Where it throws, or leaves ranges out, the library runs the rest itself, and the exception ends there: a step is whole.
 using Executor = std::function<void(std::int64_t ranges, const std::function<void(std::int64_t)>& run)>;
 
-/// Lets an executor of the caller's run our ranges in place of our own threads; an empty one brings those back. Not
+/// Runs our ranges by the caller's executor instead of our own threads; an empty one brings those back. Not
 /// while a step is under way.
 FUSEDSTEP_API void set_executor(Executor executor);
 

@@ -23,7 +23,7 @@ __all__ = ["BLANK", "CONTAINERS", "Container", "Stored"]
 Array = NDArray[Any]
 
 BLANK = b"0" * 64
-"""What stands in place of the checksum while it is computed."""
+"""What stands instead of the checksum while it is computed."""
 
 LARGEST_HEADER = 100_000_000
 """Bytes of JSON, which is also what safetensors allows a header."""
@@ -59,9 +59,9 @@ class Container(NamedTuple):
     write: Callable[[IO[bytes], dict[str, Any], Mapping[str, Array]], None]
     """ValueError if the format can't hold it."""
     read_index: Callable[[IO[bytes], int], tuple[Any, dict[str, Stored]]]
-    """Read the JSON and the index of a file of the given size; any error if the content is none of ours."""
+    """Read the JSON and the index of a file of the given size; any error if the content is not ours."""
     place_of_checksum: Callable[[IO[bytes], int], int]
-    """Negative where the content is none of ours."""
+    """Negative where the content is not ours."""
     check_package: Callable[[str], None] = lambda path: None
     """ImportError if what writes files lacks a package."""
 

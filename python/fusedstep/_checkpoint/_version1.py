@@ -1,7 +1,7 @@
 """Checkpoints of format version 1, which 0.1.0 wrote, as those of version 2.
 
 Three things were different: fields of NamedTuples were named by their numbers; centred RMSprop kept the average of
-squares in place of the variance, without bias correction in its averages; a plain RMSprop could keep ``grad_avg`` from
+squares instead of the variance, without bias correction in its averages; a plain RMSprop could keep ``grad_avg`` from
 when it was centred.
 """
 

@@ -268,7 +268,7 @@ def first_difference(name: str, found: Array, expected: Array) -> Iterator[str]:
     where = np.argwhere(differing(found, expected))
     if len(where) > 0:
         index = tuple(int(i) for i in where[0])
-        yield f"{name}, element {index}: {found[index]!r} in place of {expected[index]!r}"
+        yield f"{name}, element {index}: {found[index]!r} instead of {expected[index]!r}"
 
 
 def check(selected: Iterable[Case]) -> Iterator[Outcome]:

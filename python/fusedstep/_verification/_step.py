@@ -170,5 +170,5 @@ def _compare(what: str, found: Array, expected: Array) -> None:
     index = tuple(int(i) for i in np.argwhere(different)[0])
     raise VerificationError(
         f"{what}: {int(different.sum())} of {different.size} elements differ from the reference, the first at {index}: "
-        f"{found[index]!r} in place of {expected[index]!r}"
+        f"{found[index]!r} instead of {expected[index]!r}"
     )

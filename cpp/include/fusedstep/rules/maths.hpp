@@ -9,7 +9,7 @@
 #include <limits>
 #include <type_traits>
 
-// Clang defines the first two alone; CMakeLists.txt looks at the flags themselves.
+// Clang defines only the first two; CMakeLists.txt looks at the flags themselves.
 #if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || \
     defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || defined(__NO_SIGNED_ZEROS__)
 #error "fusedstep is exact to the bit, NaN and infinities included: compile it without -ffast-math and its kin"

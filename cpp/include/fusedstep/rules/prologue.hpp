@@ -8,7 +8,7 @@
 
 /// The options that every rule has.
 #define FUSEDSTEP_DECAY_OPTIONS                                                                  \
-  double weight_decay = 0.0;           /**< wd, >= 0: g + wd p in place of g */                  \
+  double weight_decay = 0.0;           /**< wd, >= 0: g + wd p instead of g */                  \
   bool decoupled_weight_decay = false; /**< p <- (1 - lr wd) p before the rule, instead */       \
   bool maximize = false;               /**< ascend instead of descend */
 

@@ -22,7 +22,7 @@ struct RMSprop {
   double alpha = 0.9;                                ///< decay of the average, in [0, 1]
   double eps = 1e-8;                                 ///< added to the root, or under it, >= 0
   bool eps_inside_sqrt = false;                      ///< sqrt(v + eps) instead of sqrt(v) + eps
-  bool centered = false;                             ///< the variance in place of v, with m the average gradient
+  bool centered = false;                             ///< the variance instead of v, with m the average gradient
   double momentum = 0.0;                             ///< mu, in [0, 1]
   bool nesterov = false;                             ///< the step looks ahead; needs momentum > 0
   MomentumForm momentum_form = MomentumForm::torch;  ///< where lr enters the momentum

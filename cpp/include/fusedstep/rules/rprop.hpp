@@ -109,7 +109,7 @@ struct RpropRule {
   using Constants = RpropConstants<T>;
 
   // Whether the sign of the gradient stayed, or flipped; neither where one of the two is 0 or NaN. Of a number that a
-  // caller put into ps the sign counts. ps is whole, so g ps is 0 where one of them is 0 alone; the product of two
+  // caller put into ps the sign counts. ps is whole, so g ps is 0 only where one of them is 0; the product of two
   // gradients could underflow to 0, and D would stop growing.
   template <class T>
   static bool stayed(T g, std::int8_t ps) {
@@ -173,7 +173,7 @@ struct GRpropRule : RpropRule<OnFlip::move, false> {
     return {static_cast<double>(Dn) * static_cast<double>(g), g == T(0) ? std::numeric_limits<double>::infinity() : key};
   }
 
-  // The step of the chosen element, in place of its step by Rprop; `sum` is that over all elements.
+  // The step of the chosen element, instead of its step by Rprop; `sum` is that over all elements.
   template <class T>
   static Values<T, T, std::int8_t> step_chosen(double sum, T p, T g, T D, std::int8_t ps, const Constants<T>& c) {
     const double rest = sum - term(p, g, D, ps, c).summand;
