@@ -107,6 +107,11 @@ def write_pages(app: Sphinx) -> None:
             kinds = (property, FunctionType, classmethod)
             own = [key for key, value in vars(each).items() if isinstance(value, kinds) and key[0] != "_"]
             lines += [f"   :members: {', '.join(own)}"] if own else []
+            if each in public("optimizers")[:-1]:
+                lines += [
+                    "",
+                    "Its other methods are those of :class:`Optimizer`: ``step``, ``like``, ``save``, ``load`` and more.",
+                ]
         text = "\n".join(lines) + "\n"
         page = folder / f"{name}.rst"
         if not page.is_file() or page.read_text(encoding="utf-8") != text:
