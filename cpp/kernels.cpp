@@ -38,7 +38,7 @@ Kernel update(const void* options, bool with_prologue) {
   });
 }
 
-// The divider's rate: independent values that stay in registers, so many that none waits for the one before.
+// The divider's rate: independent values in registers, enough of them that none waits for the one before.
 template <int roots, int divisions, class T>
 FUSEDSTEP_HALF_WIDTH [[gnu::noinline]] double divide_and_root_loop(std::int64_t n) noexcept {
   constexpr std::int64_t in_registers = 512 / static_cast<std::int64_t>(sizeof(T));

@@ -240,7 +240,7 @@ void OptimizerCore::accept(std::size_t i, const Array& gradient, bool written) {
   if (arrange(schema_, member.parameter, gradient, member.states, tensor, *layout)) layout = nullptr;
   auto order = c_order(gradient);
 
-  // From here on nothing throws: the member is as before or wholly new.
+  // From here on nothing throws: the member is as before or completely new.
   tensor.layout = layout.get();
   tensors_[i] = tensor;
   member.layout = std::move(layout);

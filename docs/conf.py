@@ -110,7 +110,7 @@ def write_pages(app: Sphinx) -> None:
             if each in public("optimizers")[:-1]:
                 lines += [
                     "",
-                    "Its other methods are those of :class:`Optimizer`: ``step``, ``like``, ``save``, ``load`` and more.",
+                    "Its other methods are those of :class:`Optimizer`: ``step``, ``save``, ``load`` and more.",
                 ]
         text = "\n".join(lines) + "\n"
         page = folder / f"{name}.rst"

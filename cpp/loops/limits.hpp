@@ -7,7 +7,7 @@ namespace fusedstep {
 
 enum class TrafficStates : std::uint8_t { none, one, two, three };
 
-// The loads and stores of a rule with so many states of the parameter's type, and one add per store.
+// The loads and stores of a rule with some number of states of the parameter's type, and one add per store.
 struct Traffic {
   double lr = 0.0;
   TrafficStates states = TrafficStates::one;

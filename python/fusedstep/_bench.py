@@ -1,4 +1,4 @@
-"""``python -m fusedstep bench``: every rule beside NumPy and beside what this machine was measured to do.
+"""``python -m fusedstep bench``: every rule, compared with NumPy and with the measured rates of this machine.
 
 Two rates are measured in the same rounds as the rules. The *streaming rate* is that of the same loads and stores with
 one addition. The *divider rate* is that of the square roots and divisions of each element, in registers. What a rule
@@ -34,7 +34,7 @@ HELP = "measure every rule, and compare it with NumPy and with what the machine 
 PACKAGE = sys.modules[__name__.rpartition(".")[0]]
 
 Array = NDArray[Any]
-Contender = Callable[[int], float]  # the seconds that so many calls take
+Contender = Callable[[int], float]  # the seconds that a number of calls takes
 Timing = dict[int, float]  # seconds per call, by round
 Make = Callable[["Data"], Contender | None]
 
@@ -51,7 +51,7 @@ def repeated(call: Callable[[], object]) -> Contender:
 
 
 def alternate(contenders: Mapping[str, Contender], seconds: float, rounds: int = 9) -> dict[str, Timing]:
-    """Time contenders in turn for about so many seconds: slow ones in every fourth round, in random order."""
+    """Time contenders in turn for about ``seconds``, in random order; slow ones only in every fourth round."""
     share = seconds / rounds / len(contenders)
     plan: list[tuple[str, int, int]] = []  # name, calls, which rounds
     for name, contender in contenders.items():

@@ -261,7 +261,7 @@ class Optimizer:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all states: what the optimizer needs beside parameters and gradients."""
+        """The bytes of all states: what the optimizer needs besides parameters and gradients."""
         return sum(array.nbytes for states in self._run.state.values() for array in states.values())
 
     @property
@@ -421,7 +421,7 @@ class Optimizer:
 
         Everything is matched by name, in any order, and checked before anything is written. Arrays are then
         overwritten in place, in any layout: parameters and states stay the same objects. If the load is interrupted,
-        the optimizer is wholly as before or wholly loaded.
+        the optimizer is either unchanged or fully loaded.
 
         Parameters
         ----------

@@ -47,7 +47,7 @@ def rprop_(
         D <- clip(D eta-, lo, hi)  where it flipped
         p <- p - sign(g) D
 
-    Where the sign flipped, the variants differ: ``rprop-`` moves all the same; ``rprop+`` takes the last move back;
+    Where the sign flipped, the variants differ: ``rprop-`` still moves; ``rprop+`` takes the last move back;
     ``irprop-`` stays; ``irprop-move`` moves; ``irprop+`` takes the last move back if the loss rose and stays if not.
     All except ``rprop-`` then forget the sign, so that the next step keeps its size.
 

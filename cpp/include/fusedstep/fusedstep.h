@@ -100,7 +100,7 @@ typedef struct fusedstep_parameter {
   int64_t group;
 } fusedstep_parameter;
 
-/* What a whole step does beside the update. 0 turns an option off (grad_scale: 1). */
+/* What a whole step does besides the update. 0 turns an option off (grad_scale: 1). */
 typedef struct fusedstep_step_options {
   uint64_t size;
   double grad_scale, clip_norm, clip_value;

@@ -262,7 +262,7 @@ FUSEDSTEP_API void force_isa(std::string_view name);
 /// group, rounded up, and the first number of OMP_NUM_THREADS. Read at the first step, and again after a fork.
 FUSEDSTEP_API int num_threads();
 
-/// Use so many; 1 leaves all work to the caller's thread. std::invalid_argument below 1 or above 256.
+/// Sets this number of threads; 1 keeps all work on the calling thread. std::invalid_argument below 1 or above 256.
 FUSEDSTEP_API void set_num_threads(int n);
 
 /// Runs `run(0)` to `run(ranges - 1)`, in any order, on any threads, and returns when all are done; not to be called later.

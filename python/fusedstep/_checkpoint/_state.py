@@ -294,8 +294,8 @@ def _loss(value: Any) -> float | None:
 def write(run: Run, restore: Restore) -> None:
     """Write all of ``restore``, which has been read.
 
-    The writes are one call into C. Python sees signals before it or after it, so that Ctrl-C finds the run wholly old
-    or wholly new. Nothing of it is Python code, not even in a subclass of an array or a dict.
+    The writes are one call into C. Python sees signals before it or after it, so that Ctrl-C finds the run all old
+    or all new. None of it is Python code, not even in a subclass of an array or a dict.
     """
     writes: list[Callable[[], Any]] = []
     writes += [partial(np.ndarray.__setitem__, live, ..., value) for live, value in restore.arrays]

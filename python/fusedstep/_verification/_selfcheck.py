@@ -275,7 +275,7 @@ def check(selected: Iterable[Case]) -> Iterator[Outcome]:
     """Run each case with each dtype, instruction set and number of threads, and yield what came out."""
     draw = random.Random(0)
     before = get_num_threads()
-    shared = _core.share_all_work(True)  # the arrays are small, but threads are to share them all the same
+    shared = _core.share_all_work(True)  # threads share even these small arrays
     try:
         for dtype in DTYPES:
             inputs = Inputs(dtype)

@@ -1,4 +1,4 @@
-"""Run the NumPy reference beside a step and compare every bit."""
+"""Run the NumPy reference after a step, and compare every bit."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ inline Rprop Rprop::like(std::string_view dialect) { return schema::like<Rprop>(
 namespace fusedstep {
 namespace {
 
-// What a variant does where the sign of the gradient flipped: it moves all the same, takes the last move back, or stays.
+// What a variant does where the sign of the gradient flipped: it still moves, takes the last move back, or stays.
 enum class OnFlip { move, undo, stay };
 
 template <class T>
