@@ -136,7 +136,6 @@ class RMSprop(Optimizer, rule="rmsprop"):
     See Also
     --------
     rmsprop_ : The function for one array, with a state that you own.
-    Adadelta : A moving average, without a step size to tune.
     Adagrad : The sum of all squared gradients, for rare features.
 
     References
