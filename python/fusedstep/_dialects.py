@@ -71,12 +71,13 @@ def dialect_arguments(
     for given in (overrides, *groups):
         for key in given:
             if key not in taken:
-                there = f" ({fixed[key]!r} there)" if key in fixed else did_you_mean(key, taken)
+                hint = f" (fixed at {fixed[key]!r})" if key in fixed else did_you_mean(key, taken)
                 raise TypeError(
-                    f"{class_name} like {name!r} has no place for {key!r}{there}; it takes {', '.join(taken)}, verify"
+                    f"{class_name}.like({name!r}) got an unexpected argument {key!r}{hint}; it takes "
+                    f"{', '.join(taken)}, verify"
                 )
     every = [{**overrides, **given} for given in groups]
     for key in required:
         if not all(key in given for given in every):
-            raise TypeError(f"{class_name} like {name!r} needs {key!r}: it has no default ({dialect['source']})")
+            raise TypeError(f"{class_name}.like({name!r}) is missing {key!r}, which has no default in {dialect['source']}")
     return {**fixed, **defaults, **overrides}
