@@ -79,5 +79,7 @@ def dialect_arguments(
     every = [{**overrides, **given} for given in groups]
     for key in required:
         if not all(key in given for given in every):
-            raise TypeError(f"{class_name}.like({name!r}) is missing {key!r}, which has no default in {dialect['source']}")
+            raise TypeError(
+                f"{class_name}.like({name!r}) is missing {key!r}, which has no default in {dialect['source']}"
+            )
     return {**fixed, **defaults, **overrides}
