@@ -34,7 +34,7 @@ int main() {
   const std::vector<double> grad{1.0};
   fusedstep::step(rule, fusedstep::span{slope}, fusedstep::span{grad}, fusedstep::span{square_avg});
 
-  // What is wrong with an argument is told before anything is written.
+  // A bad argument throws before anything is written.
   try {
     fusedstep::step(rule, fusedstep::span{slope}, fusedstep::span{slope}, fusedstep::span{square_avg});
   } catch (const std::invalid_argument& error) {

@@ -34,7 +34,7 @@ def adagrad_da_(
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
 ) -> None:
-    """Update a parameter in place by Adagrad with dual averaging: from the sum of all gradients, not from where it is.
+    """Update a parameter in place by dual averaging: from the sum of all gradients, not from its last value.
 
     ::
 
@@ -78,7 +78,7 @@ def adagrad_da_(
 
 
 class AdagradDA(Optimizer, rule="adagrad_da"):
-    """Set parameters by dual averaging: from the sum of all gradients, not from where they are.
+    """Set parameters by dual averaging: from the sum of all gradients, not from their last values.
 
     ::
 

@@ -72,7 +72,7 @@ def alternate(contenders: Mapping[str, Contender], seconds: float, rounds: int =
 
 @dataclass(frozen=True)
 class Case:
-    """A rule with options of its class, all others as they are by default."""
+    """A rule with some options set and the others at their defaults."""
 
     rule: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -108,7 +108,7 @@ class Case:
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
-        """Keywords of the function: the options, what has no default there, and the step count where it is used."""
+        """Keywords of the function: the options, arguments without a default, and the step count if it is used."""
         takes = inspect.signature(self.function).parameters
         needed = {name for name in takes if takes[name].default is inspect.Parameter.empty} | {*self.options}
         used_with = self.schema["step"]  # "": always
@@ -135,7 +135,7 @@ def bytes_of(dtype: np.dtype[Any], *states: str) -> int:
 
 
 class _Counting(np.ndarray[Any, Any]):
-    """An array that keeps account of what is computed for all of its elements."""
+    """An array that counts the operations on all of its elements."""
 
     counted: list[np.ufunc] = []  # noqa: RUF012 - one account for all arrays
 
@@ -176,7 +176,7 @@ class Data:
 
     @cached_property
     def call(self) -> Callable[[], None]:
-        """The function's call as a user writes it: by keywords, nothing unpacked."""
+        """A call of the function as a user writes it, with keywords."""
         given = {**self.states, **self.case.arguments}
         names = {"function": self.case.function, "param": self.param, "grad": self.grad, **given}
         return eval(f"lambda: function(param, grad, {', '.join(f'{name}={name}' for name in given)})", names)  # type: ignore[no-any-return]
@@ -242,7 +242,7 @@ NUMPY_OUT = {
 
 
 def numpy_out(data: Data) -> Contender | None:
-    """Return NumPy with ``out=`` everywhere, for the rules that are written so."""
+    """Return NumPy with ``out=`` everywhere, or None for other rules than these three."""
     if data.case.options or data.case.rule not in NUMPY_OUT:
         return None
     T, (p, g, s, *signs) = data.dtype.type, data.arrays
@@ -274,7 +274,7 @@ CHECKED = 4_099
 
 
 def is_right(make: Make, case: Case, dtype: DTypeLike, arrays: Callable[[Case, int, DTypeLike], Data] = Data) -> bool:
-    """Return whether one call leaves the bits of the reference in all that it writes."""
+    """Return whether everything that one call writes has the bits of the reference."""
     ours, expected = (arrays(case, CHECKED, dtype) for _ in range(2))
     call = make(ours)
     if call is None:
@@ -311,7 +311,7 @@ def median(taken: Timing) -> float:
 
 
 def digits(x: float) -> str:
-    """Return three digits, or the whole number where that has more."""
+    """Return three digits, or a whole number if that has more."""
     return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
@@ -422,7 +422,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def machine() -> dict[str, Any]:
-    """Return what a number is worth nothing without."""
+    """Return the machine and the versions, without which a number means nothing."""
     cpuinfo = Path("/proc/cpuinfo")
     models = re.findall(r"^model name\s*: (.*)$", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
     versions = {"system": platform.platform(), "python": platform.python_version(), "numpy": np.__version__}

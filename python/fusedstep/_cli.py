@@ -47,7 +47,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def print_config(options: argparse.Namespace) -> int:
-    """Print what the package was built with and what is in use, or where a part of it is."""
+    """Print how the package was built and what is in use, or the folder of a part."""
     if options.find:
         print(options.find())
     else:

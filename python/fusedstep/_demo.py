@@ -112,7 +112,7 @@ class Rule(NamedTuple):
     batch: int | None
 
     def reference_step(self, network: Arrays) -> Step:
-        """Return the step of the rule in NumPy, with states as the optimizer starts them."""
+        """Return the step of the rule in NumPy, with the optimizer's initial states."""
         update = getattr(reference, f"{self.name.lower()}_")
         state = self.optimizer({name: p.copy() for name, p in network.items()}, lr=self.lr).state
 
@@ -131,7 +131,7 @@ RULES = (
 
 
 class Training(NamedTuple):
-    """What a training left: the weights, the training loss after each epoch, microseconds of each update."""
+    """The result of a training: the weights, the training loss after each epoch, microseconds of each update."""
 
     network: Arrays
     losses: list[float]
@@ -225,7 +225,7 @@ COLUMNS = (
 
 
 def show_table(comparisons: list[Comparison]) -> None:
-    """Print what each training came to."""
+    """Print the results of each training."""
     for line in (0, 1):
         print("".join(f"{column[line]:<{column[2]}}" for column in COLUMNS).rstrip())
     for c in comparisons:
@@ -299,7 +299,7 @@ def draw_times(axes: Any, comparisons: list[Comparison]) -> None:
 
 
 def write(axes: Any, text: str, point: tuple[float, float], offset: tuple[float, float], **alignment: str) -> None:
-    """Write beside a point, at an offset in points."""
+    """Write next to a point, at an offset in points."""
     axes.annotate(text, point, offset, textcoords="offset points", **alignment)
 
 

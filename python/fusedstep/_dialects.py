@@ -39,7 +39,7 @@ def dialects() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def _parts(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a dialect consists of, from a row of the core's table, where NaN stands for a missing default."""
+    """Return the parts of a dialect from a row of the core's table, where NaN stands for a missing default."""
     takes, values = row["takes"], row["values"]
     required = [key for key in takes if values[key] != values[key]]
     return {
@@ -57,7 +57,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 def dialect_arguments(
     rule: str, class_name: str, name: str, overrides: Mapping[str, Any], groups: Iterable[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Return the arguments of the optimizer that speaks the dialect ``name`` of ``rule``.
+    """Return the optimizer's arguments for the dialect ``name`` of ``rule``.
 
     ``overrides`` are arguments for all parameters, ``groups`` the arguments that each group of parameters has.
     """

@@ -1,4 +1,4 @@
-"""Guess what was meant by a name that does not exist here."""
+"""Suggest a known name for an unknown one."""
 
 from __future__ import annotations
 

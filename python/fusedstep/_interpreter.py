@@ -1,4 +1,4 @@
-"""Refuse, when imported, an interpreter in which the import of the extension would never return."""
+"""Refuse interpreters in which importing the extension would hang."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ class Optimizer:
             return super().__new__(cls)
 
         def __setattr__(self, name: str, value: Any) -> None:
-            """Set an attribute that exists; others would be without effect on the steps."""
+            """Set an existing attribute; refuse others, which would have no effect on the steps."""
             if name[:1] != "_" and not hasattr(type(self), name):
                 options = self._schema.options
                 if _is_ours(type(self)) or elsewhere(name, options):
@@ -163,7 +163,7 @@ class Optimizer:
             super().__setattr__(name, value)
 
     def _begin(self, arguments: Mapping[str, Any]) -> None:
-        """Start with the arguments of the constructor, by name; others among them are ignored."""
+        """Start with the named arguments of the constructor; ignore unknown ones."""
         verify = arguments["verify"]
         if verify not in get_args(Verify):
             hint = did_you_mean(verify, get_args(Verify))
@@ -417,7 +417,7 @@ class Optimizer:
     @overload
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: Literal[False]) -> LoadReport: ...
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadReport | None:
-        """Go back to where ``state_dict`` was taken, parameters included, from this or another optimizer.
+        """Restore everything from ``state_dict()`` of this or another optimizer, parameters included.
 
         Everything is matched by name, in any order, and checked before anything is written. Arrays are then
         overwritten in place, in any layout: parameters and states stay the same objects. If the load is interrupted,
@@ -458,7 +458,7 @@ class Optimizer:
         return None if strict else report
 
     def save(self, path: str | os.PathLike[str], extra: Any = None) -> None:
-        """Write a checkpoint to a file: all of it, or nothing.
+        """Write a complete checkpoint to a file, or nothing.
 
         The file is written beside ``path`` and synced to the disk. Then it replaces ``path``. If the process is killed
         meanwhile, the old file stays, and a ``.fusedstep-*.tmp`` may be left over. A file that is replaced passes its
@@ -501,7 +501,7 @@ class Optimizer:
     @overload
     def load(self, path: str | os.PathLike[str], *, strict: Literal[False]) -> tuple[LoadReport, Any]: ...
     def load(self, path: str | os.PathLike[str], *, strict: bool = True) -> Any:
-        """Go back to where a file was saved, parameters included, from this or another optimizer.
+        """Restore everything from a file that this or another optimizer saved, parameters included.
 
         See ``load_state_dict``. A run that goes on from here is bit-for-bit identical to an uninterrupted run. Memory
         is needed for the arrays that this optimizer expects, and for ``extra``.
@@ -544,7 +544,7 @@ class Optimizer:
         return extra if strict else (report, extra)
 
     def reset(self) -> None:
-        """Start anew from the present parameters: states as at the start, no steps, no last loss.
+        """Start again from the present parameters: reset states, step count and last loss.
 
         Parameters, groups and hyperparameters stay as they are. Rprop's step sizes start at the ``lr`` that it began
         with.
@@ -581,7 +581,7 @@ class Optimizer:
         return handle
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the parts of which ``copy.deepcopy`` and ``pickle`` make an independent optimizer.
+        """Return the parts from which ``copy.deepcopy`` and ``pickle`` make an independent optimizer.
 
         The parameters are among them. Copied together with the containers that hold them, they stay the same objects.
         Pickles are for sending to another process of the same version; ``save`` is for keeping.
@@ -589,7 +589,7 @@ class Optimizer:
         return {**vars(self), "_run": self._run.parts()}
 
     def __setstate__(self, parts: dict[str, Any]) -> None:
-        """Make an optimizer of the parts from ``__getstate__``."""
+        """Restore the parts from ``__getstate__``."""
         vars(self).update({**parts, "_run": Run.from_parts(parts["_run"])})
 
     def __repr__(self) -> str:

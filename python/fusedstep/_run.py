@@ -23,7 +23,7 @@ Array = NDArray[Any]
 
 
 class Run:
-    """All that an optimizer consists of, except its class.
+    """Everything in an optimizer except its class.
 
     Attributes
     ----------
@@ -142,7 +142,7 @@ class Run:
                 raise ValueError(f"param_groups[{index}]: expected the group that the optimizer was made with")
 
     def checked(self, index: int, group: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the hyperparameters of ``group``, which are to be those of the group ``index``, as plain values.
+        """Return the hyperparameters of ``group`` as plain values, checked for the group ``index``.
 
         Types and ranges, and whether the states are there, are checked as in a step.
         """
@@ -184,14 +184,14 @@ class Run:
             group[key] = value
 
     def remember_starts(self) -> None:
-        """Take the present values of ``schema.starting`` for those that the states started with."""
+        """Remember the present values of ``schema.starting`` as those that the states started with."""
         self.starts = self._starts_of(self.groups)
 
     def _starts_of(self, groups: list[dict[str, Any]]) -> list[tuple[dict[str, Any], str, Any]]:
         return [(group, key, group[key]) for group in groups for key in self.schema.starting]
 
     def check_starts(self) -> None:
-        """Raise ValueError if a group has another value at which its states should have started."""
+        """Raise ValueError if a value at which a group's states started was changed."""
         for group, key, value in self.starts:
             now = group.get(key, value)
             if now is value or now == value or _decays_decoupled(group):
@@ -212,7 +212,7 @@ class Run:
     # -------------------------------------------------------------------------------------------------------- copies
 
     def parts(self) -> dict[str, Any]:
-        """Return all that makes up the run, with its live arrays, for ``from_parts``."""
+        """Return the parts of the run, with its live arrays, for ``from_parts``."""
         with self.core:
             self.check_groups()
             self.core.check_states(written=False)
@@ -235,7 +235,7 @@ class Run:
 
     @classmethod
     def from_parts(cls, parts: Mapping[str, Any]) -> Self:
-        """Make a run of a copy of what ``parts`` returned, with states in memory of its own.
+        """Make a run from a copy of ``parts()``, with its own states.
 
         So are parameters that can't be written where they are: what unpickles may hand out memory of a message, or a
         file's, that is read-only or not aligned.

@@ -1,4 +1,4 @@
-"""What the core says about each rule: its hyperparameters, its states, and when it asks for the step count."""
+"""What the core declares about each rule: hyperparameters, states, and when it needs the step count."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Schema:
         """Options of a group that a state starts at: later changes of them would be without effect."""
 
     def plain(self, name: str, value: Any) -> bool | float | str | tuple[float, ...]:
-        """Return the value of an option as a Python object: exactly, because the kernels compute in double."""
+        """Return the exact value of an option as a Python object."""
         kind = self.fields[name]["kind"]
         if kind == "pair":
             return tuple(map(float, value))

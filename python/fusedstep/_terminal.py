@@ -1,4 +1,4 @@
-"""What the commands share: how far they are, said on stderr, and names of rules."""
+"""What the commands share: progress on stderr, and names of rules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["add_rules", "progress"]
 
 
 def progress() -> Callable[[float, str], None]:
-    """Return what says how far it is, from two seconds on: in one line of a terminal, or in a few of a file."""
+    """Return a function that reports progress after two seconds: on one line of a terminal, or a few of a file."""
     started, terminal, said = time.perf_counter(), sys.stderr.isatty(), 2.0
 
     def say(done: float, what: str) -> None:

@@ -126,7 +126,7 @@ def is_container(value: Any) -> bool:
 
 
 def _same_memory(a: Any, b: Any) -> bool:
-    """Whether two objects are the same array; true for what is no array, which is refused elsewhere."""
+    """Whether two objects are the same array; true for anything but arrays, which is refused elsewhere."""
     a, b = _array(a), _array(b)
     if a is None or b is None:
         return True

@@ -54,7 +54,7 @@ def gradient(
     clip_value: float | None = None,
     clip_coef: float = 1.0,
 ) -> Array:
-    """Return the gradient as the rule sees it; decoupled decay shrinks ``param`` in place.
+    """Return the gradient that the rule uses; decoupled decay shrinks ``param`` in place.
 
     ::
 

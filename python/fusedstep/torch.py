@@ -46,7 +46,7 @@ Entry = dict[str, Any]
 
 
 class _Bound:
-    """The parameters with a state, in a core: valid as long as the memory of all their tensors stays in place."""
+    """The parameters with a state, bound to a core. Valid while the memory of all their tensors stays in place."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class _Bound:
         self._counted = self._steps.tobytes()
 
     def is_current(self, groups: list[Group], params: list[Tensor], entries: list[Entry | None]) -> bool:
-        """Whether groups, tensors and their memory are the same as before, and nobody else counted steps."""
+        """Whether groups, tensors, their memory and the step counts are unchanged."""
         return (
             _sizes(groups) == self._sizes
             and _same(params, self._params)
@@ -143,7 +143,7 @@ _dtype = operator.attrgetter("dtype")
 
 
 def _found(entry: Entry, names: Sequence[str]) -> list[Tensor | None]:
-    """Return the states of an entry, None where the rule does without."""
+    """Return the states of an entry, None for those that the rule does not need."""
     return [next((entry[name] for name in either.split("|") if name in entry), None) for either in names]
 
 
@@ -165,7 +165,7 @@ def _sizes(groups: list[Group]) -> list[int]:
 
 
 def _names(groups: list[Group]) -> list[str]:
-    """Return the names of all parameters, which are running numbers where the caller gave none."""
+    """Return the names of all parameters: running numbers, unless the caller gave names."""
     names: list[str] = []
     for group in groups:
         names += group.get("param_names") or map(str, range(len(names), len(names) + len(group["params"])))
@@ -203,7 +203,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _alone(method: Method) -> Method:
-    """Refuse a method of an optimizer while another thread is in one of those."""
+    """Refuse a method while another thread uses the optimizer."""
 
     @functools.wraps(method)
     def alone(self: _Optimizer, *arguments: Any, **options: Any) -> Any:
@@ -221,7 +221,7 @@ def _alone(method: Method) -> Method:
 
 
 def _defaults(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a constructor that are defaults of its groups."""
+    """Return the constructor's arguments that are defaults of its groups."""
     return {name: value for name, value in arguments.items() if name not in ("self", "params", "__class__")}
 
 
@@ -372,7 +372,7 @@ class _Optimizer(torch.optim.Optimizer):
         _core.check_hyperparameters(self._rule, self._options(group))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over what ``load_state_dict``, ``copy`` or ``pickle`` have."""
+        """Restore what ``load_state_dict``, ``copy`` or ``pickle`` pass."""
         self.defaults = {**vars(self), **state}["defaults"]
         for group in state["param_groups"]:
             for name, value in self.defaults.items():
@@ -388,7 +388,7 @@ class _Optimizer(torch.optim.Optimizer):
 
     @_alone
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the optimizer as the class of ``torch.optim`` has it."""
+        """Return the state in the form of ``torch.optim``."""
         state = self.state
         self.state = state.copy()
         self.state.update({param: self._to_torch(entry) for param, entry in state.items()})

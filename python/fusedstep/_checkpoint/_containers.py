@@ -229,7 +229,7 @@ def _check_safetensors(path: str) -> None:
 
 
 def _check_memory(size: int) -> None:
-    """Raise MemoryError if there is no memory for the three copies that safetensors makes; it would end the process."""
+    """Raise MemoryError if the three copies that safetensors makes do not fit, which would kill the process."""
     np.empty(3 * size + 2**20, np.uint8)
 
 

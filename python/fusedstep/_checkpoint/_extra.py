@@ -22,7 +22,7 @@ _MOST_BITS = 10_000
 
 
 def packed(extra: Any) -> tuple[Any, dict[str, Array]]:
-    """Return ``extra`` as JSON-able values, and its arrays by pointer; TypeError if something in it is neither."""
+    """Return ``extra`` as JSON-able values, and its arrays by pointer; TypeError for anything else."""
     arrays: dict[str, Array] = {}
     return _pack(extra, "", "extra", arrays, 0), arrays
 
@@ -62,7 +62,7 @@ def _checked_array(array: Array, where: str) -> Array:
 
 
 def unpacked(value: Any, arrays: Mapping[str, Array]) -> Any:
-    """Return what ``packed`` was given; ValueError if an array has no place."""
+    """Invert ``packed``; ValueError if an array is left over."""
     root = [value]
     for pointer, array in arrays.items():
         at: Any = root

@@ -25,7 +25,7 @@ _NO_SYNC = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EOPNOT
 
 
 def save(run: Run, path: str | os.PathLike[str], extra: Any = None) -> None:
-    """Write a checkpoint of ``run``: all of it, or nothing; see ``Optimizer.save``."""
+    """Write a complete checkpoint of ``run``, or nothing; see ``Optimizer.save``."""
     path = os.fsdecode(path)
     container = _container(path)
     container.check_package(path)
@@ -93,7 +93,7 @@ def _keep_owner_and_mode(descriptor: int, old: os.stat_result) -> None:
 
 
 def load(run: Run, path: str | os.PathLike[str], strict: bool = True) -> tuple[LoadReport, Any]:
-    """Bring ``run`` to where it was when ``path`` was saved; see ``Optimizer.load``."""
+    """Restore ``run`` from the file ``path``; see ``Optimizer.load``."""
     path = os.fsdecode(path)
     container = _container(path)
     with _opened(path) as file, run.core:
@@ -113,7 +113,7 @@ def load(run: Run, path: str | os.PathLike[str], strict: bool = True) -> tuple[L
 
 
 def _opened(path: str) -> IO[bytes]:
-    """Open a regular file, and not a device that never ends or a pipe that nobody writes to."""
+    """Open a regular file; refuse devices, which may never end, and pipes."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):

@@ -1,4 +1,4 @@
-"""A run as a plain dict, and back: check everything, and only then write."""
+"""A run as a plain dict, and back. Everything is checked before anything is written."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def state_dict(run: Run) -> dict[str, Any]:
 
 
 def load_state_dict(run: Run, saved: Any, strict: bool = True) -> LoadReport:
-    """Bring ``run`` to where ``saved`` was taken; see ``Optimizer.load_state_dict``."""
+    """Restore ``run`` from ``saved``; see ``Optimizer.load_state_dict``."""
     with run.core:
         restore = checked(run, saved, strict).read()
         write(run, restore)
@@ -49,7 +49,7 @@ def load_state_dict(run: Run, saved: Any, strict: bool = True) -> LoadReport:
 
 
 def reset(run: Run) -> None:
-    """Bring the states of ``run`` to where they started; see ``Optimizer.reset``."""
+    """Reset the states of ``run`` to their start; see ``Optimizer.reset``."""
     with run.core:
         run.check_groups()
         run.check_starts()
@@ -101,7 +101,7 @@ class Restore(NamedTuple):
     report: LoadReport
 
     def read(self) -> Restore:
-        """Return the same with the values in memory of their own."""
+        """Return a copy whose values have their own memory."""
         return self._replace(
             arrays=[
                 (live, value.read() if isinstance(value, Stored | _version1.Computed) else np.array(value, live.dtype))

@@ -35,7 +35,7 @@ class Computed:
 
 
 def upgraded(run: Run, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a state dict of version 1 as one of version 2; what is wrong in it stays, to be refused."""
+    """Convert a state dict from version 1 to version 2. Invalid parts stay invalid, and are refused later."""
     made = {**saved, **_renamed(run, saved)}
     if run.schema.rule == "rmsprop":
         made["state"] = _with_variance(made)
@@ -43,7 +43,7 @@ def upgraded(run: Run, saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _renamed(run: Run, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries that have names of parameters with the names of today."""
+    """Return the entries under today's parameter names."""
     fields = {old: new for old, new in zip(numbered_names(run.trees), run.params, strict=True) if old != new}
     maps = {key: saved[key] for key in ("params", "state", "times") if isinstance(saved[key], Mapping)}
     if any(new in maps.get("params", ()) for new in fields.values() if new not in fields):
@@ -86,7 +86,7 @@ def _with_variance(saved: Mapping[str, Any]) -> Any:
 
 
 def _correction(group: Mapping[str, Any], count: Any) -> float:
-    """Return what the averages are to be divided by."""
+    """Return the divisor of the averages."""
     alpha = group.get("alpha")
     fits = isinstance(alpha, float) and 0 <= alpha <= 1 and isinstance(count, int) and count > 0
     return 1 - float(alpha**count) if fits and group.get("bias_correction") is True else 1.0

@@ -1,4 +1,4 @@
-"""The fused kernels against the NumPy reference, bit for bit."""
+"""Compare the fused kernels with the NumPy reference, bit for bit."""
 
 __all__ = ["VerificationError"]
 

@@ -66,7 +66,7 @@ class Case(NamedTuple):
 
 
 def choices(schema: Schema) -> Iterator[list[Options]]:
-    """Yield what there is to choose for each hyperparameter of a rule, its default first: {}.
+    """Yield the choices for each hyperparameter of a rule; the first is its default, {}.
 
     A flag is off or on, a choice is each of its words, and a number that is 0 by default is that or not. Other numbers
     keep their defaults.
@@ -188,7 +188,7 @@ class Inputs:
 
 
 class Written:
-    """By name, all that a run has written."""
+    """Everything that a run has written, by name."""
 
     def __init__(self, around: Arrays, states: States, grads: dict[str, Array | None], norm: float | None) -> None:
         self.arrays = {f"parameter {name!r}": array for name, array in around.items()}
@@ -201,7 +201,7 @@ class Written:
 
     @cached_property
     def joined(self) -> dict[np.dtype[Any], Array]:
-        """All elements, by type: to compare small arrays one by one would take most of the time."""
+        """All elements, by type, because comparing small arrays one by one is slow."""
         by_dtype: dict[np.dtype[Any], list[Array]] = defaultdict(list)
         for array in self.arrays.values():
             by_dtype[array.dtype].append(array.ravel())
@@ -272,7 +272,7 @@ def first_difference(name: str, found: Array, expected: Array) -> Iterator[str]:
 
 
 def check(selected: Iterable[Case]) -> Iterator[Outcome]:
-    """Run each case with each dtype, instruction set and number of threads, and yield what came out."""
+    """Run each case with each dtype, instruction set and number of threads, and yield the outcomes."""
     draw = random.Random(0)
     before = get_num_threads()
     shared = _core.share_all_work(True)  # threads share even these small arrays
@@ -294,7 +294,7 @@ def check(selected: Iterable[Case]) -> Iterator[Outcome]:
 
 
 def settings(case: Case, draw: random.Random) -> Iterator[tuple[str, int]]:
-    """Yield instruction sets with each number of threads; for combined options with one: all would take a minute."""
+    """Yield instruction sets and numbers of threads; for combined options one number, because all take a minute."""
     for isa in available_isas():
         for threads in (draw.choice(THREADS),) if case.combined else THREADS:
             yield isa, threads
@@ -343,7 +343,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def conclude(total: Counter[str], where: list[str], seconds: float) -> int:
-    """Print the sum of it all and the first differences, and return the exit code."""
+    """Print the totals and the first differences, and return the exit code."""
     compared = f"{total['arrays']:,} arrays of {total['elements']:,} elements compared in {seconds:.1f} s"
     if not where:
         print(f"{compared}: equal bit for bit")

@@ -31,7 +31,7 @@ def differing(found: Array, expected: Array) -> NDArray[np.bool_]:
 
 @contextlib.contextmanager
 def default_floating_point() -> Iterator[None]:
-    """Compute by the defaults of IEEE 754, as the kernels do, whatever rounding mode the caller has set."""
+    """Compute with the IEEE 754 defaults, as the kernels do, whatever rounding mode the caller has set."""
     before = _core.exchange_floating_point(None)
     try:
         yield
@@ -94,7 +94,7 @@ def verified_step(
     zero_grads: bool,
     nonfinite: str,
 ) -> StepReport:
-    """Do a step as ``OptimizerCore.step`` does, and raise ``VerificationError`` if a bit is not the reference's."""
+    """Take a step like ``OptimizerCore.step``, and raise ``VerificationError`` if a bit differs from the reference."""
     with run.core:
         run.check_groups()
         before = run.core.last_loss
