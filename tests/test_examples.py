@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import runpy
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +22,39 @@ pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are 
 
 def test_numpy_loop() -> None:
     assert native.run(sys.executable, EXAMPLES / "numpy_loop.py").splitlines() == [FITTED]
+
+
+def test_digits_resume_where_they_were_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped twice and run again, the program of the tutorial ends with the bits of a run that was never stopped."""
+    pytest.importorskip("sklearn")
+    train = runpy.run_path(str(EXAMPLES / "digits.py"))["train"]
+    whole = train(tmp_path / "whole.npz", 8)
+    save, saves = fs.RMSprop.save, []
+
+    def stopped_twice(self: fs.RMSprop, path: Path, extra: Any = None) -> None:
+        save(self, path, extra)
+        saves.append(path)
+        if len(saves) in (2, 5):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(fs.RMSprop, "save", stopped_twice)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "parts.npz", 8)
+    parts = train(tmp_path / "parts.npz", 8)
+    assert "goes on after epoch 5" in capsys.readouterr().out
+    for mine, other in zip(whole, parts, strict=True):
+        assert all((mine[name] == other[name]).all() for name in ("w", "b"))
+
+
+def test_digits_are_learned() -> None:
+    pytest.importorskip("sklearn")
+    with tempfile.TemporaryDirectory() as folder:
+        printed = native.run(sys.executable, EXAMPLES / "digits.py", "--checkpoint", Path(folder) / "x.npz")
+    [share] = re.findall(r"best: ([\d.]+)% of 497 other digits", printed)
+    assert float(share) > 95
 
 
 @native.once
