@@ -32,7 +32,7 @@ void refuse_type(const Array& array, const std::string& expected) {
 }
 
 void check_parameter_type(const Array& array) {
-  if (array.type == Type::int8) refuse_type(array, "float32 or float64");
+  if (array.type >= Type::int8) refuse_type(array, "float32 or float64");
 }
 
 void check_reach(const Array& array) {

@@ -57,6 +57,7 @@ constexpr Kernels table(TypeList<R...>) {
   return {
       .update = {{update<R, float>, update<R, double>}...},
       .norm = {norm_kernel<float>(), norm_kernel<double>()},
+      .add = {add<float>, add<double>},
       .divide_and_root = {{divide_and_root_loop<0, 1, float>, divide_and_root_loop<0, 1, double>},
                           {divide_and_root_loop<1, 1, float>, divide_and_root_loop<1, 1, double>},
                           {divide_and_root_loop<1, 2, float>, divide_and_root_loop<1, 2, double>}},

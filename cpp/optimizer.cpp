@@ -243,6 +243,7 @@ void OptimizerCore::accept(std::size_t i, const Array& gradient, bool written) {
   // From here on nothing throws: the member is as before or completely new.
   tensor.layout = layout.get();
   tensors_[i] = tensor;
+  member.by_rows = false;
   member.layout = std::move(layout);
   member.gradient_order = std::move(order);
   member.gradient.data = gradient.data;
@@ -252,14 +253,44 @@ void OptimizerCore::accept(std::size_t i, const Array& gradient, bool written) {
   gradients_are_disjoint_ = false;
 }
 
+void OptimizerCore::accept_rows(std::size_t i, const Array& index, const Array& values, bool written) {
+  Member& member = members_[i];
+  if (!schema_.takes_rows) {
+    refuse(member.gradient.label.text() + ": expected a dense one, got rows; " + schema_.name +
+           " remembers a gradient of 0, too, so that each element needs one");
+  }
+  if (gather_) refuse(member.gradient.label.text() + ": expected a dense one, got rows, which processes can't share");
+  if (written) check_distinct_elements(values);
+  written_->check_disjoint_from(index);
+  written_->check_disjoint_from(values);
+  if (member.rows == nullptr) member.rows = std::make_unique<RowGradient>();
+  member.rows->bind(index, values, member.parameter);
+
+  member.by_rows = true;
+  member.layout = nullptr;
+  tensors_[i] = {};
+  present_[i] = true;
+  blocks_known_ = false;
+  gradients_are_disjoint_ = false;
+}
+
 void OptimizerCore::check_gradients_disjoint() {
   if (gradients_are_disjoint_) return;
   std::vector<Array> gradients;
   for (std::size_t i = 0; i < members_.size(); ++i) {
-    if (present_[i]) gradients.push_back(members_[i].gradient);
+    if (present_[i]) gradients.push_back(members_[i].by_rows ? members_[i].rows->values() : members_[i].gradient);
   }
-  WrittenMemory{std::move(gradients)};
+  const WrittenMemory written(std::move(gradients));
+  each_of_rows([&](std::size_t, const RowGradient& rows) { written.check_disjoint_from(rows.index()); });
   gradients_are_disjoint_ = true;
+}
+
+// f(i, rows) for each parameter that has a gradient of rows.
+template <class F>
+void OptimizerCore::each_of_rows(F f) {
+  for (std::size_t i = 0; i < members_.size(); ++i) {
+    if (present_[i] && members_[i].by_rows) f(i, *members_[i].rows);
+  }
 }
 
 bool OptimizerCore::needs_loss() const {
@@ -273,9 +304,10 @@ OptimizerCore::Measured OptimizerCore::measure(const StepOptions& options, StepR
   std::vector<std::size_t> members;
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     if (!present_[i]) continue;
-    const Array& gradient = members_[i].gradient;
-    gradients.push_back({gradient.data, tensors_[i].size, gradient.type, members_[i].gradient_order.get(),
-                         members_[i].piece.whole});
+    const Member& member = members_[i];
+    const Array& gradient = member.by_rows ? member.rows->sums() : member.gradient;
+    gradients.push_back({gradient.data, gradient.size(), gradient.type,
+                         member.by_rows ? nullptr : member.gradient_order.get(), member.piece.whole});
     members.push_back(i);
   }
   const Norm measured = norm(gradients, options, gather_);
@@ -319,7 +351,7 @@ void OptimizerCore::prepare(const StepOptions& options, double clip_coef) {
   std::int64_t last_step = 0;
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     if (!present_[i]) continue;
-    present_elements_ += tensors_[i].size + tensor_overhead;
+    present_elements_ += (members_[i].by_rows ? members_[i].rows->elements() : tensors_[i].size) + tensor_overhead;
     const std::size_t kind = kinds_[i];
     const std::int64_t step = uses_step[kind / parameter_types] ? counts_[i] + 1 : 0;
     if (part < 0 || kind != last_kind || step != last_step) {
@@ -337,6 +369,16 @@ void OptimizerCore::prepare(const StepOptions& options, double clip_coef) {
 }
 
 void OptimizerCore::update_all(int threads) {
+  update_dense(threads);
+  each_of_rows([&](std::size_t i, const RowGradient& rows) {
+    const Member& member = members_[i];
+    const Array* streams[max_streams] = {&member.parameter};
+    for (std::size_t s = 0; s < max_states; ++s) streams[first_state + s] = &member.states[s];
+    rows.update(streams, parts_[static_cast<std::size_t>(part_of_[i])].work, threads);
+  });
+}
+
+void OptimizerCore::update_dense(int threads) {
   const auto run = [this](std::int64_t begin, std::int64_t end) {
     const DefaultFloatingPoint guard;
     const auto after = std::upper_bound(first_block_.begin(), first_block_.end(), begin);
@@ -362,6 +404,11 @@ void OptimizerCore::reduce_and_update_all(int threads) {
     part_of_[i] = static_cast<std::int32_t>(parts.size() - 1);
     const Member& member = members_[i];
     Operand& operand = operands.emplace_back(Operand{{&member.parameter, &member.gradient}, &parts.back().work, member.piece.whole});
+    if (member.by_rows) {
+      if (member.rows->sums().data == nullptr) member.rows->sum(threads);
+      operand.stream[0] = &member.rows->rows_of(member.parameter);
+      operand.stream[gradient_stream] = &member.rows->sums();
+    }
     for (std::size_t s = 0; s < max_states; ++s) operand.stream[first_state + s] = &member.states[s];
   }
   parts_ = std::move(parts);
@@ -383,11 +430,16 @@ StepReport OptimizerCore::step(const StepOptions& options) {
     }
   }
   if (options.zero_grads) check_gradients_disjoint();
+  const bool measures = options.clip_norm != 0 || options.nonfinite != Nonfinite::propagate;
+  each_of_rows([&](std::size_t, RowGradient& rows) {
+    rows.sort(threads_for(rows.elements()));
+    if (measures) rows.sum(threads_for(rows.elements()));
+  });
 
   StepReport report;
   report.step = steps_;
   double clip_coef = 1.0;
-  if (options.clip_norm != 0 || options.nonfinite != Nonfinite::propagate) {
+  if (measures) {
     const Measured measured = measure(options, report);
     clip_coef = measured.clip_coef;
     if (!report.nonfinite.empty() && options.nonfinite == Nonfinite::raise) {
@@ -399,7 +451,7 @@ StepReport OptimizerCore::step(const StepOptions& options) {
     if (!report.nonfinite.empty() && options.nonfinite == Nonfinite::skip) {
       report.skipped = true;
       for (std::size_t i = 0; options.zero_grads && i < members_.size(); ++i) {
-        if (present_[i]) set_to_zero(members_[i].gradient);
+        if (present_[i]) set_to_zero(members_[i].by_rows ? members_[i].rows->values() : members_[i].gradient);
       }
       return report;
     }
@@ -415,6 +467,7 @@ StepReport OptimizerCore::step(const StepOptions& options) {
     if (gather_) gather_({});  // all of them are ready
     update_all(threads);
   }
+  if (options.zero_grads) each_of_rows([](std::size_t, const RowGradient& rows) { set_to_zero(rows.values()); });
   for (std::size_t i = 0; i < counts_.size(); ++i) counts_[i] += present_[i];
   if (options.loss) last_loss_ = options.loss;
   report.step = ++steps_;

@@ -17,6 +17,7 @@
 #include "norm.hpp"
 #include "overlap.hpp"
 #include "reduction.hpp"
+#include "rows.hpp"
 #include "work.hpp"
 
 namespace fusedstep {
@@ -65,10 +66,14 @@ class OptimizerCore {
   }
   void leave_out(std::size_t i) { present_[i] = false; }
 
+  // The same, of some of its rows; what the index holds is checked in the step.
+  void accept_rows(std::size_t i, const Array& index, const Array& values, bool written);
+
   // Throws if gradients, which are to be written, share memory with each other.
   void check_gradients_disjoint();
 
-  // Throws before anything is written; std::domain_error for Nonfinite::raise.
+  // Throws before anything is written; std::domain_error for Nonfinite::raise, std::out_of_range for a row that is not
+  // there.
   StepReport step(const StepOptions& options);
 
   RuleId rule() const { return rule_; }
@@ -102,6 +107,8 @@ class OptimizerCore {
     Owner owner;
     std::unique_ptr<Layout> layout;
     std::unique_ptr<StridedOrder> gradient_order;  // null: one dense run
+    std::unique_ptr<RowGradient> rows;
+    bool by_rows = false;  // the gradient accepted last is `rows`
   };
 
   struct Part {
@@ -116,6 +123,8 @@ class OptimizerCore {
   void label_groups();
   void check_states(std::size_t group, const Options& options) const;
   void check_rounding(std::size_t group, const Options& options) const;
+  template <class F>
+  void each_of_rows(F f);
   struct Measured {
     double clip_coef;
     bool a_square_overflows;
@@ -124,6 +133,7 @@ class OptimizerCore {
   void prepare(const StepOptions& options, double clip_coef);
   std::int32_t part_for(std::size_t kind, std::int64_t step, const StepOptions& options, double clip_coef);
   void update_all(int threads);
+  void update_dense(int threads);
   void reduce_and_update_all(int threads);
 
   RuleId rule_;

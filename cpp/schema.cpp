@@ -75,6 +75,7 @@ constexpr RuleSchema erased_schema() {
       .change = [](const Options&, const Options&) { return std::string(); },
       .bad_start = [](const Options&) { return std::string(); },
       .squares_gradient = !requires { About::signs_only; },
+      .takes_rows = !requires { About::dense_only; },
       .prologue =
           [](const Options& options) {
             const Rule& o = as<Rule>(options);

@@ -59,6 +59,7 @@ struct RuleSchema {
   std::string (*change)(const Options& before, const Options& after);  // what may not change after the start
   std::string (*bad_start)(const Options& options);  // what an optimizer may not start with
   bool squares_gradient;
+  bool takes_rows;  // a gradient of 0 changes nothing that would have to be remembered
   Prologue (*prologue)(const Options& options);
   std::span<const AnyDialect> (*dialects)();
 

@@ -78,24 +78,31 @@ bool arrange(const RuleSchema& rule, const Array& parameter, const Array& gradie
 }
 
 SingleUpdate::SingleUpdate(RuleId rule, const Options& options, std::int64_t step, const Array& parameter,
-                           const Array& gradient, std::span<const Array> states) {
+                           const Array& gradient, std::span<const Array> states, const Array& index) {
   const RuleSchema& schema = schema_of(rule);
   check_distinct_elements(parameter);
-  check_shape(gradient, parameter);
+  if (index.data != nullptr) {
+    if (!schema.takes_rows) refuse(index.label.text() + ": " + schema.name + " takes no rows");
+    rows_.emplace().bind(index, gradient, parameter);
+    check_disjoint(index, parameter);
+  } else {
+    check_shape(gradient, parameter);
+  }
   check_disjoint(gradient, parameter);
   for (std::size_t s = 0; s < states.size(); ++s) {
     if (states[s].data == nullptr) continue;
     check_state(schema.states[s], states[s], parameter);
     check_disjoint(states[s], parameter);
     check_disjoint(gradient, states[s]);
+    if (rows_) check_disjoint(index, states[s]);
     for (std::size_t other = 0; other < s; ++other) {
       if (states[other].data != nullptr) check_disjoint(states[s], states[other]);
     }
   }
-  if (!arrange(schema, parameter, gradient, states, tensor_, layout_)) tensor_.layout = &layout_;
+  if (!rows_ && !arrange(schema, parameter, gradient, states, tensor_, layout_)) tensor_.layout = &layout_;
   const DefaultFloatingPoint guard;
   work_ = make_work(rule, options, step, parameter.type, {}, 1.0);
-  if (work_.kernel.reduce == nullptr) return;
+  if (work_.kernel.reduce == nullptr && !rows_) return;
   arrays_[0] = parameter;
   arrays_[gradient_stream] = gradient;
   std::copy(states.begin(), states.end(), arrays_ + first_state);
@@ -108,13 +115,20 @@ SingleUpdate::SingleUpdate(RuleId rule, const Options& options, std::int64_t ste
 }
 
 void SingleUpdate::update_all(const Work& work, int threads) const {
+  if (rows_) {
+    const Array* streams[max_streams];
+    for (std::size_t s = 0; s < max_streams; ++s) streams[s] = &arrays_[s];
+    rows_->update(streams, work, threads);
+    return;
+  }
   const auto part = [&](std::int64_t begin, std::int64_t end) { update(tensor_, work, begin, end); };
   parallel_for(tensor_.blocks(), threads, body(part));
 }
 
-void SingleUpdate::run() const {
+void SingleUpdate::run() {
   const DefaultFloatingPoint guard;
-  const int threads = threads_for(tensor_.size);
+  const int threads = threads_for(rows_ ? rows_->elements() : tensor_.size);
+  if (rows_) rows_->sort(threads);
   if (work_.kernel.reduce == nullptr) {
     update_all(work_, threads);
     return;
@@ -122,6 +136,11 @@ void SingleUpdate::run() const {
   Work work = work_;  // the reduction completes its constants
   Operand operand{{}, &work, tensor_.size};
   for (std::size_t s = 0; s < max_streams; ++s) operand.stream[s] = &arrays_[s];
+  if (rows_) {
+    rows_->sum(threads);
+    operand.stream[0] = &rows_->rows_of(arrays_[0]);
+    operand.stream[gradient_stream] = &rows_->sums();
+  }
   Reduction reduction({&operand, 1});
   reduction.settle();
   update_all(work, threads);

@@ -2,11 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "checks.hpp"
 #include "loops/tensors.hpp"
+#include "rows.hpp"
 #include "schema.hpp"
 
 namespace fusedstep {
@@ -33,11 +35,14 @@ bool arrange(const RuleSchema& rule, const Array& parameter, const Array& gradie
 // from are not needed any more to run it.
 class SingleUpdate {
  public:
+  // `index`: the gradient is one of these rows; without data: of all.
   SingleUpdate(RuleId rule, const Options& options, std::int64_t step, const Array& parameter, const Array& gradient,
-               std::span<const Array> states);
+               std::span<const Array> states, const Array& index = {});
   SingleUpdate(const SingleUpdate&) = delete;
   SingleUpdate& operator=(const SingleUpdate&) = delete;
-  void run() const;
+
+  // std::out_of_range for a row that is not there.
+  void run();
 
  private:
   void update_all(const Work& work, int threads) const;
@@ -45,7 +50,8 @@ class SingleUpdate {
   Tensor tensor_;
   Layout layout_;
   Work work_;
-  Array arrays_[max_streams];  // for a reduction
+  std::optional<RowGradient> rows_;
+  Array arrays_[max_streams];  // for a reduction, and for rows
   std::vector<std::vector<std::int64_t>> geometry_;
 };
 

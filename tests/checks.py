@@ -126,6 +126,8 @@ class Problem:
     shape: Shape
     values: Values
     after: list[dict[str, Array]]
+    rows: tuple[Array, ...] = ()
+    """Of each step, where its gradient is one of some rows."""
 
 
 def reference_step(case: Case, arrays: Mapping[str, Array], grad: Array, t: int, rises: bool, **changed: Any) -> None:
@@ -134,14 +136,18 @@ def reference_step(case: Case, arrays: Mapping[str, Array], grad: Array, t: int,
     getattr(fs.reference, case.function_name)(grad=grad, **arrays, **options)
 
 
-def solve(case: Case, dtype: np.dtype[Any], shape: Shape, values: Values) -> Problem:
+def solve(case: Case, dtype: np.dtype[Any], shape: Shape, values: Values, rows: tuple[Array, ...] = ()) -> Problem:
     """Run the reference over dense arrays; the layout and the threads of a kernel make no difference to it."""
     now = {"param": values.param.copy(), **{name: state.copy() for name, state in values.states.items()}}
     after = []
     for t, grad in enumerate(values.grads, 1):
-        reference_step(case, now, grad, t, rose(t))
+        reference_step(case, now, grad, t, rose(t), **_rows_at(rows, t))
         after.append({name: array.copy() for name, array in now.items()})
-    return Problem(case, dtype, shape, values, after)
+    return Problem(case, dtype, shape, values, after, rows)
+
+
+def _rows_at(rows: tuple[Array, ...], t: int) -> dict[str, Array]:
+    return {"rows": rows[t - 1]} if rows else {}
 
 
 def make_problem(case: Case, dtype: np.dtype[Any], shape: Shape, kind: str = "ordinary") -> Problem:
@@ -159,7 +165,7 @@ def run_function(
     *layouts: Layout,
     offset: int = 0,
     grads: list[Array] | None = None,
-    call: Callable[[dict[str, Array], int], None] | None = None,
+    call: Callable[..., None] | None = None,
     compare: Iterable[int] = range(1, 1 + STEPS),
 ) -> None:
     """Run the functional form from a problem's start: after each step (of ``compare``) every bit is the reference's,
@@ -178,18 +184,20 @@ def run_function(
     arrays = {name: own.array for name, own in guarded.items()}
     for name, array in arrays.items():
         array[...] = start[name]
+    unchanged = Unchanged(problem.rows)
     for t, (grad, after) in enumerate(zip(problem.values.grads, problem.after, strict=True), 1):
         if grads is None:
             arrays["grad"][...] = grad
         else:
             arrays["grad"] = grads[t - 1]
-        (call or case.call)(arrays, t)
+        (call or case.call)(arrays, t, **_rows_at(problem.rows, t))
         if t not in compare:
             continue
         assert_same(
             {name: array for name, array in arrays.items() if name != "grad"}, after, f"{where}, after step {t}"
         )
         assert not difference(arrays["grad"], grad), f"{where}, after step {t}: the gradient changed"
+    unchanged.check(where)
     for name, own in guarded.items():
         assert not own.damaged(), f"{where}: memory beside {name} changed"
 
@@ -226,9 +234,14 @@ class Mirror:
             return False
         return loss < self.last_loss if maximize else loss > self.last_loss
 
+    def _summed(self, name: str, grad: Array | fs.Rows) -> Array:
+        if not isinstance(grad, fs.Rows):
+            return grad
+        return fs.reference.summed(self.arrays[name]["param"], grad.values, grad.index)[1]
+
     def step(
         self,
-        grads: Mapping[str, Array | None],
+        grads: Mapping[str, Array | fs.Rows | None],
         *,
         loss: float | None = None,
         grad_scale: float | None = None,
@@ -241,7 +254,7 @@ class Mirror:
         norm = None
         coef = 1.0
         if clip_norm is not None or nonfinite != "propagate":
-            present = [grad for grad in grads.values() if grad is not None]
+            present = [self._summed(name, grad) for name, grad in grads.items() if grad is not None]
             norm = fs.reference.norm(present, grad_scale=grad_scale, clip_value=clip_value)
             if clip_norm is not None and not math.isinf(clip_norm):
                 coef = clip_norm / (norm if norm > clip_norm or math.isnan(norm) else clip_norm)
@@ -259,7 +272,9 @@ class Mirror:
                 **self.case.reference_at_step(t, rises),
             }
             prologue = dict(zip(STEP_PROLOGUE, (grad_scale, clip_value, coef), strict=True))
-            members[name] = (self.arrays[name], grad, self._of_reference(options) | prologue)
+            rows = {"rows": grad.index} if isinstance(grad, fs.Rows) else {}
+            values = grad.values if isinstance(grad, fs.Rows) else grad
+            members[name] = (self.arrays[name], values, self._of_reference(options) | prologue | rows)
         more = self.case.across(list(members.values()))
         for (arrays, grad, options), own in zip(members.values(), more, strict=True):
             getattr(fs.reference, self.case.function_name)(grad=grad, **arrays, **options, **own)

@@ -802,6 +802,7 @@ ONE_OF_STORAGE = tuple(
         for case in sorted(FULLEST_OF_RULE, key=lambda case: len(case.states))
     }.values()
 )
+BY_ROWS = tuple(case for case in FUNCTIONS if DECLARED[case.rule]["rows"])
 # Of each rule two cases, without and with decay: how arrays are walked depends on nothing else.
 WALKED = tuple(
     case
@@ -1010,6 +1011,35 @@ def tiny(case: Case, dtype: np.dtype[Any], shape: Shape, rng: np.random.Generato
     """The same without what swallows all other values: zeros, subnormals and the smallest normal numbers."""
     values = specials(dtype)
     return special(case, dtype, shape, rng, values[np.abs(values) < 0.5])
+
+
+# How rows of a parameter are named: by how many rows it has, an index.
+INDICES: dict[str, Callable[[int, np.random.Generator], Array]] = {
+    "none": lambda rows, rng: np.zeros(0, np.int64),
+    "the last": lambda rows, rng: np.array([rows - 1], np.uint32),
+    "all in order": lambda rows, rng: np.arange(rows, dtype=np.int32),
+    "all backwards, by a negative stride": lambda rows, rng: np.arange(rows, dtype=np.uint64)[::-1],
+    "all in any order": lambda rows, rng: rng.permutation(rows).astype(np.int32),
+    "some, none twice": lambda rows, rng: rng.permutation(rows)[: (rows + 1) // 2],
+    "some, often twice": lambda rows, rng: rng.integers(0, rows, rows + 3).astype(np.uint32),
+    "one, many times": lambda rows, rng: np.full(3 * rows, rows // 2, np.uint64),
+    "few, many times, every 2nd of an array": lambda rows, rng: rng.integers(0, rows, 6 * rows)[::2] // 4,
+    "a broadcast": lambda rows, rng: np.broadcast_to(np.int32(rows // 3), (rows,)),
+    "Fibonacci's multiples": lambda rows, rng: np.arange(2 * rows, dtype=np.uint64) * 11400714819323198485 % rows,
+}
+ROW_SHAPES: tuple[Shape, ...] = ((), (1,), (3,), (15,), (16,), (67,), (2, 3), (5, 1, 4), (1030,), (0,))
+
+
+def of_rows(
+    case: Case, dtype: np.dtype[Any], shape: Shape, rows: tuple[Array, ...], rng: np.random.Generator
+) -> Values:
+    """Values whose gradients are those of the rows of each step, a few of them 0 or -0."""
+    values = ordinary(case, dtype, shape, rng)
+    values.grads[:] = [ordinary(case, dtype, (index.size, *shape[1:]), rng).grads[0] for index in rows]
+    for grad in values.grads:
+        grad[rng.random(grad.shape) < 0.05] = -0.0
+    values.param[rng.random(shape) < 0.1] = -0.0
+    return values
 
 
 SPECIAL_LENGTH = 15**3

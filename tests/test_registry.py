@@ -66,7 +66,8 @@ def test_the_function_has_the_declared_arrays_and_options(entry: Entry) -> None:
     assert [key for key, each in found.items() if each.kind is POSITIONAL] == ["param", "grad", *always]
     for key in states:
         assert found[key].default is (EMPTY if key in always else None), key
-    rest = [key for key in found if key not in ("param", "grad", "step", *states)]
+    assert ("rows" in found) == DECLARED[entry.rule]["rows"]
+    rest = [key for key in found if key not in ("param", "grad", "step", "rows", *states)]
     assert set(rest) <= set(fields), f"{set(rest) - set(fields)}: no option of {entry.rule!r}"
     for key in rest:
         # lr is required, or scales nothing but decoupled decay.
@@ -100,7 +101,7 @@ def test_every_option_has_values_that_are_refused(entry: Entry) -> None:
     options = {key for key, spec in DECLARED[entry.rule]["fields"].items() if spec["purpose"] != "loss"}
     assert set(BAD_CLASS_OPTIONS[entry.rule]) == options, f"the entry of {entry.rule!r} needs them in `bad`"
     assert set(entry.bad) <= options
-    takes = set(parameters(getattr(fs, f"{entry.rule}_"))) - {"param", "grad", *DECLARED[entry.rule]["states"]}
+    takes = set(parameters(getattr(fs, f"{entry.rule}_"))) - {"param", "grad", "rows", *DECLARED[entry.rule]["states"]}
     assert set(BAD_FUNCTION_OPTIONS[entry.rule]) == takes
 
 

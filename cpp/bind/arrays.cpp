@@ -148,6 +148,22 @@ Array borrow_parameter(py::handle object, const Label& label) {
   wrong_dtype(object.ptr(), label, "float32 or float64");
 }
 
+Array borrow_index(py::handle object, const Label& label) {
+  if (!is_array(object.ptr())) {
+    throw py::type_error(label.text() + ": expected a numpy.ndarray of integers, got " + type_name(object) +
+                         "; pass np.asarray(index, dtype=np.int64)");
+  }
+  const auto dtype = py::reinterpret_borrow<py::dtype>(proxy(object.ptr())->descr);
+  const std::int64_t size = dtype.itemsize();
+  if ((dtype.kind() != 'i' && dtype.kind() != 'u') || (size != 4 && size != 8)) {
+    wrong_dtype(object.ptr(), label, "int32, int64, uint32 or uint64");
+  }
+  if (dtype.byteorder() == foreign_byte_order) check_byte_order(object.ptr(), label);
+  const bool is_signed = dtype.kind() == 'i';
+  const Type type = size == 4 ? (is_signed ? Type::int32 : Type::uint32) : (is_signed ? Type::int64 : Type::uint64);
+  return view(object.ptr(), label, type, false);
+}
+
 Array borrow(py::handle object, const Label& label, Type type, bool written) {
   check_is_array(object, label);
   if (!has_type(object.ptr(), type)) {

@@ -37,6 +37,9 @@ PyObject* as_array(py::handle scalar, const Label& label, Type type, References&
 // code, unless to say what is wrong.
 Array borrow_parameter(py::handle object, const Label& label);
 
+// An index of rows: integers of 4 or 8 bytes.
+Array borrow_index(py::handle object, const Label& label);
+
 // An array of one element type, written or only read.
 Array borrow(py::handle object, const Label& label, Type type, bool written);
 

@@ -16,7 +16,7 @@ namespace {
 
 using schema::Field;
 
-enum class Role : std::uint8_t { parameter, gradient, state, field, step };
+enum class Role : std::uint8_t { parameter, gradient, rows, state, field, step };
 
 struct Argument {
   py::str name;
@@ -147,7 +147,7 @@ void update(const Function& function, PyObject* const* values) {
         step = step_count(value);
       } else {
         arrays[k] = as_array(value, {argument.text.c_str()}, references);
-        if (argument.role != Role::gradient && is_lost(value)) {
+        if (argument.role != Role::gradient && argument.role != Role::rows && is_lost(value)) {
           throw py::value_error(argument.text + ": expected an array that the caller holds, got a temporary copy, whose " +
                                 "update would be lost (indexing by an array or a mask copies); keep it in a variable, and " +
                                 "write it back");
@@ -164,6 +164,7 @@ void update(const Function& function, PyObject* const* values) {
 
   Array parameter;
   Array gradient;
+  Array index;
   Array states[max_states];
   for (std::size_t k = 0; k < function.arguments.size(); ++k) {
     if (arrays[k] == nullptr) continue;
@@ -173,12 +174,14 @@ void update(const Function& function, PyObject* const* values) {
       parameter = borrow_parameter(arrays[k], label);
     } else if (argument.role == Role::gradient) {
       gradient = borrow(arrays[k], label, parameter.type, false);
+    } else if (argument.role == Role::rows) {
+      index = borrow_index(arrays[k], label);
     } else {
       const schema::State& state = rule.states[static_cast<std::size_t>(argument.state)];
       states[argument.state] = borrow(arrays[k], label, type_of_state(state, parameter.type), true);
     }
   }
-  const SingleUpdate prepared(function.rule, options, step, parameter, gradient, {states, rule.states.size()});
+  SingleUpdate prepared(function.rule, options, step, parameter, gradient, {states, rule.states.size()}, index);
   if (parameter.size() < small) {
     prepared.run();
   } else {
@@ -223,6 +226,8 @@ Argument make_argument(const RuleSchema& rule, const std::string& text) {
     argument.role = Role::parameter;
   } else if (text == "grad") {
     argument.role = Role::gradient;
+  } else if (text == "rows") {
+    argument.role = Role::rows;
   } else if (text == "step") {
     argument.role = Role::step;
     turn_on(rule.step_used_with);

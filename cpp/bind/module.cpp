@@ -46,7 +46,7 @@ py::dict described(const schema::Field& field, const Options& defaults) {
   return made;
 }
 
-// {rule: {"fields": {name: ...}, "states": {name: ...}, "step": None, "" or a field}}: what the rules declare.
+// {rule: {"fields": {name: ...}, "states": {name: ...}, "step": None, "" or a field, "rows": bool}}: what the rules declare.
 py::dict rules() {
   constexpr const char* storages[] = {"parameter", "int8", "scalar"};
   py::dict all;
@@ -69,6 +69,7 @@ py::dict rules() {
     entry["states"] = states;
     entry["step"] = text_or_none(!schema.step_in_formula ? nullptr
                                  : schema.step_used_with == nullptr ? schema::always : schema.step_used_with->name);
+    entry["rows"] = schema.takes_rows;
     all[schema.name] = entry;
   }
   return all;

@@ -45,7 +45,8 @@ class PyOptimizer {
   explicit PyOptimizer(const std::string& rule)
       : core_(rule_or_limit_named(rule)),
         groups_(core_.schema()),
-        report_type_(py::type::of<PyOptimizer>().attr("_StepReport")) {}
+        report_type_(py::type::of<PyOptimizer>().attr("_StepReport")),
+        rows_type_(py::module_::import("fusedstep._rows").attr("Rows")) {}
 
   py::tuple add_group(const std::vector<std::string>& names, const py::list& arrays, const py::dict& options,
                       const py::object& states) {
@@ -106,13 +107,14 @@ class PyOptimizer {
     options.nonfinite = policy(nonfinite);
     if (!loss.is_none()) options.loss = real(loss, "loss");
     References references;
-    std::vector<PyObject*> gradients = collect(grads, references, options.zero_grads);
+    std::vector<PyObject*> indices;
+    std::vector<PyObject*> gradients = collect(grads, references, indices, options.zero_grads);
     groups_.read(groups, core_);
     if (!options.loss && core_.needs_loss()) {
       throw py::value_error("loss: needed by these hyperparameters, got None; pass step(grads, loss=...)");
     }
 
-    accept(gradients, options.zero_grads);
+    accept(gradients, indices, options.zero_grads);
 
     StepReport report;
     if (core_.elements() < small) {
@@ -123,15 +125,21 @@ class PyOptimizer {
     return make_report(report).release().ptr();
   }
 
-  // The gradients by parameter, checked as for a step.
+  // The gradients by parameter, checked as for a step; those of rows as (values, index).
   py::list gradients(py::handle grads, bool zero_grads) {
     const Hold hold(*this, true);
     References references;
-    const std::vector<PyObject*> found = collect(grads, references, zero_grads);
-    accept(found, zero_grads);
+    std::vector<PyObject*> indices;
+    const std::vector<PyObject*> found = collect(grads, references, indices, zero_grads);
+    accept(found, indices, zero_grads);
     if (zero_grads) core_.check_gradients_disjoint();
     py::list list;
-    for (PyObject* gradient : found) list.append(py::handle(gradient));
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      const py::handle gradient = found[i];
+      const bool by_rows = !indices.empty() && indices[i] != nullptr;
+      list.append(by_rows ? py::object(py::make_tuple(gradient, py::handle(indices[i])))
+                          : py::reinterpret_borrow<py::object>(gradient));
+    }
     return list;
   }
 
@@ -190,6 +198,7 @@ class PyOptimizer {
     for (const py::object& object : owned_) Py_VISIT(object.ptr());
     Py_VISIT(report_type_.ptr());
     Py_VISIT(gather_.ptr());
+    Py_VISIT(rows_type_.ptr());
     if (const int result = groups_.traverse(visit, arg); result != 0) return result;
     return containers_ ? containers_->traverse(visit, arg) : 0;
   }
@@ -297,8 +306,15 @@ class PyOptimizer {
     return py::make_tuple(parameters, states);
   }
 
-  // The gradients as ndarrays, owned by `references`; None where there is none.
-  std::vector<PyObject*> collect(py::handle grads, References& references, bool to_be_zeroed = false) const {
+  static Label of(Label label, const char* role) {
+    label.role = role;
+    return label;
+  }
+
+  // The gradients as ndarrays, owned by `references`; None where there is none. `indices` gets the index of each that is one
+  // of rows, and stays empty where there is none.
+  std::vector<PyObject*> collect(py::handle grads, References& references, std::vector<PyObject*>& indices,
+                                 bool to_be_zeroed = false) const {
     if (!containers_) throw py::value_error("the optimizer has no parameters yet");
     std::vector<PyObject*> found(core_.size(), Py_None);
     references.reserve(core_.size() + 8);  // the leaves and, mostly, their containers
@@ -306,7 +322,14 @@ class PyOptimizer {
     for (std::size_t i = 0; i < found.size(); ++i) {
       if (found[i] == Py_None || is_plain_array(found[i])) continue;
       const Label& label = core_.gradient(i).label;
-      if (core_.parameter(i).shape.empty() && is_scalar(found[i])) {
+      if (Py_TYPE(found[i]) == reinterpret_cast<PyTypeObject*>(rows_type_.ptr())) {
+        const py::object rows = py::reinterpret_borrow<py::object>(found[i]);
+        indices.resize(core_.size());
+        indices[i] = as_array(rows.attr("index"), of(label, "index"), references);
+        references.share(indices[i]);
+        found[i] = as_array(rows.attr("values"), of(label, "values"), references);
+        references.share(found[i]);
+      } else if (core_.parameter(i).shape.empty() && is_scalar(found[i])) {
         if (to_be_zeroed) {
           throw py::type_error(label.text() + ": expected a 0-d array with zero_grads=True, got a number, which can't be set " +
                                "to 0");
@@ -321,7 +344,7 @@ class PyOptimizer {
 
   // Every parameter is where it was bound, and every gradient fit for this step; nothing is taken for granted but what
   // was looked at now. So with states, unless nobody has been shown them: the look costs a small array a third of its step.
-  void accept(const std::vector<PyObject*>& gradients, bool written) {
+  void accept(const std::vector<PyObject*>& gradients, const std::vector<PyObject*>& indices, bool written) {
     if (states_are_shown_) check_states(true);
     const Descriptors& descriptors = native_descriptors();
     const Accepted enough = written ? Accepted::to_be_zeroed : Accepted::to_be_read;
@@ -334,6 +357,13 @@ class PyOptimizer {
       PyObject* const given = gradients[i];
       if (given == Py_None) {
         core_.leave_out(i);
+        continue;
+      }
+      if (!indices.empty() && indices[i] != nullptr) {
+        const Label& label = core_.gradient(i).label;
+        bound.accepted = Accepted::no;
+        core_.accept_rows(i, borrow_index(indices[i], of(label, "index")),
+                          borrow(given, of(label, "values"), bound.type, written), written);
         continue;
       }
       if (bound.accepted >= enough &&
@@ -391,6 +421,7 @@ class PyOptimizer {
   std::vector<std::int64_t> geometry_;
   py::object report_type_;  // an interpreter's own
   py::object gather_;       // null unless shared
+  py::object rows_type_;    // likewise
   std::atomic<std::thread::id> holder_{};
   std::atomic<bool> in_step_{false};
 };

@@ -100,6 +100,8 @@ struct Kernels {
   // With a prologue that is not idle, or without.
   Kernel (*update[AllRules::size][parameter_types])(const void* options, bool with_prologue);
   NormKernel norm[parameter_types];
+  // Adds n gradients to sums.
+  void (*add[parameter_types])(std::int64_t n, const void* gradients, void* sums) noexcept;
   double (*divide_and_root[division_count][parameter_types])(std::int64_t n) noexcept;
 };
 

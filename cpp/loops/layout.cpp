@@ -26,21 +26,55 @@ bool all_c_contiguous(std::span<const std::int64_t> shape, std::span<const Strid
   return true;
 }
 
-template <class Bytes>
-void copy_run_of(std::int64_t n, const char* from, std::int64_t stride, char* dense) {
+// To a dense run, or from one.
+template <class Bytes, bool to_dense>
+void copy_run_of(std::int64_t n, char* strided, std::int64_t stride, char* dense) {
   constexpr auto size = static_cast<std::int64_t>(sizeof(Bytes));
-  for (std::int64_t i = 0; i < n; ++i) std::memcpy(dense + i * size, from + i * stride, sizeof(Bytes));
+  for (std::int64_t i = 0; i < n; ++i) {
+    std::memcpy(to_dense ? dense + i * size : strided + i * stride, to_dense ? strided + i * stride : dense + i * size,
+                sizeof(Bytes));
+  }
 }
 
-void copy_run(std::int64_t n, const char* from, std::int64_t stride, std::int64_t item_size, char* dense) {
+template <bool to_dense>
+void copy_run(std::int64_t n, char* strided, std::int64_t stride, std::int64_t item_size, char* dense) {
   if (stride == item_size) {
-    std::memcpy(dense, from, static_cast<std::size_t>(n * item_size));
+    std::memcpy(to_dense ? dense : strided, to_dense ? strided : dense, static_cast<std::size_t>(n * item_size));
   } else if (item_size == 8) {
-    copy_run_of<double>(n, from, stride, dense);
+    copy_run_of<double, to_dense>(n, strided, stride, dense);
   } else if (item_size == 4) {
-    copy_run_of<float>(n, from, stride, dense);
+    copy_run_of<float, to_dense>(n, strided, stride, dense);
   } else {
-    copy_run_of<std::int8_t>(n, from, stride, dense);
+    copy_run_of<std::int8_t, to_dense>(n, strided, stride, dense);
+  }
+}
+
+template <bool to_dense>
+void copy(std::span<const std::int64_t> shape, const std::int64_t* strides, char* data, std::int64_t item_size,
+          std::int64_t begin, std::int64_t n, char* dense) {
+  std::int64_t at[max_dimensions];
+  for (std::size_t axis = shape.size(); axis-- > 0; begin /= shape[axis]) {
+    at[axis] = begin % shape[axis];
+    data += at[axis] * strides[axis];
+  }
+  const std::size_t last = shape.size() - 1;  // where there is no axis, there is one element
+  while (n > 0) {
+    const std::int64_t run = shape.empty() ? 1 : std::min(n, shape[last] - at[last]);
+    copy_run<to_dense>(run, data, shape.empty() ? 0 : strides[last], item_size, dense);
+    n -= run;
+    dense += run * item_size;
+    if (n == 0) return;
+    // To the first element of the next row.
+    data -= at[last] * strides[last];
+    at[last] = 0;
+    for (std::size_t axis = last; axis-- > 0;) {
+      if (++at[axis] < shape[axis]) {
+        data += strides[axis];
+        break;
+      }
+      data -= (shape[axis] - 1) * strides[axis];
+      at[axis] = 0;
+    }
   }
 }
 
@@ -148,30 +182,12 @@ std::vector<std::int64_t> dense_strides(std::span<const std::int64_t> shape, con
 
 void gather(std::span<const std::int64_t> shape, const std::int64_t* strides, const char* data, std::int64_t item_size,
             std::int64_t begin, std::int64_t n, char* dense) {
-  std::int64_t at[max_dimensions];
-  for (std::size_t axis = shape.size(); axis-- > 0; begin /= shape[axis]) {
-    at[axis] = begin % shape[axis];
-    data += at[axis] * strides[axis];
-  }
-  const std::size_t last = shape.size() - 1;  // where there is no axis, there is one element
-  while (n > 0) {
-    const std::int64_t run = shape.empty() ? 1 : std::min(n, shape[last] - at[last]);
-    copy_run(run, data, shape.empty() ? 0 : strides[last], item_size, dense);
-    n -= run;
-    dense += run * item_size;
-    if (n == 0) return;
-    // To the first element of the next row.
-    data -= at[last] * strides[last];
-    at[last] = 0;
-    for (std::size_t axis = last; axis-- > 0;) {
-      if (++at[axis] < shape[axis]) {
-        data += strides[axis];
-        break;
-      }
-      data -= (shape[axis] - 1) * strides[axis];
-      at[axis] = 0;
-    }
-  }
+  copy<true>(shape, strides, const_cast<char*>(data), item_size, begin, n, dense);
+}
+
+void scatter(std::span<const std::int64_t> shape, const std::int64_t* strides, char* data, std::int64_t item_size,
+             std::int64_t begin, std::int64_t n, const char* dense) {
+  copy<false>(shape, strides, data, item_size, begin, n, const_cast<char*>(dense));
 }
 
 }  // namespace fusedstep

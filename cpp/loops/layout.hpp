@@ -51,4 +51,8 @@ std::vector<std::int64_t> dense_strides(std::span<const std::int64_t> shape, con
 void gather(std::span<const std::int64_t> shape, const std::int64_t* strides, const char* data, std::int64_t item_size,
             std::int64_t begin, std::int64_t n, char* dense);
 
+// The other way.
+void scatter(std::span<const std::int64_t> shape, const std::int64_t* strides, char* data, std::int64_t item_size,
+             std::int64_t begin, std::int64_t n, const char* dense);
+
 }  // namespace fusedstep

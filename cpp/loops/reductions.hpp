@@ -27,6 +27,11 @@ inline void by_lanes(std::int64_t n, F add) {
   for (std::int64_t lane = 0; i + lane < n; ++lane) add(i + lane, lane);
 }
 
+template <class T>
+[[gnu::noinline]] void add_loop(std::int64_t n, const T* __restrict gradients, T* __restrict sums) noexcept {
+  for (std::int64_t i = 0; i < n; ++i) sums[i] = sums[i] + load(gradients, i);
+}
+
 template <class Rule, class T, template <class> class Before, class... S>
 [[gnu::noinline]] Reduced reduce_loop(const Loop<Rule, T, Before> c, std::int64_t n, const T* __restrict p,
                                       const T* __restrict g, const S* __restrict... s) noexcept {
@@ -109,6 +114,11 @@ struct ErasedReduction {
         });
   }
 };
+
+template <class T>
+void add(std::int64_t n, const void* gradients, void* sums) noexcept {
+  add_loop(n, static_cast<const T*>(gradients), static_cast<T*>(sums));
+}
 
 template <class T>
 constexpr NormKernel norm_kernel() {

@@ -26,6 +26,7 @@ from ._minimize import minimize, scipy_method
 from ._optimizer import Optimizer
 from ._proximal_adagrad import ProximalAdagrad, proximal_adagrad_
 from ._rmsprop import RMSprop, rmsprop_
+from ._rows import Rows
 from ._rprop import Rprop, rprop_
 from ._verification import VerificationError
 
@@ -39,6 +40,7 @@ __all__ = [
     "Optimizer",
     "ProximalAdagrad",
     "RMSprop",
+    "Rows",
     "Rprop",
     "StepReport",
     "VerificationError",

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ._functional import fused
 from ._optimizer import Optimizer, Options
-from .typing import Float, Params, Verify
+from .typing import Float, Index, Params, Verify
 
 __all__ = ["Adadelta", "AdadeltaOptions", "adadelta_"]
 
@@ -33,6 +33,7 @@ def adadelta_(
     weight_decay: float = 0.0,
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
+    rows: Index | None = None,
 ) -> None:
     """Update a parameter in place by Adadelta.
 
@@ -46,16 +47,20 @@ def adadelta_(
     param : ndarray of float32 or float64
         ``p``, any shape and layout; written.
     grad : ndarray
-        ``g``, shape and dtype of ``param``; only read.
+        ``g``, shape and dtype of ``param``; only read. With ``rows``, one row for each of them.
     square_avg : ndarray
         ``s``, the moving average of squared gradients, shape and dtype of ``param``; written. Starts at 0.
     acc_delta : ndarray
         ``a``, the moving average of squared moves, shape and dtype of ``param``; written. Starts at 0.
     lr, rho, eps, weight_decay, decoupled_weight_decay, maximize
         As in ``Adadelta``.
+    rows : 1-D ndarray of int32, int64, uint32 or uint64, optional
+        The rows of ``param`` whose gradients these are; only they are updated, see ``Rows``.
 
     Raises
     ------
+    IndexError
+        A row that ``param`` does not have. Nothing was written.
     TypeError, ValueError
         An array or a hyperparameter that does not fit, see ``Optimizer``. Nothing was written.
 

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from ._functional import fused
 from ._optimizer import Optimizer, Options
-from .typing import Float, Params, Verify
+from .typing import Float, Index, Params, Verify
 
 __all__ = ["AdagradDA", "AdagradDAOptions", "adagrad_da_"]
 
@@ -33,6 +33,7 @@ def adagrad_da_(
     weight_decay: float = 0.0,
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
+    rows: Index | None = None,
 ) -> None:
     """Update a parameter in place by dual averaging: from the sum of all gradients, not from its last value.
 
@@ -48,7 +49,7 @@ def adagrad_da_(
     param : ndarray of float32 or float64
         ``p``, any shape and layout; written.
     grad : ndarray
-        ``g``, shape and dtype of ``param``; only read.
+        ``g``, shape and dtype of ``param``; only read. With ``rows``, one row for each of them.
     grad_sum : ndarray
         ``G``, the sum of gradients, shape and dtype of ``param``; written. Starts at 0.
     square_sum : ndarray
@@ -57,9 +58,13 @@ def adagrad_da_(
         ``t``, the number of this update, counted from 1.
     lr, l1, l2, weight_decay, decoupled_weight_decay, maximize
         As in ``AdagradDA``.
+    rows : 1-D ndarray of int32, int64, uint32 or uint64, optional
+        The rows of ``param`` whose gradients these are; only they are updated, see ``Rows``.
 
     Raises
     ------
+    IndexError
+        A row that ``param`` does not have. Nothing was written.
     TypeError, ValueError
         An array or a hyperparameter that does not fit, see ``Optimizer``. Nothing was written.
 

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from ._functional import fused
 from ._optimizer import Optimizer, Options
-from .typing import Float, Params, Verify
+from .typing import Float, Index, Params, Verify
 
 __all__ = ["AdagradNorm", "AdagradNormOptions", "adagrad_norm_"]
 
@@ -29,6 +29,7 @@ def adagrad_norm_(
     weight_decay: float = 0.0,
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
+    rows: Index | None = None,
 ) -> None:
     """Update a parameter in place by Adagrad-Norm: one step size for the whole array.
 
@@ -42,14 +43,18 @@ def adagrad_norm_(
     param : ndarray of float32 or float64
         ``p``, any shape and layout; written.
     grad : ndarray
-        ``g``, shape and dtype of ``param``; only read.
+        ``g``, shape and dtype of ``param``; only read. With ``rows``, one row for each of them.
     square_sum : 0-d ndarray
         ``s``, the sum of squared norms, dtype of ``param``; written. Starts at 0.
     lr, eps, weight_decay, decoupled_weight_decay, maximize
         As in ``AdagradNorm``.
+    rows : 1-D ndarray of int32, int64, uint32 or uint64, optional
+        The rows of ``param`` whose gradients these are; only they are updated, see ``Rows``.
 
     Raises
     ------
+    IndexError
+        A row that ``param`` does not have. Nothing was written.
     TypeError, ValueError
         An array or a hyperparameter that does not fit, see ``Optimizer``. Nothing was written.
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ._functional import fused
 from ._optimizer import Optimizer, Options
-from .typing import Float, MomentumForm, Params, Verify
+from .typing import Float, Index, MomentumForm, Params, Verify
 
 __all__ = ["RMSprop", "RMSpropOptions", "rmsprop_"]
 
@@ -46,6 +46,7 @@ def rmsprop_(
     weight_decay: float = 0.0,
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
+    rows: Index | None = None,
 ) -> None:
     """Update a parameter in place by RMSprop.
 
@@ -64,7 +65,7 @@ def rmsprop_(
     param : ndarray of float32 or float64
         ``p``, any shape and layout; written.
     grad : ndarray
-        ``g``, shape and dtype of ``param``; only read.
+        ``g``, shape and dtype of ``param``; only read. With ``rows``, one row for each of them.
     square_avg : ndarray
         ``v``, the moving average of squared gradients, shape and dtype of ``param``; written. Starts at 0. If
         ``grad_avg`` is given, it holds the variance instead.
@@ -76,9 +77,13 @@ def rmsprop_(
         ``t``, the number of this update, counted from 1. If given, the averages are corrected for their start at 0.
     lr, alpha, eps, eps_inside_sqrt, momentum, nesterov, momentum_form, weight_decay, decoupled_weight_decay, maximize
         As in ``RMSprop``.
+    rows : 1-D ndarray of int32, int64, uint32 or uint64, optional
+        The rows of ``param`` whose gradients these are; only they are updated, see ``Rows``.
 
     Raises
     ------
+    IndexError
+        A row that ``param`` does not have. Nothing was written.
     TypeError, ValueError
         An array or a hyperparameter that does not fit, see ``Optimizer``. Nothing was written.
 

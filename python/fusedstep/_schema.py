@@ -18,6 +18,8 @@ class Schema:
         As ``_core.rules()`` returns them.
     step : str or None
         None: the formula never uses the step count; empty: always; else the hyperparameter that turns its use on.
+    rows : bool
+        Whether a gradient may be one of some rows.
     options : dict
         The default of each hyperparameter that a group holds.
     arguments : dict
@@ -28,11 +30,12 @@ class Schema:
 
     class_name: str
 
-    def __init__(self, rule: str, fields: dict[str, Any], states: dict[str, Any], step: str | None) -> None:
+    def __init__(self, rule: str, fields: dict[str, Any], states: dict[str, Any], step: str | None, rows: bool) -> None:
         self.rule = rule
         self.fields = fields
         self.states = states
         self.step = step
+        self.rows = rows
         self.arguments = {name: field["default"] for name, field in fields.items() if field["purpose"] != "loss"}
         self.options = {name: value for name, value in self.arguments.items() if fields[name]["purpose"] == "option"}
         self.argument = {state["renamed"]: name for name, state in states.items() if state["renamed"] is not None}

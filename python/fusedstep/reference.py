@@ -3,7 +3,8 @@
 Each function has the name and the arguments of the fused one, where they are explained, and updates the same arrays in
 place. What comes before the rule (scaling, clipping, ascent, decay) is the same for all: the arguments of ``gradient``,
 which each function takes, too. One expression per line, in the order of operations of the rule's definition; derived
-constants are computed in double and rounded once to the arrays' type. Nothing is checked here.
+constants are computed in double and rounded once to the arrays' type. With ``rows``, ``grad`` holds a gradient for each
+of these rows. Those of the same row are summed, and the rule updates these rows alone. Nothing is checked here.
 
 Examples
 --------
@@ -17,7 +18,8 @@ Examples
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,7 @@ __all__ = [
     "proximal_adagrad_",
     "rmsprop_",
     "rprop_",
+    "summed",
 ]
 
 Array = NDArray[Any]
@@ -105,6 +108,45 @@ def gradient(
     return g
 
 
+def summed(param: Array, values: Array, rows: Array) -> tuple[Array, Array]:
+    """Return the distinct rows, ascending, and the sum of the values of each, added in the order of ``rows``.
+
+    Parameters
+    ----------
+    param : ndarray
+        The parameter, whose type the sums have.
+    values : ndarray of shape ``(len(rows), *param.shape[1:])``
+        A gradient for each entry of ``rows``.
+    rows : 1-D ndarray of integers
+        Rows of ``param``, in any order; each may be there more than once.
+
+    Returns
+    -------
+    tuple of ndarray
+        The distinct rows, and their sums.
+    """
+    distinct, place = np.unique(rows, return_inverse=True)
+    sums = np.zeros((distinct.size, *param.shape[1:]), param.dtype)
+    np.add.at(sums, place, values)
+    return distinct, sums
+
+
+@contextmanager
+def _touched(rows: Array | None, param: Array, grad: Array, *states: Array | None) -> Iterator[list[Any]]:
+    """Yield parameter, gradient and states: all of them, or copies of the touched rows, which are then written back."""
+    with np.errstate(all="ignore"):
+        if rows is None:
+            yield [param, grad, *states]
+            return
+        distinct, sums = summed(param, grad, rows)
+        arrays = [param, *states]
+        parts = [array if array is None or array.ndim == 0 else array[distinct] for array in arrays]
+        yield [parts[0], sums, *parts[1:]]
+        for array, part in zip(arrays, parts, strict=True):
+            if array is not None and array.ndim > 0:
+                array[distinct] = part
+
+
 def rmsprop_(
     param: Array,
     grad: Array,
@@ -120,6 +162,7 @@ def rmsprop_(
     nesterov: bool = False,
     momentum_form: str = "torch",
     step: int | None = None,
+    rows: Array | None = None,
     **prologue: Any,
 ) -> None:
     """Update in place by RMSprop (Hinton, lecture 6e; centred: Graves 2013).
@@ -127,7 +170,8 @@ def rmsprop_(
     Centred (``grad_avg`` given), ``square_avg`` holds the variance: the difference of two averages would cancel.
     """
     T = param.dtype.type
-    with np.errstate(all="ignore"):
+    arrays = (param, grad, square_avg, grad_avg, momentum_buffer)
+    with _touched(rows, *arrays) as (param, grad, square_avg, grad_avg, momentum_buffer):
         g = gradient(param, grad, lr=lr, **prologue)
         correction = 1.0 if step is None else 1.0 - _power(alpha, step)
         if grad_avg is None:
@@ -162,11 +206,12 @@ def adagrad_(
     eps_inside_sqrt: bool = False,
     lr_decay: float = 0.0,
     step: int = 1,
+    rows: Array | None = None,
     **prologue: Any,
 ) -> None:
     """Update in place by Adagrad (Duchi, Hazan & Singer 2011)."""
     T = param.dtype.type
-    with np.errstate(all="ignore"):
+    with _touched(rows, param, grad, square_sum) as (param, grad, square_sum):
         g = gradient(param, grad, lr=lr, **prologue)
         s = square_sum + g * g
         square_sum[...] = s
@@ -183,11 +228,12 @@ def proximal_adagrad_(
     lr: float,
     l1: float = 0.0,
     l2: float = 0.0,
+    rows: Array | None = None,
     **prologue: Any,
 ) -> None:
     """Update in place by proximal Adagrad (FOBOS; Duchi & Singer 2009)."""
     T = param.dtype.type
-    with np.errstate(all="ignore"):
+    with _touched(rows, param, grad, square_sum) as (param, grad, square_sum):
         g = gradient(param, grad, lr=lr, **prologue)
         s = square_sum + g * g
         square_sum[...] = s
@@ -207,11 +253,12 @@ def adagrad_da_(
     step: int,
     l1: float = 0.0,
     l2: float = 0.0,
+    rows: Array | None = None,
     **prologue: Any,
 ) -> None:
     """Update in place by Adagrad with dual averaging (Duchi, Hazan & Singer 2011)."""
     T = param.dtype.type
-    with np.errstate(all="ignore"):
+    with _touched(rows, param, grad, grad_sum, square_sum) as (param, grad, grad_sum, square_sum):
         g = gradient(param, grad, lr=lr, **prologue)
         G = grad_sum + g
         grad_sum[...] = G
@@ -228,11 +275,12 @@ def adagrad_norm_(
     *,
     lr: float,
     eps: float = 1e-10,
+    rows: Array | None = None,
     **prologue: Any,
 ) -> None:
     """Update in place by Adagrad-Norm, one step size for the array (Ward, Wu & Bottou 2019)."""
     T = param.dtype.type
-    with np.errstate(all="ignore"):
+    with _touched(rows, param, grad, square_sum) as (param, grad, square_sum):
         g = gradient(param, grad, lr=lr, **prologue)
         x = g.astype(np.float64)
         square_sum[...] = square_sum + T(_tree_sum(_block_sums(x * x)))
@@ -249,11 +297,12 @@ def adadelta_(
     lr: float,
     rho: float = 0.9,
     eps: float = 1e-6,
+    rows: Array | None = None,
     **prologue: Any,
 ) -> None:
     """Update in place by Adadelta (Zeiler 2012)."""
     T = param.dtype.type
-    with np.errstate(all="ignore"):
+    with _touched(rows, param, grad, square_avg, acc_delta) as (param, grad, square_avg, acc_delta):
         g = gradient(param, grad, lr=lr, **prologue)
         s = T(rho) * square_avg + T(1.0 - rho) * g * g
         square_avg[...] = s

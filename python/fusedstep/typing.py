@@ -11,6 +11,7 @@ __all__ = [
     "DataclassInstance",
     "Float",
     "Grads",
+    "Index",
     "Leaf",
     "Method",
     "MinimizeResult",
@@ -73,8 +74,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Buffer
 
+    from ._rows import Rows
+
     Leaf: TypeAlias = NDArray[Any] | Buffer | SupportsDLPack
     """An array, or an object that offers its memory."""
+
+    Index: TypeAlias = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.uint32] | NDArray[np.uint64]
+    """Which rows of a parameter: one dimension, any stride."""
 
     Tree: TypeAlias = Leaf | Sequence["Tree"] | Mapping[Any, "Tree"] | DataclassInstance | AttrsInstance
     """An array, or containers of arrays: lists, tuples, NamedTuples, mappings, dataclasses and attrs classes."""
@@ -84,7 +90,9 @@ if TYPE_CHECKING:
     )
     """What an optimizer updates: a tree, or a list of groups ``{"params": tree, "lr": ..., ...}``."""
 
-    Grads: TypeAlias = Leaf | Sequence["Grads"] | Mapping[Any, "Grads"] | DataclassInstance | AttrsInstance | None
-    """Gradients: the containers of the parameters, where None leaves a parameter out."""
+    Grads: TypeAlias = (
+        Leaf | Rows | Sequence["Grads"] | Mapping[Any, "Grads"] | DataclassInstance | AttrsInstance | None
+    )
+    """Gradients: the containers of the parameters, where ``Rows`` are those of some rows, and None leaves one out."""
 else:  # what reads annotations at run time can't follow types that contain themselves
-    Leaf = Tree = Params = Grads = Any
+    Leaf = Index = Tree = Params = Grads = Any

@@ -15,18 +15,18 @@ namespace fusedstep {
 /// Throws std::invalid_argument. Headers call this, so that they compile without exceptions, too.
 [[noreturn]] FUSEDSTEP_API void refuse(const std::string& why);
 
-/// The element type of an array. int8 is the type of Rprop's prev_sign.
-enum class Type : std::uint8_t { float32, float64, int8 };
+/// The element type of an array. int8 is the type of Rprop's prev_sign, the other integers are those of an index of rows.
+enum class Type : std::uint8_t { float32, float64, int8, int32, int64, uint32, uint64 };
 
 /// The size of an element in bytes.
 constexpr std::int64_t size_of(Type type) {
-  constexpr std::int64_t sizes[] = {4, 8, 1};
+  constexpr std::int64_t sizes[] = {4, 8, 1, 4, 8, 4, 8};
   return sizes[static_cast<int>(type)];
 }
 
 /// NumPy's name of the type.
 constexpr const char* name_of(Type type) {
-  constexpr const char* names[] = {"float32", "float64", "int8"};
+  constexpr const char* names[] = {"float32", "float64", "int8", "int32", "int64", "uint32", "uint64"};
   return names[static_cast<int>(type)];
 }
 

@@ -42,6 +42,7 @@ def default_floating_point() -> Iterator[None]:
 class Snapshot:
     """A parameter with its states and its gradient, as they were before a step.
 
+    ``grad`` is a gradient, or the values and the index of one of rows.
     ``count`` is the number of this update of the parameter, ``loss_increased`` whether the loss rose since the last
     step.
     """
@@ -52,7 +53,7 @@ class Snapshot:
         name: str,
         param: Array,
         state: Mapping[str, Array],
-        grad: Array | None,
+        grad: Array | tuple[Array, Array] | None,
         group: Mapping[str, Any],
         count: int,
         loss_increased: bool,
@@ -60,11 +61,18 @@ class Snapshot:
         self.name = name
         self.live = {"param": param, **state}
         self.before = {key: np.copy(array, order="K") for key, array in self.live.items()}
-        self.live_grad = grad
-        self.grad = None if grad is None else np.copy(grad, order="K")
+        values, index = grad if isinstance(grad, tuple) else (grad, None)
+        self.live_grad = values
+        self.grad = None if values is None else np.copy(values, order="K")
+        self.rows = None if index is None else np.copy(index)
         self.options = {key: group.get(key) for key in schema.options}  # what is missing, the step will name
         self.count = count
         self.loss_increased = loss_increased
+
+    def summed(self) -> Array:
+        """Return the gradient; of rows, the sum of each, in ascending order. There is one."""
+        assert self.grad is not None
+        return self.grad if self.rows is None else reference.summed(self.before["param"], self.grad, self.rows)[1]
 
     def arguments(self, schema: Schema) -> dict[str, Any]:
         """Return the arguments of the reference, except the parameter and the gradient.
@@ -79,6 +87,8 @@ class Snapshot:
         found |= {schema.argument.get(key, key): self.before[key] for key in used}
         if schema.step is not None and (schema.step == "" or self.options[schema.step]):
             found["step"] = self.count
+        if self.rows is not None:
+            found["rows"] = self.rows
         if "loss_increased" in names:
             found["loss_increased"] = self.loss_increased
         return found
@@ -129,7 +139,7 @@ def _check(
 ) -> None:
     clip_coef = 1.0
     if report.grad_norm is not None:
-        grads = [snapshot.grad for snapshot in snapshots if snapshot.grad is not None]
+        grads = [snapshot.summed() for snapshot in snapshots if snapshot.grad is not None]
         norm = reference.norm(grads, grad_scale=grad_scale, clip_value=clip_value)
         _compare("the norm", np.asarray(report.grad_norm), np.asarray(norm))
         if clip_norm is not None and not math.isinf(clip_norm):

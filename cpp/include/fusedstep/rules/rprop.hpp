@@ -55,6 +55,7 @@ struct Schema<Rprop> {
   }
 
   static constexpr bool signs_only = true;
+  static constexpr bool dense_only = true;
 
   static bool needs_loss(const Rprop& o) { return o.variant == RpropVariant::irprop_plus; }
 

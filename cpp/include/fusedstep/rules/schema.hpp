@@ -17,7 +17,8 @@ namespace fusedstep {
 
 /// What a rule declares: `name`, `fields`, `states`; and where they apply, `step_used_with`, `dialects`, `conflict()` (what
 /// is wrong between two options), `bad_start()` (what an optimizer may not start with), `change()` (what may not change
-/// after the start), `needs_loss()`, `signs_only` (gradients are not squared). Specialised beside each rule.
+/// after the start), `needs_loss()`, `signs_only` (gradients are not squared),
+/// `dense_only` (a gradient of 0 changes what is remembered, so that rows can't be left out). Specialised beside each rule.
 template <class Rule>
 struct Schema;
 

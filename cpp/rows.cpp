@@ -1,0 +1,437 @@
+#include "rows.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include "dispatch.hpp"
+#include "loops/layout.hpp"
+#include "overlap.hpp"
+#include "parallel.hpp"
+
+namespace fusedstep {
+namespace {
+
+// A row of this many elements repays a kernel call of its own, where it lies; shorter ones are gathered, many at a time.
+constexpr std::int64_t long_row = 16;
+constexpr std::int64_t most_gathered = 128;
+
+// How many rows before its turn a row is fetched into the second-level cache, and into the first.
+constexpr std::int64_t far_ahead = 16;
+constexpr std::int64_t near_ahead = 4;
+constexpr std::int64_t values_ahead = 8;
+constexpr std::int64_t cache_line = 64;
+constexpr std::int64_t most_lines = 16;  // of a row; the processor fetches the rest of a long run itself
+
+template <int locality>  // 2: the second-level cache, 3: the first
+void prefetch(const char* data, std::int64_t bytes) {
+  const std::int64_t lines = std::min((bytes + cache_line - 1) / cache_line, most_lines);
+  for (std::int64_t k = 0; k < lines; ++k) __builtin_prefetch(data + k * cache_line, 0, locality);
+}
+
+// f(T()) for the type in which an index is stored.
+template <class F>
+auto with_index_type(Type type, F f) {
+  switch (type) {
+    case Type::int32:
+      return f(std::int32_t());
+    case Type::uint32:
+      return f(std::uint32_t());
+    case Type::uint64:
+      return f(std::uint64_t());
+    default:
+      return f(std::int64_t());
+  }
+}
+
+template <class T>
+T at(const Array& index, std::int64_t k) {
+  return *reinterpret_cast<const T*>(index.data + k * index.strides[0]);
+}
+
+// Whether the elements of each row are one run.
+bool rows_are_dense(const Array& array) {
+  std::int64_t dense = array.item_size();
+  for (std::size_t axis = array.shape.size(); axis-- > 1; dense *= array.shape[axis]) {
+    if (array.shape[axis] != 1 && array.strides[axis] != dense) return false;
+  }
+  return true;
+}
+
+void gather_row(const Array& array, std::int64_t row, std::int64_t begin, std::int64_t n, char* dense) {
+  gather(array.shape.subspan(1), array.strides + 1, array.data + row * array.strides[0], array.item_size(), begin, n, dense);
+}
+
+// One digit of a radix sort: from `from`, in stable order, to `to`. `end` gets the end of each digit's entries.
+template <class Entry>
+void sort_by_digit(const Entry* from, std::int64_t n, int shift, int bits, Entry* to, std::uint32_t* end) {
+  const std::uint32_t mask = (std::uint32_t{1} << bits) - 1;
+  std::fill_n(end, mask + 1, 0);
+  for (std::int64_t i = 0; i < n; ++i) ++end[from[i].row >> shift & mask];
+  std::uint32_t begin = 0;
+  for (std::uint32_t digit = 0; digit <= mask; ++digit) begin += std::exchange(end[digit], begin);
+  for (std::int64_t i = 0; i < n; ++i) to[end[from[i].row >> shift & mask]++] = from[i];
+}
+
+int width(std::int64_t n) { return static_cast<int>(std::bit_width(static_cast<std::uint64_t>(n))); }
+
+constexpr int most_bits = 11;  // of a digit: its counters stay in the first-level cache
+
+struct Digits {
+  int passes;
+  int bits;
+
+  explicit Digits(int of) : passes((of + most_bits - 1) / most_bits), bits(passes == 0 ? 0 : (of + passes - 1) / passes) {}
+};
+
+// By the lowest digits; where an even number of passes leaves it, the result is in `entries`, otherwise in `other`.
+template <class Entry>
+void sort_by_digits(Entry* entries, Entry* other, std::int64_t n, Digits digits) {
+  std::uint32_t end[1 << most_bits];
+  for (int pass = 0; pass < digits.passes; ++pass, std::swap(entries, other)) {
+    sort_by_digit(entries, n, pass * digits.bits, digits.bits, other, end);
+  }
+}
+
+}  // namespace
+
+void check_index_type(const Array& index) {
+  if (index.type < Type::int32) refuse_type(index, "int32, int64, uint32 or uint64");
+}
+
+void RowGradient::bind(const Array& index, const Array& values, const Array& parameter) {
+  constexpr std::int64_t most = std::int64_t{1} << 32;
+  if (parameter.shape.empty()) {
+    refuse(parameter.label.text() + ": expected at least one dimension for a gradient of rows, got shape ()");
+  }
+  check_index_type(index);
+  if (index.shape.size() != 1) {
+    refuse(index.label.text() + ": expected one dimension, got shape " + shape_text(index.shape));
+  }
+  std::vector<std::int64_t> expected(parameter.shape.begin(), parameter.shape.end());
+  expected[0] = index.shape[0];
+  if (!std::ranges::equal(values.shape, expected)) {
+    refuse(values.label.text() + ": expected shape " + shape_text(expected) + ", a row of the parameter for each of the " +
+           std::to_string(expected[0]) + " entries of the index, got shape " + shape_text(values.shape));
+  }
+  if (parameter.shape[0] > most || expected[0] >= most) {
+    refuse(parameter.label.text() + ": expected at most 2^32 rows, and fewer entries of the index, got " +
+           std::to_string(parameter.shape[0]) + " and " + std::to_string(expected[0]) + "; pass a dense gradient");
+  }
+  rows_ = parameter.shape[0];
+  row_size_ = rows_ == 0 ? 0 : parameter.size() / rows_;
+  geometry_.assign(expected.begin(), expected.end());
+  geometry_.insert(geometry_.end(), values.strides, values.strides + values.shape.size());
+  geometry_.push_back(index.strides[0]);
+  const std::int64_t* const at = geometry_.data();
+  values_ = values;
+  values_.shape = {at, expected.size()};
+  values_.strides = at + expected.size();
+  index_ = index;
+  index_.shape = {at, 1};
+  index_.strides = at + 2 * expected.size();
+  dense_values_ = rows_are_dense(values_);
+  sums_.array.data = nullptr;
+}
+
+// Read once, so that what is used was checked.
+void RowGradient::read(Entry* entries) const {
+  const std::int64_t n = index_.shape[0];
+  const bool beyond = with_index_type(index_.type, [&]<class T>(T) {
+    const auto rows = static_cast<std::uint64_t>(rows_);
+    bool found = false;
+    for (std::int64_t k = 0; k < n; ++k) {
+      const auto row = static_cast<std::uint64_t>(at<T>(index_, k));  // a negative one is beyond all rows
+      found |= row >= rows;
+      entries[k] = {static_cast<std::uint32_t>(row), static_cast<std::uint32_t>(k)};
+    }
+    return found;
+  });
+  if (beyond) refuse_row();
+}
+
+void RowGradient::refuse_row() const {
+  with_index_type(index_.type, [&]<class T>(T) {
+    for (std::int64_t k = 0; k < index_.shape[0]; ++k) {
+      const T row = at<T>(index_, k);
+      if (static_cast<std::uint64_t>(row) < static_cast<std::uint64_t>(rows_)) continue;
+      throw std::out_of_range(index_.label.text() + ": expected 0 <= index < " + std::to_string(rows_) +
+                              ", the number of rows, got " + std::to_string(row) + " at place " + std::to_string(k) +
+                              "; nothing was changed");
+    }
+  });
+  throw std::out_of_range(index_.label.text() + ": was changed by another thread while it was read; nothing was changed");
+}
+
+// Few entries by all digits from the lowest up. Many are first parted by their highest bits into buckets that fit the cache
+// and that threads share, which are then sorted by the rest.
+void RowGradient::sort(int threads) {
+  constexpr int few = 14;  // bits of a count
+  constexpr int bits_in_bucket = 12;
+  sums_.array.data = nullptr;
+  const std::int64_t n = index_.shape[0];
+  Entry* from = buffers_[0].of(n);
+  Entry* to = buffers_[1].of(n);
+  first_.of(n + 1);
+  read(from);
+  const int bits = width(std::max<std::int64_t>(rows_ - 1, 0));
+  const int bits_of_n = width(n);
+  if (bits_of_n <= few) {
+    const Digits digits(bits);
+    sort_by_digits(from, to, n, digits);
+    entries_ = digits.passes % 2 == 0 ? from : to;
+  } else {
+    const int high = std::min({bits_of_n - bits_in_bucket, bits, most_bits});
+    const Digits digits(bits - high);
+    std::uint32_t end[1 << most_bits];
+    sort_by_digit(from, n, bits - high, high, to, end);
+    const auto bucket = [&](std::int64_t begin, std::int64_t last) {
+      for (std::int64_t k = begin; k < last; ++k) {
+        const std::int64_t at = k == 0 ? 0 : end[k - 1];
+        sort_by_digits(to + at, from + at, end[k] - at, digits);
+      }
+    };
+    parallel_for(std::int64_t{1} << high, threads, body(bucket));
+    entries_ = digits.passes % 2 == 0 ? to : from;
+  }
+  find_groups();
+}
+
+void RowGradient::find_groups() {
+  const std::int64_t n = index_.shape[0];
+  std::uint32_t* const first = first_.data();
+  std::int64_t group = 0;
+  for (std::int64_t k = 0; k < n; ++k) {
+    first[group] = static_cast<std::uint32_t>(k);
+    group += k == 0 || entries_[k].row != entries_[k - 1].row;
+  }
+  first[group] = static_cast<std::uint32_t>(n);
+  groups_ = group;
+}
+
+template <class T>
+void RowGradient::sum_elements(std::int64_t group, std::int64_t n, T* sums) const {
+  const std::uint32_t* const first = first_.data() + group;
+  for (std::int64_t k = 0; k < n; ++k) {
+    T sum = 0;
+    for (std::int64_t e = first[k]; e < first[k + 1]; ++e) sum += *reinterpret_cast<const T*>(value(e));
+    sums[k] = sum;
+  }
+}
+
+// Columns [column, column + columns) of the sums of n groups.
+void RowGradient::sum_piece(std::int64_t group, std::int64_t n, std::int64_t column, std::int64_t columns,
+                            char* sums) const {
+  if (row_size_ == 1) {
+    if (values_.type == Type::float32) sum_elements(group, n, reinterpret_cast<float*>(sums));
+    if (values_.type == Type::float64) sum_elements(group, n, reinterpret_cast<double*>(sums));
+    return;
+  }
+  const std::int64_t bytes = columns * values_.item_size();
+  const std::int64_t offset = column * values_.item_size();
+  const auto add = kernels().add[static_cast<std::size_t>(values_.type)];
+  const std::int64_t end = first_.data()[groups_];
+  alignas(64) char dense[block * sizeof(double)];
+  std::memset(sums, 0, static_cast<std::size_t>(n * bytes));
+  for (std::int64_t k = 0; k < n; ++k, sums += bytes) {
+    for (std::int64_t e = first_.data()[group + k]; e < first_.data()[group + k + 1]; ++e) {
+      if (dense_values_) {
+        if (e + values_ahead < end) prefetch<3>(value(e + values_ahead) + offset, bytes);
+        add(columns, value(e) + offset, sums);
+      } else {
+        gather_row(values_, entries_[e].place, column, columns, dense);
+        add(columns, dense, sums);
+      }
+    }
+  }
+}
+
+// f(group, n, column, columns) for pieces of groups [first, last) of at most `block` elements: some rows, or some columns of
+// one.
+template <class F>
+void RowGradient::each_piece(std::int64_t first, std::int64_t last, std::int64_t most_rows, F f) const {
+  const std::int64_t columns = std::min(row_size_, block);
+  const std::int64_t rows = std::min(most_rows, block / columns);
+  for (std::int64_t group = first; group < last; group += rows) {
+    for (std::int64_t column = 0; column < row_size_; column += columns) {
+      f(group, std::min(rows, last - group), column, std::min(columns, row_size_ - column));
+    }
+  }
+}
+
+// f(first, last) for parts of the groups, in threads.
+template <class F>
+void RowGradient::in_threads(int threads, F f) const {
+  if (row_size_ == 0) return;
+  const std::int64_t in_unit = std::max<std::int64_t>(block / row_size_, 1);
+  const auto run = [&](std::int64_t begin, std::int64_t end) {
+    const DefaultFloatingPoint guard;
+    f(begin * in_unit, std::min(end * in_unit, groups_));
+  };
+  parallel_for((groups_ + in_unit - 1) / in_unit, threads, body(run));
+}
+
+void RowGradient::make(Dense& dense, const Array& like) const {
+  dense.shape[0] = groups_ * row_size_;
+  dense.strides[0] = like.item_size();
+  dense.array = like;
+  dense.array.data = reinterpret_cast<char*>(dense.memory.of(dense.shape[0] + 1));
+  dense.array.shape = dense.shape;
+  dense.array.strides = dense.strides;
+}
+
+void RowGradient::sum(int threads) {
+  make(sums_, values_);
+  in_threads(threads, [&](std::int64_t first, std::int64_t last) {
+    each_piece(first, last, block, [&](std::int64_t group, std::int64_t n, std::int64_t column, std::int64_t columns) {
+      sum_piece(group, n, column, columns, sums_.array.data + (group * row_size_ + column) * sums_.array.item_size());
+    });
+  });
+}
+
+const Array& RowGradient::rows_of(const Array& array) {
+  make(rows_read_, array);
+  for (std::int64_t group = 0; row_size_ > 0 && group < groups_; ++group) {
+    gather_row(array, row(group), 0, row_size_, rows_read_.array.data + group * row_size_ * array.item_size());
+  }
+  return rows_read_.array;
+}
+
+// The update of some groups, by one thread.
+class RowGradient::Update {
+ public:
+  Update(const RowGradient& gradient, const Array* const* streams, const Work& work) : gradient_(gradient), work_(work) {
+    in_place_ = gradient.row_size_ >= long_row;
+    for (std::size_t s = 0; s < max_streams; ++s) {
+      if (work.item_size[s] == 0 || s == gradient_stream) continue;
+      stream_[s] = {streams[s], rows_are_dense(*streams[s]), work.item_size[s]};
+      in_place_ &= stream_[s].dense;
+    }
+  }
+
+  void operator()(std::int64_t first, std::int64_t last) {
+    const auto piece = [&](std::int64_t group, std::int64_t n, std::int64_t column, std::int64_t columns) {
+      if (in_place_) {
+        update_in_place(group, column, columns);
+      } else {
+        update_gathered(group, n, column, columns);
+      }
+    };
+    gradient_.each_piece(first, last, in_place_ ? 1 : most_gathered, piece);
+  }
+
+ private:
+  // An array row by row.
+  struct Stream {
+    const Array* array = nullptr;  // null: not used
+    bool dense = false;
+    std::int64_t item = 0;
+
+    char* row(std::int64_t row, std::int64_t column = 0) const {
+      return array->data + row * array->strides[0] + column * item;
+    }
+  };
+
+  // The sums of a piece.
+  char* sums(std::int64_t group, std::int64_t n, std::int64_t column, std::int64_t columns) {
+    const Array& all = gradient_.sums();
+    if (all.data != nullptr) return all.data + (group * gradient_.row_size_ + column) * all.item_size();
+    gradient_.sum_piece(group, n, column, columns, scratch_.stream(gradient_stream));
+    return scratch_.stream(gradient_stream);
+  }
+
+  template <int locality>
+  void fetch(std::int64_t group) const {
+    if (group >= gradient_.groups_) return;
+    for (const Stream& stream : stream_) {
+      if (stream.array != nullptr) prefetch<locality>(stream.row(gradient_.row(group)), gradient_.row_size_ * stream.item);
+    }
+  }
+
+  void update_in_place(std::int64_t group, std::int64_t column, std::int64_t columns) {
+    if (column == 0) {
+      fetch<2>(group + far_ahead);
+      fetch<3>(group + near_ahead);
+    }
+    void* streams[max_streams] = {};
+    streams[gradient_stream] = sums(group, 1, column, columns);
+    for (std::size_t s = 0; s < max_streams; ++s) {
+      if (stream_[s].array != nullptr) streams[s] = stream_[s].row(gradient_.row(group), column);
+    }
+    work_.kernel.update(work_.prepared, columns, streams);
+  }
+
+  void update_gathered(std::int64_t group, std::int64_t n, std::int64_t column, std::int64_t columns) {
+    std::int64_t rows[most_gathered];
+    for (std::int64_t k = 0; k < n; ++k) {
+      rows[k] = gradient_.row(group + k);
+      fetch<3>(group + n + k);
+    }
+    void* streams[max_streams] = {};
+    streams[gradient_stream] = sums(group, n, column, columns);
+    for (std::size_t s = 0; s < max_streams; ++s) {
+      if (stream_[s].array == nullptr) continue;
+      streams[s] = scratch_.stream(s);
+      copy<true>(stream_[s], rows, n, column, columns, scratch_.stream(s));
+    }
+    work_.kernel.update(work_.prepared, n * columns, streams);
+    for (std::size_t s = 0; s < max_streams; ++s) {
+      if (stream_[s].array != nullptr) copy<false>(stream_[s], rows, n, column, columns, scratch_.stream(s));
+    }
+  }
+
+  // A piece of rows to a dense run, or back.
+  template <bool to_dense>
+  static void copy(const Stream& stream, const std::int64_t* rows, std::int64_t n, std::int64_t column,
+                   std::int64_t columns, char* dense) {
+    const std::int64_t bytes = columns * stream.item;
+    const auto move = [&](auto copied) {
+      for (std::int64_t k = 0; k < n; ++k) {
+        char* const row = stream.row(rows[k], column);
+        std::memcpy(to_dense ? dense + k * copied : row, to_dense ? row : dense + k * copied, static_cast<std::size_t>(copied));
+      }
+    };
+    const Array& array = *stream.array;
+    if (!stream.dense) {
+      constexpr auto copy_row = [] {
+        if constexpr (to_dense) return gather;
+        if constexpr (!to_dense) return scatter;
+      }();
+      for (std::int64_t k = 0; k < n; ++k) {
+        copy_row(array.shape.subspan(1), array.strides + 1, stream.row(rows[k]), stream.item, column, columns,
+                 dense + k * bytes);
+      }
+    } else if (bytes == 4) {
+      move(std::integral_constant<std::int64_t, 4>());
+    } else if (bytes == 8) {
+      move(std::integral_constant<std::int64_t, 8>());
+    } else {
+      move(bytes);
+    }
+  }
+
+  // A block of each stream, an odd number of cache lines apart.
+  struct Scratch {
+    static constexpr std::size_t apart = block * sizeof(double) + 64;
+    alignas(64) char bytes[max_streams * apart];
+
+    char* stream(std::size_t s) { return bytes + s * apart; }
+  };
+
+  const RowGradient& gradient_;
+  const Work& work_;
+  Stream stream_[max_streams];
+  bool in_place_;
+  Scratch scratch_;
+};
+
+void RowGradient::update(const Array* const* streams, const Work& work, int threads) const {
+  in_threads(threads, [&](std::int64_t first, std::int64_t last) { Update(*this, streams, work)(first, last); });
+}
+
+}  // namespace fusedstep

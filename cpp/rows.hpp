@@ -1,0 +1,105 @@
+// Gradients of some rows of a parameter: row index[k] has gradient values[k], and where a row is there more than once, its
+// gradients are summed in input order, from +0, in the compute type. The index is sorted by a radix sort, whose work does
+// not depend on which rows there are.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "checks.hpp"
+#include "loops/tensors.hpp"
+
+namespace fusedstep {
+
+// int32, int64, uint32 or uint64.
+void check_index_type(const Array& index);
+
+// Memory that is not initialised, and grows.
+template <class T>
+class Buffer {
+ public:
+  T* of(std::int64_t n) {
+    if (n > size_) {
+      data_ = std::make_unique_for_overwrite<T[]>(static_cast<std::size_t>(n));
+      size_ = n;
+    }
+    return data_.get();
+  }
+  T* data() const { return data_.get(); }
+
+ private:
+  std::unique_ptr<T[]> data_;
+  std::int64_t size_ = 0;
+};
+
+class RowGradient {
+ public:
+  // Checks all but what the index holds. What the arrays point at must stay where it is until the update is done; shapes and
+  // strides are copied.
+  void bind(const Array& index, const Array& values, const Array& parameter);
+
+  // Reads the index. std::out_of_range, with the place and the value, for a row that the parameter does not have.
+  void sort(int threads);
+
+  // Sums the gradients of each row into an array of all distinct rows, in ascending order: for what has to see them before
+  // any row is updated. Otherwise the update sums them on the fly.
+  void sum(int threads);
+
+  // The rows of an array (the parameter) in the order of sum(), as one dense run.
+  const Array& rows_of(const Array& array);
+
+  // Updates each distinct row once. `streams` are the parameter and its states; null: not used.
+  void update(const Array* const* streams, const Work& work, int threads) const;
+
+  const Array& index() const { return index_; }
+  const Array& values() const { return values_; }
+  const Array& sums() const { return sums_.array; }
+  std::int64_t elements() const { return values_.size(); }
+
+ private:
+  // A place in the index, and the row that it names.
+  struct Entry {
+    std::uint32_t row;
+    std::uint32_t place;
+  };
+  // An array of all distinct rows, as one run.
+  struct Dense {
+    Buffer<double> memory;
+    std::int64_t shape[1] = {};
+    std::int64_t strides[1] = {};
+    Array array;  // without data: not made
+  };
+  class Update;
+
+  void read(Entry* entries) const;
+  [[noreturn]] void refuse_row() const;
+  void find_groups();
+  std::int64_t row(std::int64_t group) const { return entries_[first_.data()[group]].row; }
+  const char* value(std::int64_t entry) const { return values_.data + entries_[entry].place * values_.strides[0]; }
+  void make(Dense& dense, const Array& like) const;
+
+  template <class T>
+  void sum_elements(std::int64_t group, std::int64_t n, T* sums) const;
+  void sum_piece(std::int64_t group, std::int64_t n, std::int64_t column, std::int64_t columns, char* sums) const;
+  template <class F>
+  void each_piece(std::int64_t first, std::int64_t last, std::int64_t most_rows, F f) const;
+  template <class F>
+  void in_threads(int threads, F f) const;
+
+  Array index_;
+  Array values_;
+  std::vector<std::int64_t> geometry_;
+  std::int64_t rows_ = 0;
+  std::int64_t row_size_ = 0;
+  bool dense_values_ = false;  // each of them one run
+
+  Buffer<Entry> buffers_[2];
+  const Entry* entries_ = nullptr;  // by row, those of one row in input order
+  Buffer<std::uint32_t> first_;     // entry of each group, which is a distinct row; and one more: how many entries
+  std::int64_t groups_ = 0;
+  Dense sums_;
+  Dense rows_read_;
+};
+
+}  // namespace fusedstep
