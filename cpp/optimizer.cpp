@@ -307,7 +307,8 @@ OptimizerCore::Measured OptimizerCore::measure(const StepOptions& options, StepR
     const Member& member = members_[i];
     const Array& gradient = member.by_rows ? member.rows->sums() : member.gradient;
     gradients.push_back({gradient.data, gradient.size(), gradient.type,
-                         member.by_rows ? nullptr : member.gradient_order.get(), member.piece.whole});
+                         member.by_rows ? nullptr : member.gradient_order.get(),
+                         member.by_rows ? gradient.size() : member.piece.whole});
     members.push_back(i);
   }
   const Norm measured = norm(gradients, options, gather_);
@@ -403,11 +404,13 @@ void OptimizerCore::reduce_and_update_all(int threads) {
     parts.push_back(parts_[static_cast<std::size_t>(part_of_[i])]);
     part_of_[i] = static_cast<std::int32_t>(parts.size() - 1);
     const Member& member = members_[i];
-    Operand& operand = operands.emplace_back(Operand{{&member.parameter, &member.gradient}, &parts.back().work, member.piece.whole});
+    Operand& operand = operands.emplace_back(
+        Operand{{&member.parameter, &member.gradient}, &parts.back().work, member.piece.whole});
     if (member.by_rows) {
       if (member.rows->sums().data == nullptr) member.rows->sum(threads);
       operand.stream[0] = &member.rows->rows_of(member.parameter);
       operand.stream[gradient_stream] = &member.rows->sums();
+      operand.whole = member.rows->sums().size();
     }
     for (std::size_t s = 0; s < max_states; ++s) operand.stream[first_state + s] = &member.states[s];
   }

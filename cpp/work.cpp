@@ -140,6 +140,7 @@ void SingleUpdate::run() {
     rows_->sum(threads);
     operand.stream[0] = &rows_->rows_of(arrays_[0]);
     operand.stream[gradient_stream] = &rows_->sums();
+    operand.whole = rows_->sums().size();
   }
   Reduction reduction({&operand, 1});
   reduction.settle();

@@ -921,18 +921,50 @@ def test_parameters_that_cannot_be_updated(name: str, make: Any, error: Any, mes
         ours(name)([("layer.w", make())])
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 @each_name
-def test_gradients_that_cannot_be_used(name: str) -> None:
-    """They are refused by the name of their parameter, and nothing is written."""
-    embedding = torch.nn.Embedding(4, 3, sparse=True)
+def test_sparse_gradients(name: str) -> None:
+    """Those of an embedding are sums of rows, and torch's Adagrad agrees; Rprop, weight decay and two sparse dimensions
+    are refused by the name of the parameter, and nothing is written."""
+    embedding, twin = torch.nn.Embedding(6, 3, sparse=True, dtype=torch.float64), torch.nn.Embedding(6, 3, sparse=True)
+    twin.weight = torch.nn.Parameter(embedding.weight.detach().clone())
     good = torch.ones(3, requires_grad=True)
     good.grad = torch.ones(3)
-    optimizer = ours(name)([("good", good), *embedding.named_parameters()])
-    embedding(torch.tensor([1, 2])).sum().backward()
-    with pytest.raises(ValueError, match=r"gradient of parameter 'weight'.*dense.*sparse"):
+    takes = name != "Rprop"
+    options: dict[str, Any] = {} if name == "Rprop" else {"weight_decay": 0.1}
+    for wrong in (options, {}):
+        optimizer = ours(name)([("good", good), *embedding.named_parameters()], **wrong)
+        embedding(torch.tensor([1, 2])).sum().backward()
+        if wrong or not takes:
+            with pytest.raises(
+                (RuntimeError, ValueError), match=r"gradient of parameter 'weight'.*(decay|gradient of 0)"
+            ):
+                optimizer.step()
+    assert (good.eq(1).all(), good._version) == (True, 0)
+    embedding.weight.grad = torch.eye(3, dtype=torch.float64).repeat(2, 1).to_sparse()
+    with pytest.raises(ValueError, match="one sparse dimension"):
         optimizer.step()
-    assert good.eq(1).all()
-    assert good._version == 0
+    if not takes:
+        return
+    dense = [torch.nn.Parameter(embedding.weight.detach().clone()) for _ in range(2)]
+    expected = [ours(name)(dense[:1]), theirs(name)(dense[1:])]
+    optimizer = ours(name)(embedding.parameters())
+    other = theirs(name)(twin.parameters())
+    for t in range(4):
+        words = torch.tensor([1, 4, 1, t])
+        for model in (embedding, twin):
+            model.weight.grad = None
+            (model(words) ** 2).sum().backward()
+        grad = embedding.weight.grad.to_dense()
+        optimizer.step()
+        for each, param in zip(expected, dense, strict=True):
+            param.grad = grad
+            each.step()
+        if name == "Adagrad":
+            other.step()
+            assert torch.equal(embedding.weight, dense[0])
+            assert torch.allclose(embedding.weight, twin.weight, rtol=1e-13, atol=0)
+    assert torch.equal(embedding.weight[5], twin.weight[5])
 
 
 @each_name

@@ -46,7 +46,7 @@ class PyOptimizer {
       : core_(rule_or_limit_named(rule)),
         groups_(core_.schema()),
         report_type_(py::type::of<PyOptimizer>().attr("_StepReport")),
-        rows_type_(py::module_::import("fusedstep._rows").attr("Rows")) {}
+        rows_type_(py::type::of<PyOptimizer>().attr("_Rows")) {}
 
   py::tuple add_group(const std::vector<std::string>& names, const py::list& arrays, const py::dict& options,
                       const py::object& states) {
@@ -500,6 +500,9 @@ void register_optimizer(py::module_& module) {
       PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(type.ptr()), &step_definition));
   type.attr("step") = method;
   type.attr("_StepReport") = report_type;
+  // The class of gradients of rows, from then on.
+  module.def("register_rows", [](const py::type& rows) { py::type::of<PyOptimizer>().attr("_Rows") = rows; },
+             py::arg("rows"));
 }
 
 }  // namespace fusedstep::bind

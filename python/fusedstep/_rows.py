@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import TYPE_CHECKING, Any, TypeAlias, final
 
-from .typing import Index, Leaf
+from . import _core
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Index: TypeAlias = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.uint32] | NDArray[np.uint64]
+    """Which rows of a parameter: one dimension, any stride."""
 
 __all__ = ["Rows"]
 
@@ -52,11 +59,14 @@ class Rows:
     __slots__ = ("index", "values")
 
     index: Index
-    values: Leaf
+    values: NDArray[Any]
 
-    def __init__(self, index: Index, values: Leaf) -> None:
+    def __init__(self, index: Index, values: NDArray[Any]) -> None:
         self.index = index
         self.values = values
 
     def __repr__(self) -> str:
         return f"Rows(index={self.index!r}, values={self.values!r})"
+
+
+_core.register_rows(Rows)

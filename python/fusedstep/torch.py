@@ -1,8 +1,9 @@
 """RMSprop, Rprop and Adagrad for PyTorch on the CPU: drop-in for those of ``torch.optim``, one call into C++ per step.
 
 Dense tensors of float32 or float64, of any layout, are updated in place: neither parameters nor gradients nor states
-are copied. Results are bit-for-bit those of the NumPy reference. ``torch.optim`` differs from it in the last digits,
-because it rounds once where some formulas round twice. Rprop has no such formula and does not differ.
+are copied. Adagrad and RMSprop also take sparse gradients, those of ``torch.nn.Embedding(sparse=True)``.
+Results are bit-for-bit those of the NumPy reference. ``torch.optim`` differs from it in the last digits, because it
+rounds once where some formulas round twice. Rprop has no such formula and does not differ.
 
 All three classes differ from ``torch.optim`` in what they refuse, before anything is written:
 
@@ -36,6 +37,7 @@ from torch import Tensor
 
 from . import _core
 from ._hints import did_you_mean
+from ._rows import Rows
 from ._schema import SCHEMAS
 
 __all__ = ["Adagrad", "RMSprop", "Rprop"]
@@ -64,6 +66,8 @@ class _Bound:
         mine = [entry for entry in entries if entry]
         names = _names(groups)
         self.names = [names[i] for i in self.members]
+        of_all = [group for group, size in enumerate(self._sizes) for _ in range(size)]
+        self._groups = [of_all[i] for i in self.members]
         counts = [entry["step"] for entry in mine]
         double = any(isinstance(count, Tensor) and count.dtype == torch.float64 for count in counts)
         steps = torch.tensor(list(map(float, counts)), dtype=torch.float64 if double else torch.float32)
@@ -109,7 +113,7 @@ class _Bound:
         present = [i for i, grad in enumerate(grads) if grad is not None]
         if not present:
             return
-        self._core.step(self._arrays(grads), options, None, grad_scale, None, None, False, "propagate")
+        self._core.step(self._arrays(grads, options), options, None, grad_scale, None, None, False, "propagate")
         if len(present) == len(params):
             self._steps += 1
         else:
@@ -127,15 +131,19 @@ class _Bound:
             *map(_dtype, bound),
         ]
 
-    def _arrays(self, grads: list[Tensor | None]) -> list[NDArray[Any] | None]:
+    def _arrays(self, grads: list[Tensor | None], options: list[Group]) -> list[NDArray[Any] | Rows | None]:
         try:
             if all(grad is None or grad.untyped_storage().nbytes() >= grad.nbytes for grad in grads):
                 return [None if grad is None else grad.numpy() for grad in grads]
-        except (TypeError, RuntimeError, NotImplementedError):  # not on the CPU, part of a graph, or a lazy negative
+        except (
+            TypeError,
+            RuntimeError,
+            NotImplementedError,
+        ):  # not on the CPU, in a graph, lazily negative, sparse
             pass
         return [
-            None if grad is None else _array(grad.resolve_neg(), f"gradient of parameter {name!r}")
-            for name, grad in zip(self.names, grads, strict=True)
+            None if grad is None else _gradient(grad, f"gradient of parameter {name!r}", options[group])
+            for name, grad, group in zip(self.names, grads, self._groups, strict=True)
         ]
 
 
@@ -220,6 +228,18 @@ def _alone(method: Method) -> Method:
     return cast(Method, alone)
 
 
+def _gradient(grad: Tensor, what: str, options: Group) -> NDArray[Any] | Rows:
+    """Return the memory of a gradient: as an array, or as rows where it is sparse."""
+    if grad.layout is not torch.sparse_coo:
+        return _array(grad.resolve_neg(), what)
+    if grad.sparse_dim() != 1:
+        raise ValueError(f"{what}: expected one sparse dimension, that of the rows, got {grad.sparse_dim()}")
+    if options.get("weight_decay"):
+        raise RuntimeError(f"{what}: weight_decay would act on the rows of a sparse gradient alone; expected 0")
+    values = _array(grad._values().resolve_neg(), what)
+    return Rows(grad._indices()[0].numpy(), values)
+
+
 def _defaults(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the constructor's arguments that are defaults of its groups."""
     return {name: value for name, value in arguments.items() if name not in ("self", "params", "__class__")}
@@ -287,8 +307,8 @@ class _Optimizer(torch.optim.Optimizer):
         Raises
         ------
         TypeError, ValueError
-            A gradient that is not dense, not on the CPU or of another type; parameters that share memory; a
-            hyperparameter out of range; an option of torch that does not exist here. Nothing was written.
+            A gradient that is neither dense nor one of rows, not on the CPU or of another type; parameters that share
+            memory; a hyperparameter out of range; an option of torch that does not exist here. Nothing was written.
         RuntimeError
             This optimizer is in use in another thread. Nothing was written.
         """
@@ -501,8 +521,8 @@ class Adagrad(_Optimizer):
         s <- s + g^2
         p <- p - lr / (1 + (t - 1) lr_decay) g / (sqrt(s) + eps)
 
-    As ``torch.optim.Adagrad``, whose ``state_dict`` it loads and which loads its own, but only for dense gradients and
-    finite numbers.
+    As ``torch.optim.Adagrad``, whose ``state_dict`` it loads and which loads its own, but only for finite
+    numbers. Sparse gradients are those of rows: one sparse dimension.
 
     Parameters
     ----------

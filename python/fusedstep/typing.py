@@ -74,13 +74,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Buffer
 
-    from ._rows import Rows
+    from ._rows import Index, Rows
 
     Leaf: TypeAlias = NDArray[Any] | Buffer | SupportsDLPack
     """An array, or an object that offers its memory."""
-
-    Index: TypeAlias = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.uint32] | NDArray[np.uint64]
-    """Which rows of a parameter: one dimension, any stride."""
 
     Tree: TypeAlias = Leaf | Sequence["Tree"] | Mapping[Any, "Tree"] | DataclassInstance | AttrsInstance
     """An array, or containers of arrays: lists, tuples, NamedTuples, mappings, dataclasses and attrs classes."""
