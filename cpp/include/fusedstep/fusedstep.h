@@ -29,7 +29,7 @@
 extern "C" {
 #endif
 
-/* Raised when a struct below changes in any other way than by new members at its end. */
+/* Grows when a struct below changes, except by new members at its end. */
 #define FUSEDSTEP_ABI_VERSION 1
 
 enum {
@@ -42,7 +42,7 @@ enum {
 
 enum { FUSEDSTEP_FLOAT32 = 0, FUSEDSTEP_FLOAT64 = 1, FUSEDSTEP_INT8 = 2 };
 
-/* What to do about an inf or a NaN in a gradient: nothing; change no byte; change no byte and fail. */
+/* What to do about an inf or a NaN in a gradient: update anyway; skip the step; fail and change nothing. */
 enum { FUSEDSTEP_PROPAGATE = 0, FUSEDSTEP_SKIP = 1, FUSEDSTEP_RAISE = 2 };
 
 /* At most 8 dimensions. Strides are in bytes, any sign; NULL: C order without gaps. */
@@ -91,7 +91,7 @@ FUSEDSTEP_API int32_t fusedstep_step(const fusedstep_rule* rule, int64_t step, c
 /* The norm of all gradients together. */
 FUSEDSTEP_API int32_t fusedstep_norm(const fusedstep_array* gradients, int64_t count, double* norm);
 
-/* Many parameters with their states, bound once; a step of all of them is one call. */
+/* Many parameters with their states, bound once. One call updates all of them. */
 typedef struct fusedstep_optimizer fusedstep_optimizer;
 
 typedef struct fusedstep_parameter {
@@ -121,7 +121,7 @@ FUSEDSTEP_API int32_t fusedstep_optimizer_create(const fusedstep_rule* const* ru
                                                  fusedstep_optimizer** optimizer);
 FUSEDSTEP_API void fusedstep_optimizer_destroy(fusedstep_optimizer* optimizer);
 
-/* Fills a struct with the defaults; `size` is its size where the caller was compiled: sizeof *options. */
+/* Fills a struct with the defaults; `size` is the caller's sizeof *options. */
 FUSEDSTEP_API int32_t fusedstep_step_options_init(fusedstep_step_options* options, uint64_t size);
 
 /* One gradient per parameter, in order; one whose data is NULL leaves its parameter out. `options` and `report` may be
@@ -134,7 +134,7 @@ FUSEDSTEP_API int32_t fusedstep_optimizer_step(fusedstep_optimizer* optimizer, c
 FUSEDSTEP_API int32_t fusedstep_optimizer_set(fusedstep_optimizer* optimizer, int64_t group,
                                               const fusedstep_rule* rule);
 
-/* The live array of a state; its shape and strides live as long as the optimizer. */
+/* The live array of a state; its shape and strides are valid as long as the optimizer. */
 FUSEDSTEP_API int32_t fusedstep_optimizer_state(fusedstep_optimizer* optimizer, int64_t parameter, const char* name,
                                                 fusedstep_array* state);
 
@@ -144,7 +144,7 @@ FUSEDSTEP_API int32_t fusedstep_set_num_threads(int32_t n);
 FUSEDSTEP_API const char* fusedstep_isa(void);
 FUSEDSTEP_API int32_t fusedstep_force_isa(const char* name);
 
-/* What was wrong with this thread's last call that failed. */
+/* The message of the last call that failed in this thread. */
 FUSEDSTEP_API const char* fusedstep_last_error(void);
 FUSEDSTEP_API int32_t fusedstep_abi_version(void);
 FUSEDSTEP_API const char* fusedstep_version(void);

@@ -32,7 +32,7 @@ namespace fusedstep {
 /// The most dimensions that an array may have.
 inline constexpr std::size_t max_span_dimensions = 8;
 
-/// What arrays may consist of.
+/// The element types of arrays.
 template <class T>
 concept Element = std::same_as<std::remove_const_t<T>, float> || std::same_as<std::remove_const_t<T>, double> ||
                   std::same_as<std::remove_const_t<T>, std::int8_t>;
@@ -84,8 +84,8 @@ class span {
   /// The distance of neighbours in each dimension, in elements.
   std::span<const std::int64_t> strides() const { return {strides_.data(), dimensions_}; }
 
-  /// Elements [begin, begin + n) along the first dimension: what one of the caller's own threads is to step.
-  /// std::invalid_argument for what is not within it.
+  /// Elements [begin, begin + n) along the first dimension, for example the share of one of your threads.
+  /// std::invalid_argument if they are out of range.
   span part(std::int64_t begin, std::int64_t n) const {
     const std::int64_t size = dimensions_ == 0 ? 0 : shape_[0];
     if (dimensions_ == 0 || begin < 0 || n < 0 || begin > size || n > size - begin) {
@@ -108,7 +108,7 @@ class span {
 template <class Range>
 span(Range&) -> span<std::remove_reference_t<std::ranges::range_reference_t<Range>>>;
 
-/// A span of any element type: what lists of arrays are made of.
+/// A span whose element type is known at run time. Lists of arrays consist of these.
 struct AnySpan {
   void* data = nullptr;                                     ///< the first element; null: no array
   Type type = Type::float32;                                ///< of the elements
@@ -117,7 +117,7 @@ struct AnySpan {
   std::array<std::int64_t, max_span_dimensions> shape{};    ///< extents, >= 0
   std::array<std::int64_t, max_span_dimensions> strides{};  ///< in bytes, any sign
 
-  /// No array: what leaves a parameter out of a step.
+  /// No array. As a gradient, it leaves its parameter out of a step.
   AnySpan() = default;
 
   /// The same array, whose element type is known at run time.
@@ -134,10 +134,10 @@ struct AnySpan {
   }
 };
 
-/// Any rule with its options, which are checked where they are used.
+/// Any rule with its options. Options are checked when the rule is used.
 class FUSEDSTEP_API AnyRule {
  public:
-  /// Each of the rules is one.
+  /// Takes any of the rules.
   template <IsRule Rule>
   AnyRule(const Rule& options)  // NOLINT: an implicit conversion is meant
       : AnyRule(index_in<Rule>(Rules{}), &options, sizeof options) {}
@@ -194,7 +194,7 @@ enum class Nonfinite : std::uint8_t {
   raise,      ///< changes no byte, and throws
 };
 
-/// What a whole step does besides the update; 0 turns an option off.
+/// The options of a whole step; 0 turns an option off.
 struct StepOptions {
   double grad_scale = 1.0;  ///< what the loss was multiplied by, > 0
   double clip_norm = 0.0;   ///< largest norm of all gradients together; inf: only report it
@@ -212,10 +212,10 @@ struct StepReport {
   bool skipped = false;                  ///< nothing was changed
 };
 
-/// Many parameters with their states, checked and bound once; a step of all of them is one call.
+/// Many parameters with their states, checked and bound once. One call updates all of them.
 class FUSEDSTEP_API Optimizer {
  public:
-  /// An array to be updated, in somebody else's memory.
+  /// An array to update, in the caller's memory.
   struct Parameter {
     std::string name;       ///< as messages name it
     AnySpan array;          ///< float32 or float64
@@ -224,7 +224,7 @@ class FUSEDSTEP_API Optimizer {
 
   /// A rule for each group, the same one with hyperparameters of their own. States are made here and start where these
   /// say (initial_square_avg, initial_accumulator_value; Rprop's step_size at lr), the others at 0.
-  /// std::invalid_argument for what a step would not take, and for parameters that share memory.
+  /// std::invalid_argument for anything that a step would refuse, and for parameters that share memory.
   Optimizer(std::vector<AnyRule> groups, const std::vector<Parameter>& parameters);
   ~Optimizer();
 
@@ -232,15 +232,15 @@ class FUSEDSTEP_API Optimizer {
   Optimizer(Optimizer&&) noexcept;
   Optimizer& operator=(Optimizer&&) noexcept;
 
-  /// One gradient a parameter, in their order; an AnySpan without data leaves its parameter out. Throws
+  /// Takes one gradient per parameter, in the same order; an AnySpan without data leaves its parameter out. Throws
   /// std::invalid_argument before anything is written, std::domain_error for Nonfinite::raise.
   StepReport step(std::span<const AnySpan> gradients, const StepOptions& options = {});
 
-  /// New hyperparameters for a group, from the next step on; states do not start anew. std::invalid_argument for another
+  /// Changes the hyperparameters of a group, from the next step on; its states stay. std::invalid_argument for another
   /// rule, a value out of range, or one that needs a state which was not made.
   void set_rule(std::size_t group, const AnyRule& rule);
 
-  /// The live array of a state, in the parameter's shape; without data where the rule has none of that name.
+  /// The live array of a state, in the parameter's shape; without data if the rule has no state of that name.
   AnySpan state(std::size_t parameter, std::string_view name) const;
 
  private:
@@ -251,26 +251,26 @@ class FUSEDSTEP_API Optimizer {
 /// The instruction set in use.
 FUSEDSTEP_API std::string isa();
 
-/// Those that this machine has, the best one last.
+/// The instruction sets of this machine, the best one last.
 FUSEDSTEP_API std::vector<std::string> available_isas();
 
-/// Use another one, by name, or the best for an empty name. std::invalid_argument for one that is not available.
+/// Uses another instruction set, or the best one for an empty name. std::invalid_argument if it is not available.
 FUSEDSTEP_API void force_isa(std::string_view name);
 
-/// The threads that a large step may use, the calling one included: what set_num_threads() said, else the environment
-/// variable FUSEDSTEP_NUM_THREADS, else the least of the processors that this process may run on, the quota of its control
-/// group, rounded up, and the first number of OMP_NUM_THREADS. Read at the first step, and again after a fork.
+/// How many threads a large step may use, including the calling one: the number from set_num_threads(), else the environment
+/// variable FUSEDSTEP_NUM_THREADS, else the smallest of these: the processors that this process may run on, the quota of
+/// its control group, rounded up, and the first number of OMP_NUM_THREADS. Read at the first step, and again after a fork.
 FUSEDSTEP_API int num_threads();
 
 /// Sets this number of threads; 1 keeps all work on the calling thread. std::invalid_argument below 1 or above 256.
 FUSEDSTEP_API void set_num_threads(int n);
 
-/// Runs `run(0)` to `run(ranges - 1)`, in any order, on any threads, and returns when all are done; not to be called later.
-/// Where it throws, or leaves ranges out, the library runs the rest itself, and the exception ends there: a step is whole.
+/// Runs `run(0)` to `run(ranges - 1)`, in any order, on any threads, and returns when all are done. Must not call `run`
+/// later. If it throws or leaves ranges out, the library runs the rest itself and drops the exception, so a step is whole.
 using Executor = std::function<void(std::int64_t ranges, const std::function<void(std::int64_t)>& run)>;
 
-/// Runs our ranges by the caller's executor instead of our own threads; an empty one brings those back. Not
-/// while a step is under way.
+/// Runs the library's work by the caller's executor instead of its own threads; an empty one brings those back. Not while
+/// a step is under way.
 FUSEDSTEP_API void set_executor(Executor executor);
 
 }  // namespace fusedstep

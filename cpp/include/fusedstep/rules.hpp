@@ -1,5 +1,5 @@
-// The rules and their options, as plain values in double. What takes options checks them: a value that is not finite or
-// out of its range is a std::invalid_argument with the name, the value and the range.
+// The rules and their options, as plain values in double. Functions that take options check them: a value that is not
+// finite or out of range throws std::invalid_argument with the name, the value and the range.
 #pragma once
 
 #include "rules/adadelta.hpp"
@@ -28,7 +28,7 @@ constexpr int index_in(TypeList<T...>) {
   return index;
 }
 
-/// What is in the list.
+/// Any rule of the list.
 template <class T>
 concept IsRule = index_in<T>(Rules{}) < Rules::size;
 
