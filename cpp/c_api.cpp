@@ -10,6 +10,7 @@
 
 #include "include/fusedstep/fusedstep.h"
 #include "include/fusedstep/fusedstep.hpp"
+#include "platform.hpp"
 #include "schema.hpp"
 
 namespace {
@@ -74,7 +75,7 @@ AnySpan span_from(const fusedstep_array& array) {
   for (std::size_t k = span.dimensions; k-- > 0;) {
     span.shape[k] = array.shape[k];
     span.strides[k] = array.strides != nullptr ? array.strides[k] : dense;
-    static_cast<void>(__builtin_mul_overflow(dense, span.shape[k], &dense));  // beyond 64 bits, the shape is refused
+    static_cast<void>(multiply_overflows(dense, span.shape[k], dense));  // beyond 64 bits, the shape is refused
   }
   return span;
 }

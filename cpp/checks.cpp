@@ -5,6 +5,8 @@
 #include <limits>
 #include <vector>
 
+#include "platform.hpp"
+
 namespace fusedstep {
 
 std::string Label::text() const {
@@ -44,10 +46,10 @@ void check_reach(const Array& array) {
     const std::int64_t extent = array.shape[k];
     const std::int64_t stride = array.strides[k];
     std::int64_t along = 0;  // none along an axis of one element, or without any
-    bool beyond = __builtin_mul_overflow(bytes, std::max(extent, std::int64_t{1}), &bytes) || bytes > most;
+    bool beyond = multiply_overflows(bytes, std::max(extent, std::int64_t{1}), bytes) || bytes > most;
     beyond |= stride == std::numeric_limits<std::int64_t>::min();
-    beyond = beyond || (extent > 1 && __builtin_mul_overflow(std::abs(stride), extent - 1, &along));
-    beyond = beyond || __builtin_add_overflow(reach, along, &reach) || reach > most;
+    beyond = beyond || (extent > 1 && multiply_overflows(std::abs(stride), extent - 1, along));
+    beyond = beyond || add_overflows(reach, along, reach) || reach > most;
     if (!beyond) continue;
     const std::vector<std::int64_t> strides(array.strides, array.strides + array.shape.size());
     refuse(array.label.text() + ": shape " + shape_text(array.shape) + " with strides " +

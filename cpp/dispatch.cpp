@@ -3,6 +3,8 @@
 #include <atomic>
 #include <stdexcept>
 
+#include "platform.hpp"
+
 namespace fusedstep {
 
 extern const Kernels kernels_baseline;
@@ -22,12 +24,8 @@ struct Isa {
 constexpr Isa isas[] = {
     {"baseline", &kernels_baseline, [] { return true; }},
 #ifdef FUSEDSTEP_X86
-    {"avx2", &kernels_avx2, [] { return __builtin_cpu_supports("avx2") != 0; }},
-    {"avx512", &kernels_avx512,
-     [] {
-       return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
-              __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("avx512vl") != 0;
-     }},
+    {"avx2", &kernels_avx2, [] { return Features().avx2(); }},
+    {"avx512", &kernels_avx512, [] { return Features().avx512(); }},
 #endif
 };
 

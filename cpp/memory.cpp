@@ -1,31 +1,25 @@
 #include "memory.hpp"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <new>
 
-#include "parallel.hpp"
 #include "loops/kernel.hpp"
+#include "parallel.hpp"
+#include "system.hpp"
 
 namespace fusedstep {
 namespace {
 
 constexpr std::size_t page = 4096;
-constexpr std::size_t huge_page = std::size_t{1} << 21;
 
 }  // namespace
 
-void Unmap::operator()(std::byte* memory) const { munmap(memory, bytes); }
+void Unmap::operator()(std::byte* memory) const { unmap_pages(memory, bytes); }
 
 Memory allocate(std::size_t bytes) {
   if (bytes == 0) bytes = 1;
-  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-  // A wish: where the system has no huge pages to give, small ones serve.
-  if (bytes >= huge_page) static_cast<void>(madvise(memory, bytes, MADV_HUGEPAGE));
-#endif
+  void* const memory = map_pages(bytes);
+  if (memory == nullptr) throw std::bad_alloc();
   return Memory(static_cast<std::byte*>(memory), Unmap{bytes});
 }
 

@@ -1,8 +1,5 @@
 #include "parallel.hpp"
 
-#include <pthread.h>
-#include <signal.h>
-
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -20,34 +17,12 @@
 #include <utility>
 
 #include "loops/kernel.hpp"
+#include "platform.hpp"
 #include "processors.hpp"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "system.hpp"
 
 namespace fusedstep {
 namespace {
-
-#if defined(__x86_64__)
-constexpr std::uint64_t default_state = 0x1f80;  // all exceptions masked, round to nearest, denormals kept
-constexpr std::uint64_t status_flags = 0x3f;     // what happened so far: changes nothing
-std::uint64_t floating_point_state() { return _mm_getcsr(); }
-void set_floating_point_state(std::uint64_t state) { _mm_setcsr(static_cast<unsigned>(state)); }
-void relax() { _mm_pause(); }
-#elif defined(__aarch64__)
-constexpr std::uint64_t default_state = 0;
-constexpr std::uint64_t status_flags = 0;  // they have a register of their own
-std::uint64_t floating_point_state() {
-  std::uint64_t state;
-  asm volatile("mrs %0, fpcr" : "=r"(state));
-  return state;
-}
-void set_floating_point_state(std::uint64_t state) { asm volatile("msr fpcr, %0" ::"r"(state)); }
-void relax() { asm volatile("yield"); }
-#else
-#error "fusedstep sets the floating-point state by hand: add this processor's register here"
-#endif
 
 constexpr int max_threads = 256;
 
@@ -57,24 +32,6 @@ constexpr int watchful_pauses = 2000;
 std::int64_t nanoseconds() {
   return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
-
-// While this object lives, threads that are made take no signal: the caller's own wait for them, by a mask or sigwait.
-// Only what a thread does wrong itself is left to the handlers that report it.
-class SignalsBlocked {
- public:
-  SignalsBlocked() {
-    sigset_t signals;
-    sigfillset(&signals);
-    for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) sigdelset(&signals, fault);
-    pthread_sigmask(SIG_SETMASK, &signals, &callers_);
-  }
-  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &callers_, nullptr); }
-  SignalsBlocked(const SignalsBlocked&) = delete;
-  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
-
- private:
-  sigset_t callers_;
-};
 
 // What it costs to bring sleeping workers to a job: W, the time of the call that wakes them, and L, until the first is
 // there. It differs by the system, from some microseconds to a hundred, and is learned from the jobs themselves.
@@ -212,9 +169,10 @@ class Pool {
   void grow(int workers) {
     workers = std::min(workers, max_threads - 1);
     if (workers_ >= workers) return;
-    const SignalsBlocked blocked;
+    stay_loaded();
     while (workers_ < workers) {
       try {
+        const SignalsBlocked blocked;
         std::thread([this, id = workers_.load() + 1] { live(id); }).detach();
       } catch (const std::system_error&) {
         return;  // the system gives no more threads: those that there are do the work
@@ -299,7 +257,7 @@ std::atomic<bool> watches_forks{false};
 // among the processors: begin anew.
 void begin_anew_in_children() {
   if (watches_forks.exchange(true, std::memory_order_relaxed)) return;
-  pthread_atfork(nullptr, nullptr, [] {
+  call_in_children([] {
     current_pool.store(nullptr, std::memory_order_relaxed);
     usual_threads.store(0, std::memory_order_relaxed);
     new (&creation) std::mutex;

@@ -1,53 +1,27 @@
 #include "processors.hpp"
 
-#include <sched.h>
-#include <sys/types.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <charconv>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
+#include <fstream>
 #include <limits>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "system.hpp"
 
 namespace fusedstep {
 namespace {
 
 constexpr int no_limit = std::numeric_limits<int>::max();
 
-// The set of the type cpu_set_t ends at 1,024 processors: the system refuses one that is too small for its own.
-int processors_by_affinity() {
-  for (std::size_t most = 1024; most <= std::size_t{1} << 22; most *= 2) {
-    cpu_set_t* const set = CPU_ALLOC(most);
-    if (set == nullptr) break;
-    const std::size_t size = CPU_ALLOC_SIZE(most);
-    const bool known = sched_getaffinity(0, size, set) == 0;
-    const bool too_small = !known && errno == EINVAL;
-    const int count = known ? CPU_COUNT_S(size, set) : 0;
-    CPU_FREE(set);
-    if (count > 0) return count;
-    if (!too_small) break;
-  }
-  return 1;
-}
-
+// None of a file that is not there, as on systems other than Linux.
 std::vector<std::string> lines_of(const std::string& path) {
   std::vector<std::string> lines;
-  std::FILE* const file = std::fopen(path.c_str(), "re");
-  if (file == nullptr) return lines;
-  char* line = nullptr;
-  std::size_t room = 0;
-  for (ssize_t length; (length = getline(&line, &room, file)) >= 0;) {
-    lines.emplace_back(line, static_cast<std::size_t>(length));
-    if (!lines.back().empty() && lines.back().back() == '\n') lines.back().pop_back();
-  }
-  std::free(line);
-  std::fclose(file);
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) lines.push_back(line);
   return lines;
 }
 

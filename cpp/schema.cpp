@@ -1,10 +1,12 @@
 #include "schema.hpp"
 
 #include <array>
-#include <charconv>
 #include <cmath>
 #include <cstring>
+#include <iomanip>
+#include <locale>
 #include <new>
+#include <sstream>
 #include <stdexcept>
 #include <vector>
 
@@ -139,9 +141,14 @@ void check(const Field& field, const Range& range, double value, const char* par
 
 void refuse(const std::string& why) { throw std::invalid_argument(why); }
 
+// In as few digits as tell it from its neighbours, but not fewer than six. Streams do it on every system.
 std::string schema::text(double x) {
-  char digits[32];
-  return {digits, std::to_chars(digits, digits + sizeof digits, x).ptr};
+  for (int digits = 6;; ++digits) {
+    std::stringstream text;
+    text.imbue(std::locale::classic());
+    text << std::setprecision(digits) << x;
+    if (double back = 0; digits == 17 || (std::istringstream(text.str()) >> back && back == x)) return text.str();
+  }
 }
 
 bool Options::is_on(const Field& field) const {

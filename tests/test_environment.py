@@ -589,17 +589,19 @@ def test_signals_are_for_the_callers_threads() -> None:
     """The pool's threads take none, however the caller waits: by a mask and sigwait, or not at all. Only faults go to
     the thread that made them."""
     code = """
-        import os, re, signal, numpy as np, fusedstep as fs
+        import os, re, signal, time, numpy as np, fusedstep as fs
         fs.set_num_threads(3)
         before = {*os.listdir("/proc/self/task")}
         p = np.ones(1_000_000, np.float32)
         fs.adagrad_(p, p.copy(), s := p.copy(), lr=0.1)
         workers = {*os.listdir("/proc/self/task")} - before
-        blocked = set()
-        for worker in workers:
+        def mask_of(worker):
             with open(f"/proc/self/task/{worker}/status") as status:
-                blocked.add(int(re.search(r"SigBlk:\\s*(\\w+)", status.read())[1], 16))
-        [mask] = blocked
+                return int(re.search(r"SigBlk:\\s*(\\w+)", status.read())[1], 16)
+        end = time.monotonic() + 60
+        while len(masks := {*map(mask_of, workers)}) > 1 and time.monotonic() < end:
+            time.sleep(0.01)  # a thread that has not begun blocks all of them
+        [mask] = masks
         faults = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
         free = {n for n in signal.valid_signals() if not mask >> n - 1 & 1} - faults
         mine = signal.pthread_sigmask(signal.SIG_BLOCK, ())

@@ -2,6 +2,8 @@
 // every instruction set of this machine, several layouts, one thread and several, and a caller with another rounding
 // mode and flush-to-zero. All bits must be the reference's, except the sign and payload of a NaN, and no byte between or
 // beside the elements may change. This checks any processor, and any emulator, without a Python of its own.
+#include <algorithm>
+#include <bit>
 #include <cfenv>
 #include <cmath>
 #include <cstdint>
@@ -39,6 +41,10 @@ std::uint64_t state() {
   return state;
 }
 void set_state(std::uint64_t state) { asm volatile("msr fpcr, %0" ::"r"(state)); }
+#else
+constexpr std::uint64_t flush_to_zero = 0;
+std::uint64_t state() { return static_cast<std::uint64_t>(std::fegetround()); }
+void set_state(std::uint64_t state) { std::fesetround(static_cast<int>(state)); }
 #endif
 
 // Rounds upwards and flushes subnormals while it lives; says whether a callee left these settings as they were.
@@ -83,9 +89,20 @@ class Reader {
     return {content_.begin() + static_cast<std::ptrdiff_t>(at_ - n), content_.begin() + static_cast<std::ptrdiff_t>(at_)};
   }
 
+  // Elements of this size, which the file has with their low bytes first.
+  std::vector<char> elements(std::size_t n, std::size_t size) {
+    std::vector<char> read = bytes(n * size);
+    if constexpr (std::endian::native == std::endian::big) {
+      for (auto at = read.begin(); at != read.end(); at += static_cast<std::ptrdiff_t>(size)) {
+        std::reverse(at, at + static_cast<std::ptrdiff_t>(size));
+      }
+    }
+    return read;
+  }
+
   std::int64_t number() {
     std::int64_t x;
-    std::memcpy(&x, bytes(sizeof x).data(), sizeof x);
+    std::memcpy(&x, elements(1, sizeof x).data(), sizeof x);
     return x;
   }
 
@@ -164,21 +181,22 @@ Case read_case(Reader& file) {
   const std::string rule = file.text();
   made.rows = file.number();
   made.columns = file.number();
-  const auto size = [&](const Values& v) {
-    return static_cast<std::size_t>((v.scalar ? 1 : made.rows * made.columns) * size_of(v.dtype));
+  const auto read = [&](const Values& v) {
+    const std::int64_t count = v.scalar ? 1 : made.rows * made.columns;
+    return file.elements(static_cast<std::size_t>(count), static_cast<std::size_t>(size_of(v.dtype)));
   };
   for (std::int64_t k = file.number(); k > 0; --k) {
     Values values;
     values.name = file.text();
     values.dtype = static_cast<std::int32_t>(file.number());
     values.scalar = file.number() != 0;
-    values.bytes = file.bytes(size(values));
+    values.bytes = read(values);
     made.start.push_back(std::move(values));
   }
   for (std::int64_t k = file.number(); k > 0; --k) {
     const std::int64_t count = file.number();
-    Step step{count, make_rule(rule, file.text(), made.start), file.bytes(size(made.start[0])), {}};
-    for (const Values& values : made.start) step.after.push_back(file.bytes(size(values)));
+    Step step{count, make_rule(rule, file.text(), made.start), read(made.start[0]), {}};
+    for (const Values& values : made.start) step.after.push_back(read(values));
     made.steps.push_back(std::move(step));
   }
   return made;

@@ -18,7 +18,9 @@
 #include <stdint.h>
 
 #ifndef FUSEDSTEP_API
-#if defined(FUSEDSTEP_SHARED) && defined(__GNUC__)
+#if defined(FUSEDSTEP_SHARED) && defined(_WIN32)
+#define FUSEDSTEP_API __declspec(dllexport)
+#elif defined(FUSEDSTEP_SHARED) && defined(__GNUC__)
 #define FUSEDSTEP_API __attribute__((visibility("default")))
 #else
 #define FUSEDSTEP_API

@@ -4,7 +4,9 @@
 #include <cstdint>
 #include <string>
 
-#if defined(FUSEDSTEP_SHARED)
+#if defined(FUSEDSTEP_SHARED) && defined(_WIN32)
+#define FUSEDSTEP_API __declspec(dllexport)
+#elif defined(FUSEDSTEP_SHARED)
 #define FUSEDSTEP_API __attribute__((visibility("default")))
 #else
 #define FUSEDSTEP_API

@@ -1,0 +1,80 @@
+// What compilers and processors do in ways of their own. Written for GCC and Clang, clang-cl included.
+#pragma once
+
+#include <cfenv>
+#include <cfloat>
+#include <cstdint>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+#endif
+
+#if !defined(__GNUC__) && !defined(__clang__)
+#error "fusedstep is written for GCC and Clang: on Windows use clang-cl or MinGW-w64"
+#endif
+static_assert(FLT_EVAL_METHOD == 0, "fusedstep is exact to the bit: float and double must be computed as what they are");
+
+namespace fusedstep {
+
+// Whether the result does not fit 64 bits; it then has the low ones.
+inline bool multiply_overflows(std::int64_t a, std::int64_t b, std::int64_t& product) {
+  return __builtin_mul_overflow(a, b, &product);
+}
+inline bool add_overflows(std::int64_t a, std::int64_t b, std::int64_t& sum) {
+  return __builtin_add_overflow(a, b, &sum);
+}
+
+// The floating-point settings of the calling thread, those of IEEE 754 (round to nearest, subnormals kept), and which
+// bits only say what happened so far.
+#if defined(__x86_64__)
+inline constexpr std::uint64_t default_state = 0x1f80;  // all exceptions masked
+inline constexpr std::uint64_t status_flags = 0x3f;
+inline std::uint64_t floating_point_state() { return _mm_getcsr(); }
+inline void set_floating_point_state(std::uint64_t state) { _mm_setcsr(static_cast<unsigned>(state)); }
+inline void relax() { _mm_pause(); }
+#elif defined(__aarch64__)
+inline constexpr std::uint64_t default_state = 0;
+inline constexpr std::uint64_t status_flags = 0;  // they have a register of their own
+inline std::uint64_t floating_point_state() {
+  std::uint64_t state;
+  asm volatile("mrs %0, fpcr" : "=r"(state));
+  return state;
+}
+inline void set_floating_point_state(std::uint64_t state) { asm volatile("msr fpcr, %0" ::"r"(state)); }
+inline void relax() { asm volatile("yield"); }
+#else
+// The rounding mode: what the others have beside it is not the same anywhere.
+inline constexpr std::uint64_t default_state = FE_TONEAREST;
+inline constexpr std::uint64_t status_flags = 0;
+inline std::uint64_t floating_point_state() { return static_cast<std::uint64_t>(std::fegetround()); }
+inline void set_floating_point_state(std::uint64_t state) { std::fesetround(static_cast<int>(state)); }
+inline void relax() { asm volatile("" ::: "memory"); }
+#endif
+
+#if defined(__x86_64__)
+// What processor and system both support. The compilers' own function for this is missing from clang-cl's runtime.
+class Features {
+ public:
+  Features() {
+    unsigned a, b, c, d;
+    if (__get_cpuid(1, &a, &b, &c, &d) == 0 || (c & bit_OSXSAVE) == 0 || __get_cpuid_count(7, 0, &a, &found_, &c, &d) == 0) {
+      found_ = 0;
+      return;
+    }
+    asm volatile(".byte 0x0f, 0x01, 0xd0" : "=a"(kept_), "=d"(d) : "c"(0));  // xgetbv, which is not in the baseline
+  }
+  bool avx2() const { return has(bit_AVX2, 0x06); }
+  bool avx512() const { return has(bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL, 0xe6); }
+
+ private:
+  bool has(unsigned bits, unsigned registers) const {
+    return (found_ & bits) == bits && (kept_ & registers) == registers;
+  }
+
+  unsigned found_ = 0;
+  unsigned kept_ = 0;  // the registers that the system saves where it switches threads
+};
+#endif
+
+}  // namespace fusedstep

@@ -1,0 +1,23 @@
+# Other systems by the Clang, the C libraries and the linker of zig (the package ziglang) for FUSEDSTEP_TARGET, as
+# x86_64-linux-musl or aarch64-macos. Linux programs are run where this machine has their processor.
+set(CMAKE_TRY_COMPILE_PLATFORM_VARIABLES FUSEDSTEP_TARGET)
+string(REGEX MATCH "^[^-]+" CMAKE_SYSTEM_PROCESSOR ${FUSEDSTEP_TARGET})
+if(FUSEDSTEP_TARGET MATCHES macos)
+  set(CMAKE_SYSTEM_NAME Darwin)
+  set(CMAKE_INSTALL_NAME_TOOL unused)  # CMake wants one, though nothing is installed
+elseif(FUSEDSTEP_TARGET MATCHES windows)
+  set(CMAKE_SYSTEM_NAME Windows)
+  find_program(wine NAMES wine64 wine PATHS /usr/lib/wine)
+  set(CMAKE_CROSSCOMPILING_EMULATOR ${wine})
+else()
+  set(CMAKE_SYSTEM_NAME Linux)
+endif()
+find_program(zig NAMES zig python-zig REQUIRED)
+foreach(language C CXX)
+  set(CMAKE_${language}_COMPILER_TARGET ${FUSEDSTEP_TARGET})
+  set(CMAKE_${language}_ARCHIVE_CREATE "${zig} ar qc <TARGET> <LINK_FLAGS> <OBJECTS>")
+  set(CMAKE_${language}_ARCHIVE_FINISH "${zig} ranlib <TARGET>")
+endforeach()
+set(CMAKE_C_COMPILER ${zig} cc)
+set(CMAKE_CXX_COMPILER ${zig} c++)
+set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)
