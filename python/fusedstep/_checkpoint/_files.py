@@ -20,6 +20,8 @@ __all__ = ["load", "save"]
 
 _PIECE = 2**20
 """Bytes of a file that are read at once where all of it is read."""
+_FLAGS = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_BINARY", "O_NONBLOCK"))
+"""Where the system knows them: closed in programs that we start, bytes as they are, and no waiting for a pipe."""
 _NO_SYNC = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
 """How systems say that a folder can't be synced."""
 
@@ -46,7 +48,7 @@ def _save(container: Container, path: str, about: dict[str, Any], arrays: dict[s
     old = _status(target)
     try:
         # What replaces a file is readable by nobody else until it has that file's mode.
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600 if old else 0o666)
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600 if old else 0o666)
         with open(descriptor, "wb+") as file:
             try:
                 container.write(file, about, arrays)
@@ -83,6 +85,8 @@ def _status(path: str) -> os.stat_result | None:
 
 def _keep_owner_and_mode(descriptor: int, old: os.stat_result) -> None:
     """Give the file the owner, group and mode of the one that it replaces, as far as the system permits it."""
+    if not hasattr(os, "fchown"):  # Windows: what lies in a folder has its permissions from there
+        return
     now = os.fstat(descriptor)
     for owner, group in ((old.st_uid, -1), (-1, old.st_gid)):
         if (owner, group) not in ((now.st_uid, -1), (-1, now.st_gid)):
@@ -114,7 +118,7 @@ def load(run: Run, path: str | os.PathLike[str], strict: bool = True) -> tuple[L
 
 def _opened(path: str) -> IO[bytes]:
     """Open a regular file; refuse devices, which may never end, and pipes."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | _FLAGS)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
