@@ -242,7 +242,10 @@ class Optimizer:
         if lr is not None:
             overrides["lr"] = lr
         verify = overrides.pop("verify", "never")
-        groups = [{key: value for key, value in group.items() if key != "params"} for group in entries(params)[0]]
+        groups = [
+            {key: value for key, value in group.items() if key not in ("params", "mask")}
+            for group in entries(params)[0]
+        ]
         arguments = dialect_arguments(cls._schema.rule, cls.__name__, name, overrides, groups)
         made: Self = cast(Any, cls)(params, **arguments, verify=verify)
         return made
@@ -315,6 +318,7 @@ class Optimizer:
         clip_value: float | None = None,
         zero_grads: bool = False,
         nonfinite: Nonfinite = "propagate",
+        mask: Grads = None,
     ) -> StepReport:
         """Update every parameter in place from its gradient, in one call.
 
@@ -342,6 +346,11 @@ class Optimizer:
         nonfinite : {"propagate", "skip", "raise"}
             What to do about an inf or a NaN in a gradient: update anyway; skip the step and say so in the report; or
             raise an error.
+        mask : ndarray of bool or containers of them, optional
+            The containers of ``params``, with an array for each parameter that broadcasts to its shape, or None.
+            **True is updated.** Where it is False, the parameter and its states keep every bit, and the gradient counts
+            in no norm and in no test for NaN. ``zero_grads`` also sets it to 0. A mask needs copies, and costs time. A
+            group can have one of its own, ``{"params": ..., "mask": array}``, for all of its parameters.
 
         Returns
         -------
@@ -370,11 +379,38 @@ class Optimizer:
         for group, key, value in run.starts:
             if group.get(key) is not value:
                 run.check_starts()
-        if self._verify == "never":
+        if self._verify == "never" and mask is None and not run.masked:
             return run.core.step(given, run.groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)
-        from ._verification import _step
+        return self._other_step(given, mask, zero_grads, loss, grad_scale, clip_norm, clip_value, nonfinite)
 
-        report = _step.verified_step(run, given, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)
+    def _other_step(
+        self,
+        grads: Any,
+        mask: Any,
+        zero_grads: bool,
+        loss: float | None,
+        grad_scale: float | None,
+        clip_norm: float | None,
+        clip_value: float | None,
+        nonfinite: str,
+    ) -> StepReport:
+        """Do a step beside the reference, or with a mask."""
+        run = self._run
+
+        def step(grads: Any, zero_grads: bool) -> StepReport:
+            if self._verify == "never":
+                return run.core.step(grads, run.groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)
+            from ._verification import _step
+
+            return _step.verified_step(run, grads, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)
+
+        with run.core:
+            if mask is None and not run.masked:
+                report = step(grads, zero_grads)
+            else:
+                from . import _mask
+
+                report = _mask.masked_step(run, grads, mask, zero_grads, step)
         if self._verify == "first":
             self._verify = "never"
         return report

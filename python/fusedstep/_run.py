@@ -45,6 +45,10 @@ class Run:
         The arguments of each group that are where its states started, and are no options.
     starts : list of (dict, str, value)
         Options of the groups at which states started, where a later change is without effect.
+    masks : list
+        Which elements of a group are updated: an array of bool, or None for all.
+    masked : bool
+        Whether a group has a mask.
     leaves : int
         How many parameters there are.
     """
@@ -79,6 +83,8 @@ class Run:
         self.state = MappingProxyType(self._state)
         self._unnamed = 0
         self._members: list[tuple[Array, ...]] = []
+        self.masks: list[Any] = []
+        self.masked = False
         self.begun: list[dict[str, Any]] = []
         self.starts: list[tuple[dict[str, Any], str, Any]] = []
 
@@ -102,6 +108,8 @@ class Run:
         return parse(members, taken, len(taken), before[-1].unnamed if before else self._unnamed)
 
     def _add(self, leaves: Leaves, own: dict[str, Any]) -> None:
+        own = dict(own)
+        mask = own.pop("mask", None)
         for key in own:
             if key not in self.schema.arguments:
                 raise TypeError(self._unknown(key))
@@ -109,6 +117,7 @@ class Run:
         arrays, states = self.core.add_group(leaves.names, leaves.arrays, options)
         self._keep(leaves.names, leaves.tree, arrays, states)
         self._unnamed = leaves.unnamed
+        self.masks.append(mask)
         self.groups.append({"params": tuple(arrays), **{key: options[key] for key in self.schema.options}})
         self.begun.append({key: options[key] for key in self.schema.arguments if key not in self.schema.options})
 
@@ -123,6 +132,7 @@ class Run:
         self.core.set_tree(self.trees if self.grouped else self.trees[0])
         self.core.own(self.groups)
         self._members = [group["params"] for group in self.groups]
+        self.masked = any(mask is not None for mask in self.masks)
 
     def _unknown(self, key: object) -> str:
         known = self.schema.arguments
@@ -226,6 +236,7 @@ class Run:
                 "grouped": self.grouped,
                 "unnamed": self._unnamed,
                 "begun": self.begun,
+                "masks": self.masks,
                 "starts": [value for _, _, value in self.starts],
                 "state": {name: dict(states) for name, states in self._state.items()},
                 "steps": self.core.steps,
@@ -259,6 +270,7 @@ class Run:
         run.grouped = parts["grouped"]
         run._unnamed = parts["unnamed"]
         run.begun = parts["begun"]
+        run.masks = parts["masks"]
         run._bind()
         starts = run._starts_of(run.groups)
         run.starts = [(*start[:2], value) for start, value in zip(starts, parts["starts"], strict=True)]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Leaves", "entries", "numbered_names", "parse", "ungrouped"]
+__all__ = ["Leaves", "entries", "filled", "numbered_names", "parse", "ungrouped"]
 
 _KEEPERS = (dict, list, tuple, OrderedDict, defaultdict)
 """Containers that return the same object each time it is read."""
@@ -154,7 +154,7 @@ def ungrouped(grads: Any, trees: list[Any], leaves: int) -> Any:
         )
     if len(grads) == leaves and not any(map(is_container, grads)):
         flat = iter(grads)
-        return [_filled(tree, flat) for tree in trees]
+        return [filled(tree, flat) for tree in trees]
     return [grad["params"] if isinstance(grad, Mapping) and set(grad) == {"params"} else grad for grad in grads]
 
 
@@ -185,13 +185,14 @@ def numbered_names(trees: list[Any]) -> list[str]:
     return names
 
 
-def _filled(tree: Any, leaves: Iterator[Any]) -> Any:
+def filled(tree: Any, leaves: Iterator[Any]) -> Any:
+    """Return the containers of a tree with these leaves in them."""
     if isinstance(tree, int):
         return next(leaves)
     if isinstance(tree, dict):
-        return {key: _filled(child, leaves) for key, child in tree.items()}
+        return {key: filled(child, leaves) for key, child in tree.items()}
     if isinstance(tree, list):
-        return [_filled(child, leaves) for child in tree]
+        return [filled(child, leaves) for child in tree]
     _, kind, children = tree
-    values = {name: _filled(child, leaves) for name, child in children.items()}
+    values = {name: filled(child, leaves) for name, child in children.items()}
     return SimpleNamespace(**values) if kind is None else tuple.__new__(kind, values.values())

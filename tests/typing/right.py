@@ -58,6 +58,7 @@ fs.Rprop.like("torch", single, etas=(0.5, 1.2))
 fs.Adagrad.like("keras", [{"params": single, "lr": 0.5}], initial_accumulator_value=0.1)
 
 report: fs.StepReport = rmsprop.step({"layers": [double, None]}, clip_norm=1.0, nonfinite="skip", zero_grads=True)
+rmsprop.step(nested, mask={"layers": [double > 0, None]})
 norm: float | None = report.grad_norm
 step, _, skipped, names = report
 rate: float = rmsprop.lr

@@ -105,20 +105,19 @@ def verified_step(
     nonfinite: str,
 ) -> StepReport:
     """Take a step like ``OptimizerCore.step``, and raise ``VerificationError`` if a bit differs from the reference."""
-    with run.core:
-        run.check_groups()
-        before = run.core.last_loss
-        groups = [group for group, names in zip(run.groups, run.names, strict=True) for _ in names]
-        snapshots = [
-            Snapshot(run.schema, name, array, run.state[name], grad, group, count + 1, _worse(group, loss, before))
-            for (name, array), group, count, grad in zip(
-                run.params.items(), groups, run.core.counts, run.core.gradients(grads), strict=True
-            )
-        ]
-        report = run.core.step(grads, run.groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)
-        with default_floating_point():
-            _check(run.schema, snapshots, report, grad_scale, clip_norm, clip_value, zero_grads)
-        return report
+    run.check_groups()
+    before = run.core.last_loss
+    groups = [group for group, names in zip(run.groups, run.names, strict=True) for _ in names]
+    snapshots = [
+        Snapshot(run.schema, name, array, run.state[name], grad, group, count + 1, _worse(group, loss, before))
+        for (name, array), group, count, grad in zip(
+            run.params.items(), groups, run.core.counts, run.core.gradients(grads), strict=True
+        )
+    ]
+    report = run.core.step(grads, run.groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)
+    with default_floating_point():
+        _check(run.schema, snapshots, report, grad_scale, clip_norm, clip_value, zero_grads)
+    return report
 
 
 def _worse(group: Mapping[str, Any], loss: float | None, before: float | None) -> bool:

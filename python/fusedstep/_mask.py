@@ -1,0 +1,106 @@
+"""A step that leaves elements out: those where a mask is False keep every bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._core import StepReport
+from ._rows import Rows
+from ._run import Run
+from ._tree import filled, parse
+
+__all__ = ["masked_step"]
+
+Array = NDArray[Any]
+
+
+def masked_step(
+    run: Run, grads: Any, mask: Any, zero_grads: bool, step: Callable[[Any, bool], StepReport]
+) -> StepReport:
+    """Do ``step(grads, zero_grads)`` with frozen elements out of the way, and bring them back.
+
+    A frozen element is 0 in copies of the gradients and in the parameter while the step runs. So it adds nothing to a
+    norm, to decay or to a sum over all elements, and is never the one that GRprop chooses.
+    """
+    own: list[tuple[Any, Any]] = [
+        grad if isinstance(grad, tuple) else (grad, None) for grad in run.core.gradients(grads)
+    ]
+    frozen = _frozen(run, mask)
+    if zero_grads is True:
+        for name, (grad, _) in zip(run.params, own, strict=True):
+            if grad is not None and not grad.flags.writeable:
+                raise ValueError(f"gradient of parameter {name!r}: is read-only, so that it can't be set to 0")
+    given = [_zeroed(grad, index, still) for (grad, index), still in zip(own, frozen, strict=True)]
+    saved = []
+    for (name, array), still in zip(run.params.items(), frozen, strict=True):
+        if still is not None:
+            arrays = [array, *(state for state in run.state[name].values() if state.shape == array.shape)]
+            saved += [(each, still, each[still]) for each in arrays]
+    leaves = iter([grad if index is None else Rows(index, grad) for grad, index in given])
+    trees = [filled(tree, leaves) for tree in run.trees]
+    try:
+        for array, still in zip(run.params.values(), frozen, strict=True):
+            if still is not None:
+                array[still] = 0
+        report = step(trees if run.grouped else trees[0], zero_grads)
+    finally:
+        for array, still, values in saved:
+            array[still] = values
+    for (grad, _), (copied, _) in zip(own, given, strict=True):
+        if zero_grads and grad is not None and copied is not grad:
+            grad[...] = 0
+    return report
+
+
+def _zeroed(grad: Any, index: Any, frozen: Array | None) -> tuple[Any, Any]:
+    """Return a gradient, or the values and the index of one of rows, with 0 where it is frozen."""
+    if grad is None or frozen is None:
+        return grad, index
+    copied = np.array(grad, order="K")
+    copied[frozen if index is None else np.take(frozen, index.astype(np.int64), axis=0, mode="clip")] = 0
+    return copied, index
+
+
+def _frozen(run: Run, mask: Any) -> list[Array | None]:
+    """Return for each parameter where it stays as it is; None where it has no mask."""
+    given: list[Any] = [None] * run.leaves
+    if mask is not None:
+        if run.grouped and (not isinstance(mask, list | tuple) or len(mask) != len(run.trees)):
+            raise TypeError(f"mask: expected a list with one entry for each of the {len(run.trees)} groups")
+        leaves: dict[str, Any] = {}
+        unnamed = 0
+        for each in mask if run.grouped else [mask]:
+            found = parse(each, leaves, len(leaves), unnamed)
+            leaves.update(zip(found.names, found.arrays, strict=True))
+            unnamed = found.unnamed
+        if leaves.keys() != run.params.keys():
+            raise ValueError(f"mask: expected one for each of {list(run.params)}, got those of {list(leaves)}")
+        given = [leaves[name] for name in run.params]
+    of_group = [own for own, names in zip(run.masks, run.names, strict=True) for _ in names]
+    return [
+        _frozen_in(name, array, [each for each in both if each is not None])
+        for (name, array), both in zip(run.params.items(), zip(given, of_group, strict=True), strict=True)
+    ]
+
+
+def _frozen_in(name: str, array: Array, masks: list[Any]) -> Array | None:
+    if not masks:
+        return None
+    moves = np.ones(array.shape, bool)
+    for mask in masks:
+        if getattr(mask, "dtype", None) != np.bool_:
+            raise TypeError(
+                f"mask of parameter {name!r}: expected an array of bool, True where it is updated, got "
+                f"{getattr(mask, 'dtype', type(mask).__name__)}"
+            )
+        try:
+            moves &= np.broadcast_to(mask, array.shape)
+        except ValueError:
+            raise ValueError(
+                f"mask of parameter {name!r}: expected a shape that broadcasts to {array.shape}, got {np.shape(mask)}"
+            ) from None
+    return ~moves

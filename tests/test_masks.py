@@ -1,0 +1,176 @@
+"""Masks: a frozen element keeps every bit, and the rest goes on as if it were not there."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fusedstep as fs
+from checks import Unchanged, assert_same, difference
+from registry import CASES, DTYPES, FIRST_OF_RULE, Case, loss
+
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+Array = np.ndarray[Any, Any]
+
+KEPT = 11
+"""The first elements of 16 are updated. Zeros after them change no sum, so these are the bits of an array of 11."""
+
+
+def is_per_element(case: Case) -> bool:
+    return all(state.shape((3,)) == (3,) for state in case.states)
+
+
+@pytest.mark.parametrize("verify", ["never", "every"])
+@each_dtype
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_rest_steps_as_if_it_were_alone(case: Case, dtype: np.dtype[Any], verify: Any) -> None:
+    """Every rule and option, also those that sum over all elements; with the norm, decay, and gradients set to 0."""
+    rng = np.random.default_rng(5)
+    start = [rng.standard_normal(16).astype(dtype), rng.standard_normal(5).astype(dtype)]
+    start[0][KEPT:] = [np.nan, np.inf, -0.0, 1e-40, -3.0]
+    params, alone = {"w": start[0].copy(), "b": start[1].copy()}, {"w": start[0][:KEPT].copy(), "b": start[1].copy()}
+    masked, other = case.new(params), case.new(alone)
+    masked._verify = verify
+    for t in range(1, 5):
+        grads = {name: rng.standard_normal(p.shape).astype(dtype) for name, p in params.items()}
+        grads["w"][KEPT:] = [np.nan, np.inf, 5.0, 1e30, -1.0]
+        mine = {"w": grads["w"][:KEPT].copy(), "b": grads["b"].copy()}
+        options = {"loss": loss(t)} if case.needs_loss else {}
+        if t > 2:
+            options |= {"clip_norm": 0.5, "clip_value": 1.0, "nonfinite": "raise", "zero_grads": True}
+        report = masked.step(grads, mask={"w": np.arange(16) < KEPT, "b": None}, **options)
+        assert report == other.step(mine, **options)
+        assert not any(g.any() for g in grads.values()) or t <= 2
+        for name in params:
+            found = {"param": params[name], **masked.state[name]}
+            expected = {"param": alone[name], **other.state[name]}
+            assert_same({key: a[:KEPT] if a.shape == (16,) else a for key, a in found.items()}, expected, f"{t} {name}")
+        assert not difference(params["w"][KEPT:], start[0][KEPT:])
+    fresh = case.new({"w": start[0].copy()}).state["w"]
+    for key, state in masked.state["w"].items():
+        assert state.shape != (16,) or not difference(state[KEPT:], fresh[key][KEPT:]), key
+
+
+@pytest.mark.parametrize("case", [case for case in FIRST_OF_RULE if is_per_element(case)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 1), (4,), (3, 4), ()])
+def test_scattered_and_broadcast_masks(case: Case, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(6)
+    mask = np.array(rng.integers(0, 2, shape), bool)
+    where = np.broadcast_to(mask, (3, 4))
+    w = np.asfortranarray(rng.standard_normal((3, 4)))
+    before, alone = w.copy(), w[where].copy()
+    masked, other = case.new(w), case.new(alone)
+    for t in range(1, 4):
+        g = rng.standard_normal((3, 4))
+        options = {"loss": loss(t)} if case.needs_loss else {}
+        untouched = Unchanged([g, mask])
+        masked.step(g, mask=mask, **options)
+        other.step(g[where], **options)
+        untouched.check()
+        assert not difference(w[where], alone)
+        assert not difference(w[~where], before[~where])
+        for key, state in masked.state["0"].items():
+            assert not difference(state[where], other.state["0"][key])
+
+
+@pytest.mark.parametrize("verify", ["never", "every"])
+@pytest.mark.parametrize("rule", [fs.RMSprop, fs.Adagrad])
+def test_masks_with_rows(rule: Any, verify: Any) -> None:
+    """Of the rows that a gradient touches, the part that is not frozen is updated, and only this is in the norm."""
+    rng = np.random.default_rng(8)
+    mask = rng.integers(0, 2, (6, 3)).astype(bool)
+    table, dense = (np.ones((6, 3)) for _ in range(2))
+    opt, other = rule(table, lr=0.1, weight_decay=0.1, verify=verify), rule(dense, lr=0.1, weight_decay=0.1)
+    for _ in range(3):
+        index, values = np.array([4, 1, 4, 0], np.uint64), rng.standard_normal((4, 3))
+        kept = values * mask[index]
+        report = opt.step(fs.Rows(index, values), mask=mask, clip_norm=0.5, zero_grads=True)
+        assert report == other.step(fs.Rows(index, kept), clip_norm=0.5)
+        assert not values.any()
+        assert not difference(table[mask], dense[mask])
+        assert (table[~mask] == 1).all()
+        for key, state in opt.state["0"].items():
+            assert not difference(state[mask], other.state["0"][key][mask])
+            assert not state[~mask].any()
+    for bad in (6, -1):
+        with pytest.raises(IndexError):
+            opt.step(fs.Rows(np.array([bad]), np.ones((1, 3))), mask=mask)
+
+
+def test_masks_of_groups() -> None:
+    """One array for all parameters of a group; a mask of the step narrows it; the array is live, and goes along."""
+    live = np.array([True, False, True])
+    params = [np.zeros(3), np.zeros((2, 3)), np.zeros(3)]
+    opt = fs.RMSprop([{"params": params[:2], "mask": live, "lr": 0.5}, {"params": params[2]}])
+    grads = [np.ones(3), np.ones((2, 3)), np.ones(3)]
+    opt.step(grads)
+    assert [(p != 0).tolist() for p in params] == [[True, False, True], [[True, False, True]] * 2, [True] * 3]
+    copied = copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))
+    before = [p.copy() for p in params]
+    live[0] = False
+    opt.step(grads, mask=[[np.array([True, True, True]), np.array([[True], [False]])], np.array(False)])
+    assert [(p != b).tolist() for p, b in zip(params, before, strict=True)] == [
+        [False, False, True],
+        [[False, False, True], [False] * 3],
+        [False] * 3,
+    ]
+    for other in copied:
+        other.step(grads)
+        assert other.parameters["0"][1] == 0 != other.parameters["0"][0]
+    opt.add_param_group({"params": {"late": np.zeros(2)}, "mask": np.array([False, True])})
+    opt.step([*grads, np.ones(2)])
+    assert (opt.parameters["late"] != 0).tolist() == [False, True]
+    opt.load_state_dict(opt.state_dict())
+
+
+def test_a_dialect_with_a_mask() -> None:
+    w = np.zeros(2)
+    fs.RMSprop.like("keras", [{"params": w, "mask": np.array([True, False])}]).step([np.ones(2)])
+    assert (w != 0).tolist() == [True, False]
+
+
+def test_nothing_is_lost_where_a_step_fails() -> None:
+    w, g = np.ones(3), np.array([1.0, np.nan, 2.0])
+    opt = fs.RMSprop(w, lr=0.1)
+    for arguments, error in (({"nonfinite": "raise"}, FloatingPointError), ({"clip_norm": -1.0}, ValueError)):
+        with pytest.raises(error):
+            opt.step(g, mask=np.array([False, True, True]), **arguments)
+        assert (w == 1).all()
+        assert not opt.state["0"]["square_avg"].any()
+    assert opt.steps == 0
+    assert opt.step(g, mask=np.array([False, True, True]), nonfinite="skip", zero_grads=True).skipped
+    assert (w == 1).all()
+    assert not g.any()
+    report = opt.step(np.array([np.inf, 3.0, 4.0]), mask=np.array([False, True, True]), clip_norm=math.inf)
+    assert report.grad_norm == 5.0
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        (np.ones(3, np.int8), TypeError, "mask of parameter '0': expected an array of bool, True .*, got int8"),
+        (True, TypeError, "mask of parameter '0': expected an array of bool, True .*, got bool"),
+        (
+            np.ones(4, bool),
+            ValueError,
+            r"mask of parameter '0': expected a shape that broadcasts to \(3,\), got \(4,\)",
+        ),
+        (np.ones((2, 3), bool), ValueError, "mask of parameter '0': expected a shape"),
+        ({"w": np.ones(3, bool)}, ValueError, r"mask: expected one for each of \['0'\], got those of \['w'\]"),
+    ],
+)
+def test_bad_masks(mask: Any, error: type[Exception], message: str) -> None:
+    w = np.ones(3)
+    opt = fs.RMSprop(w)
+    with pytest.raises(error, match=message):
+        opt.step(np.ones(3), mask=mask)
+    assert (w == 1).all()
+    read_only = np.ones(3)
+    read_only.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        opt.step(read_only, mask=np.zeros(3, bool), zero_grads=True)
