@@ -485,7 +485,7 @@ ADAGRAD = Entry(
             "tf1": ((REQUIRED, 0.0, False, 0.1, False), "lr initial_accumulator_value"),
             "lasagne": ((1.0, 1e-6, True, 0.0, False), "lr eps"),
             "chainer": ((0.001, 1e-8, False, 0.0, False), "lr eps weight_decay"),
-            "caffe": ((REQUIRED, 1e-8, False, 0.0, False), "lr eps"),
+            "caffe": ((REQUIRED, 1e-8, False, 0.0, False), "lr eps weight_decay"),
             "mlx": ((REQUIRED, 1e-8, False, 0.0, False), "lr eps"),
             "deepspeed": ((0.01, 1e-10, False, 0.0, False), "lr eps weight_decay"),
         },

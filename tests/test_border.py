@@ -678,6 +678,7 @@ def test_a_state_that_changed_since(case: Case, tmp_path: Path) -> None:
         "state_dict": lambda optimizer: optimizer.state_dict(),
         "save": lambda optimizer: optimizer.save(tmp_path / "x.npz"),
         "load_state_dict": lambda optimizer: optimizer.load_state_dict(saved),
+        "reset": lambda optimizer: optimizer.reset(),
         "copy": copy.deepcopy,
     }
     for state in case.states:

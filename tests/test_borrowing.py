@@ -458,6 +458,7 @@ def test_tensors_of_torch_that_cannot_be_borrowed() -> None:
         (torch.ones(2).to_sparse(), "Tensor: .*strided"),
         (torch.ones(2, dtype=torch.bfloat16), "Tensor: .*dtype"),
         (torch.ones(2, device="meta"), "Tensor: .*meta"),
+        (torch.ones(2, dtype=torch.complex64).conj().imag, r"lazy negative of Tensor.*resolve_neg\(\)"),
     ):
         with pytest.raises(TypeError, match=message):
             fs.adagrad_(tensor, v, v.copy(), lr=0.1)

@@ -132,15 +132,22 @@ def test_demo_names_the_packages_that_it_needs(
     assert capsys.readouterr().err == "demo needs scikit-learn: pip install matplotlib scikit-learn\n"
 
 
-def test_demo_refuses_a_place_that_is_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_demo_looks_at_its_output_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(demo, "load_digits", lambda: pytest.fail("it trains"))
     (tmp_path / "file").touch()
-    assert main(["demo", "--out", str(tmp_path / "file")]) == 2
-    assert str(tmp_path / "file") in capsys.readouterr().err
+    (tmp_path / "taken" / demo.PICTURE).mkdir(parents=True)
+    for place in ("file", "taken"):
+        assert main(["demo", "--out", str(tmp_path / place)]) == 2
+        assert f"demo: cannot write {tmp_path / place / demo.PICTURE}: " in capsys.readouterr().err
 
 
-def test_demo_from_the_command_line(tmp_path: Path) -> None:
+def test_demo_from_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also in a terminal that is ASCII only."""
     pytest.importorskip("sklearn")
-    done = run("demo", "--out", str(tmp_path / "new"), cwd=tmp_path)
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = run("demo", "--out", str(tmp_path / "new \u00b5"), cwd=tmp_path)
     assert (done.returncode, other_than_progress(done.stderr)) == (0, [])
     rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.endswith("yes")}
     assert set(rows) == {"Rprop", "Adagrad", "RMSprop"}

@@ -223,7 +223,7 @@ def test_what_has_no_place_is_refused(rule: str, name: str) -> None:
         (fs.RMSprop, "keras", {"eps_inside_sqrt": False}),
         (fs.RMSprop, "keras", {"eps_inside_sqrt": True}),
         (fs.RMSprop, "keras", {"decoupled_weight_decay": False}),
-        (fs.Adagrad, "caffe", {"weight_decay": 0.1}),
+        (fs.Adagrad, "caffe", {"lr_decay": 0.1}),
         (fs.Adagrad, "optax", {"weight_decay": 0.1}),
         (fs.Adagrad, "tf1", {"eps": 1e-8}),
         (fs.Adagrad, "keras", {"lr_decay": 0.1}),

@@ -51,6 +51,10 @@ py::object array_of(py::handle object, const Label& label) {
   const auto numpy = py::module_::import("numpy");
   const bool buffer = PyObject_CheckBuffer(object.ptr()) != 0 && !py::isinstance(object, numpy.attr("generic"));
   if (!buffer && !py::hasattr(object, "__dlpack__")) check_is_array(object, label);
+  if (py::hasattr(object, "is_neg") && py::object(object.attr("is_neg")()).cast<bool>()) {  // DLPack does not say it
+    throw py::type_error(label.text() + ": expected elements as they are in memory, got a lazy negative of " +
+                         type_name(object) + "; pass tensor.resolve_neg()");
+  }
   try {
     if (!buffer) return from_dlpack(numpy, object);
     const auto memory = py::reinterpret_steal<py::object>(PyMemoryView_FromObject(object.ptr()));

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from . import _core, get_num_threads, reference, set_num_threads, show_config
-from ._terminal import add_rules, progress
+from ._terminal import add_rules, cannot_write, progress
 
 HELP = "measure every rule, and compare it with NumPy and with what the machine can do"
 PACKAGE = sys.modules[__name__.rpartition(".")[0]]
@@ -249,7 +249,7 @@ def numpy_out(data: Data) -> Contender | None:
     a, b, last = np.empty_like(p), np.empty_like(p), np.array(signs or p, data.dtype).reshape(p.shape)
     if signs:
         data.states = {name: state for name, state in data.states.items() if state is s}  # the sign stays in `last`
-    o = {"alpha": 0.0, "etas": (0, 0), "step_sizes": (0, 0), **data.case.values}
+    o: dict[str, Any] = {"alpha": 0.0, "etas": (0, 0), "step_sizes": (0, 0), **data.case.values}
     numbers = {"lr": o["lr"], "eps": o.get("eps", 0), "alpha": o["alpha"], "rest": 1 - o["alpha"], "one": 1}
     numbers |= zip(("minus", "plus", "lo", "hi"), (*o["etas"], *o["step_sizes"]), strict=True)
     names = {name: T(number) for name, number in numbers.items()} | {"p": p, "g": g, "s": s, "b": b}
@@ -385,11 +385,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check, measure and print. Return 1 if a result was wrong, 2 if the file cannot be written."""
-    try:
-        if options.json:
-            options.json.open("a").close()  # what it holds stays until there is something to write
-    except OSError as problem:
-        print(f"bench: cannot write {options.json}: {problem.strerror}", file=sys.stderr)
+    if options.json and cannot_write("bench", options.json):
         return 2
     facts, threads_before, say = machine(), get_num_threads(), progress()
     print("{processor}; fusedstep {version}, {instruction set in use}, {compiler}; numpy {numpy}".format(**facts))

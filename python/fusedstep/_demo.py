@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ from ._config import get_num_threads, isa
 from ._optimizer import Optimizer
 from ._rmsprop import RMSprop
 from ._rprop import Rprop
-from ._terminal import progress
+from ._terminal import cannot_write, progress
 from ._verification._step import differing
 
 __all__ = ["HELP", "RULES", "Comparison", "Digits", "Rule", "add_arguments", "compare", "load_digits", "run"]
@@ -51,8 +51,9 @@ def load_digits() -> Digits:
     from sklearn.model_selection import train_test_split
 
     x, y = load_digits(return_X_y=True)
-    x = (x / 16.0).astype(np.float32)
-    train_x, test_x, train_y, test_y = train_test_split(x, y, test_size=0.25, stratify=y, random_state=0)
+    x = np.asarray(x / 16.0, np.float32)
+    split = train_test_split(x, y, test_size=0.25, stratify=y, random_state=0)
+    train_x, test_x, train_y, test_y = map(np.asarray, split)
     mean = train_x.mean(axis=0)
     return Digits(train_x - mean, train_y, test_x - mean, test_y)
 
@@ -217,8 +218,8 @@ COLUMNS = (
     ("images", "per step", 9),
     ("test", "accuracy", 10),
     ("final", "loss", 9),
-    ("µs per step", "fused", 11),
-    ("µs per step", "reference", 11),
+    ("us per step", "fused", 11),
+    ("us per step", "reference", 11),
     ("speed-up", "", 10),
     ("final weights", "equal bit for bit", 0),
 )
@@ -311,10 +312,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train with each rule, print the table, draw the picture; return 1 if a weight differs."""
-    try:
+    picture = options.out / PICTURE
+    with contextlib.suppress(OSError):  # the next line says it
         options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        print(f"--out: {error}", file=sys.stderr)
+    if cannot_write("demo", picture):
         return 2
     digits = load_digits()
     print(
@@ -329,7 +330,7 @@ def run(options: argparse.Namespace) -> int:
 
     comparisons = [compare(rule, digits, seed=options.seed, after_epoch=after_epoch) for rule in RULES]
     show_table(comparisons)
-    print(f"\n{describe_picture(comparisons, options.out / PICTURE)}")
+    print(f"\n{describe_picture(comparisons, picture)}")
     return 1 if any(c.differing_weights for c in comparisons) else 0
 
 

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from . import _core
 from ._hints import did_you_mean
 
-__all__ = ["add_rules", "progress"]
+__all__ = ["add_rules", "cannot_write", "progress"]
+
+
+def cannot_write(command: str, path: Path) -> bool:
+    """Return whether no file can be written at ``path``, and say why. What is there stays."""
+    existed = path.exists()
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666))
+        if not existed:
+            path.unlink()
+    except OSError as problem:
+        print(f"{command}: cannot write {path}: {problem.strerror}", file=sys.stderr)
+        return True
+    return False
 
 
 def progress() -> Callable[[float, str], None]:

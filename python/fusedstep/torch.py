@@ -211,8 +211,9 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _alone(method: Method) -> Method:
-    """Refuse a method while another thread uses the optimizer."""
+    """Refuse a method while another thread uses the optimizer, and leave it out of compiled code."""
 
+    @torch.compiler.disable
     @functools.wraps(method)
     def alone(self: _Optimizer, *arguments: Any, **options: Any) -> Any:
         if not self._lock.acquire(blocking=False):
@@ -322,7 +323,6 @@ class _Optimizer(torch.optim.Optimizer):
                 self._update(getattr(self, "grad_scale", None))
         return loss
 
-    @torch.compiler.disable
     @_alone
     def _update(self, grad_scale: Any) -> None:
         for group in self.param_groups:  # these may have changed; the rule's own are checked by the step

@@ -13,7 +13,8 @@ import math
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
-from typing import IO, Any, NamedTuple
+from io import BufferedIOBase
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ class Stored:
 
     __slots__ = ("_file", "_offset", "dtype", "shape")
 
-    def __init__(self, file: IO[bytes], offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    def __init__(self, file: BufferedIOBase, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
         if dtype.kind not in "biuf":
             raise ValueError(f"an array of {dtype}")
         self._file = file
@@ -56,20 +57,20 @@ class Stored:
 class Container(NamedTuple):
     """A file format: JSON and arrays by name, with room for the 64 digits of a checksum at a known place."""
 
-    write: Callable[[IO[bytes], dict[str, Any], Mapping[str, Array]], None]
+    write: Callable[[BufferedIOBase, dict[str, Any], Mapping[str, Array]], None]
     """ValueError if the format can't hold it."""
-    read_index: Callable[[IO[bytes], int], tuple[Any, dict[str, Stored]]]
+    read_index: Callable[[BufferedIOBase, int], tuple[Any, dict[str, Stored]]]
     """Read the JSON and the index of a file of the given size; any error if the content is not ours."""
-    place_of_checksum: Callable[[IO[bytes], int], int]
+    place_of_checksum: Callable[[BufferedIOBase, int], int]
     """Negative where the content is not ours."""
     check_package: Callable[[str], None] = lambda path: None
     """ImportError if what writes files lacks a package."""
 
 
-def _read(file: IO[bytes], offset: int, size: int) -> NDArray[np.uint8]:
+def _read(file: BufferedIOBase, offset: int, size: int) -> NDArray[np.uint8]:
     content = np.empty(size, np.uint8)
     file.seek(offset)
-    if file.readinto(content) != size:  # type: ignore[attr-defined]
+    if file.readinto(content.data) != size:
         raise ValueError("the file ends too early")
     return content
 
@@ -90,7 +91,7 @@ _LOCAL = struct.Struct("<26x2H")
 _MAGIC = b"\x93NUMPY\x01\x00"
 
 
-def _write_npz(file: IO[bytes], description: dict[str, Any], arrays: Mapping[str, Array]) -> None:
+def _write_npz(file: BufferedIOBase, description: dict[str, Any], arrays: Mapping[str, Array]) -> None:
     text = np.frombuffer(json.dumps(description).encode(), np.uint8)
     _check_size("the JSON", text.nbytes, LARGEST_HEADER)
     for key in arrays:
@@ -126,7 +127,7 @@ def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
 class _Limited:
     """A file for ``zipfile``, which believes an archive that claims a huge directory."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: BufferedIOBase) -> None:
         self._file = file
         self.seek = file.seek
         self.tell = file.tell
@@ -138,7 +139,7 @@ class _Limited:
         return content
 
 
-def _index_npz(file: IO[bytes], size: int) -> tuple[Any, dict[str, Stored]]:
+def _index_npz(file: BufferedIOBase, size: int) -> tuple[Any, dict[str, Stored]]:
     with zipfile.ZipFile(_Limited(file)) as archive:
         members = archive.infolist()
     found: dict[str, Stored] = {}
@@ -155,7 +156,7 @@ def _index_npz(file: IO[bytes], size: int) -> tuple[Any, dict[str, Stored]]:
     return json.loads(text.read().tobytes()), found
 
 
-def _stored(file: IO[bytes], member: zipfile.ZipInfo, size: int) -> Stored:
+def _stored(file: BufferedIOBase, member: zipfile.ZipInfo, size: int) -> Stored:
     """Return the array in a member, checking its header against the bytes that are there."""
     file.seek(member.header_offset)
     start = file.read(512)  # nearly always enough for all of the headers
@@ -185,7 +186,7 @@ def _parsed_header(header: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return tuple(map(int, shape)), dtype
 
 
-def _place_in_npz(file: IO[bytes], size: int) -> int:
+def _place_in_npz(file: BufferedIOBase, size: int) -> int:
     return size - len(BLANK)
 
 
@@ -201,7 +202,7 @@ _TYPES = {
 }  # fmt: skip
 
 
-def _write_safetensors(file: IO[bytes], description: dict[str, Any], arrays: Mapping[str, Array]) -> None:
+def _write_safetensors(file: BufferedIOBase, description: dict[str, Any], arrays: Mapping[str, Array]) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import save
 
@@ -233,7 +234,7 @@ def _check_memory(size: int) -> None:
     np.empty(3 * size + 2**20, np.uint8)
 
 
-def _index_safetensors(file: IO[bytes], size: int) -> tuple[Any, dict[str, Stored]]:
+def _index_safetensors(file: BufferedIOBase, size: int) -> tuple[Any, dict[str, Stored]]:
     content = _header(file, size)
     header = json.loads(content)
     text = header.pop("__metadata__")["fusedstep"]
@@ -259,12 +260,12 @@ def _index_safetensors(file: IO[bytes], size: int) -> tuple[Any, dict[str, Store
     return json.loads(text), found
 
 
-def _place_in_safetensors(file: IO[bytes], size: int) -> int:
+def _place_in_safetensors(file: BufferedIOBase, size: int) -> int:
     found = _header(file, size).find(_BEFORE_CHECKSUM)
     return found if found < 0 else _LENGTH + found + len(_BEFORE_CHECKSUM)
 
 
-def _header(file: IO[bytes], size: int) -> bytes:
+def _header(file: BufferedIOBase, size: int) -> bytes:
     file.seek(0)
     length = int.from_bytes(file.read(_LENGTH), "little")
     return file.read(length) if length <= min(size - _LENGTH, LARGEST_HEADER) else b""

@@ -8,7 +8,8 @@ import hashlib
 import os
 import secrets
 import stat
-from typing import IO, Any
+from io import BufferedIOBase
+from typing import Any
 
 from .._load_report import LoadReport
 from .._run import Run
@@ -116,7 +117,7 @@ def load(run: Run, path: str | os.PathLike[str], strict: bool = True) -> tuple[L
     return restore.report, extra
 
 
-def _opened(path: str) -> IO[bytes]:
+def _opened(path: str) -> BufferedIOBase:
     """Open a regular file; refuse devices, which may never end, and pipes."""
     descriptor = os.open(path, os.O_RDONLY | _FLAGS)
     mode = os.fstat(descriptor).st_mode
@@ -128,7 +129,7 @@ def _opened(path: str) -> IO[bytes]:
     return open(descriptor, "rb")
 
 
-def _version(file: IO[bytes]) -> tuple[int, int]:
+def _version(file: BufferedIOBase) -> tuple[int, int]:
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns
 
@@ -140,7 +141,7 @@ def _container(path: str) -> Container:
     return CONTAINERS[ending]
 
 
-def _parsed(container: Container, file: IO[bytes]) -> tuple[dict[str, Any], dict[str, Stored]]:
+def _parsed(container: Container, file: BufferedIOBase) -> tuple[dict[str, Any], dict[str, Stored]]:
     """Return the JSON and the index of a file whose checksum is right."""
     size = os.fstat(file.fileno()).st_size
     place = container.place_of_checksum(file, size)
@@ -194,7 +195,7 @@ def _name(key: str) -> str:
         raise ValueError(f"not a checkpoint of fusedstep: {error}") from error
 
 
-def _checksum(file: IO[bytes], place: int, size: int) -> tuple[bytes, bytes] | None:
+def _checksum(file: BufferedIOBase, place: int, size: int) -> tuple[bytes, bytes] | None:
     """Return the 64 bytes at ``place``, and the SHA-256, in 64 digits, of all others; None if those are no digits."""
     file.seek(place)
     found = file.read(len(BLANK))
@@ -206,7 +207,7 @@ def _checksum(file: IO[bytes], place: int, size: int) -> tuple[bytes, bytes] | N
         file.seek(begin)
         while begin < end:
             with memoryview(piece) as view, view[: min(_PIECE, end - begin)] as part:
-                count = file.readinto(part)  # type: ignore[attr-defined]
+                count = file.readinto(part)
                 if not count:
                     return None
                 digest.update(part[:count])

@@ -53,11 +53,11 @@ def reset(run: Run) -> None:
     with run.core:
         run.check_groups()
         run.check_starts()
+        run.core.check_states(written=True)
         arrays: list[tuple[Array, Any]] = []
         for index, (group, names) in enumerate(zip(run.groups, run.names, strict=True)):
             options = {**group, **{key: value for each, key, value in run.starts if each is group}}
             for name in names:
-                _check_writeable(f"state of {name!r}", run.state[name])
                 arrays += [(array, _start(run, index, key, options)) for key, array in run.state[name].items()]
         nothing = LoadReport((), tuple(run.params), ())
         write(run, Restore(arrays, [None] * len(run.groups), 0, [0] * len(run.params), None, nothing).read())
@@ -164,7 +164,6 @@ def _what_fits(run: Run, saved: Mapping[str, Any]) -> Restore:
                 found = _pairs("params", {name: run.params[name]}, {name: saved["params"].get(name)})
                 found += _pairs("state", states, saved["state"].get(name))
             except ValueError:
-                _check_writeable(f"state of {name!r}", states)
                 arrays += [(array, _start(run, index, state, options)) for state, array in states.items()]
                 times.append(0)
                 fresh.append(name)

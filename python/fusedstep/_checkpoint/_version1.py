@@ -67,11 +67,12 @@ def _with_variance(saved: Mapping[str, Any]) -> Any:
     state, times, groups = saved["state"], saved["times"], saved["groups"]
     if not isinstance(state, Mapping) or not isinstance(times, Mapping) or not isinstance(groups, list | tuple):
         return state
-    made = dict(state)
+    made: dict[Any, Any] = dict(state)
     for group in groups:
-        if not isinstance(group, Mapping) or not isinstance(group.get("params"), list | tuple):
+        names = group.get("params") if isinstance(group, Mapping) else None
+        if not isinstance(names, list | tuple):
             continue
-        for name in group["params"]:
+        for name in names:
             states = state.get(name) if isinstance(name, str) else None
             if not isinstance(states, Mapping) or not {"square_avg", "grad_avg"} <= set(states):
                 continue
@@ -88,8 +89,9 @@ def _with_variance(saved: Mapping[str, Any]) -> Any:
 def _correction(group: Mapping[str, Any], count: Any) -> float:
     """Return the divisor of the averages."""
     alpha = group.get("alpha")
-    fits = isinstance(alpha, float) and 0 <= alpha <= 1 and isinstance(count, int) and count > 0
-    return 1 - float(alpha**count) if fits and group.get("bias_correction") is True else 1.0
+    if not isinstance(alpha, float) or not 0 <= alpha <= 1 or not isinstance(count, int) or count <= 0:
+        return 1.0
+    return 1 - float(alpha**count) if group.get("bias_correction") is True else 1.0
 
 
 def _averages(square_avg: Any, grad_avg: Any, correction: float) -> tuple[Any, Any]:

@@ -217,11 +217,12 @@ def run_fused(case: Case, inputs: Inputs) -> Written:
     """Return what the kernels write in some steps."""
     around, params = inputs.parameters()
     run = new_run(case, params)
-    scale, norm, value, zero = map(case.step_options.get, ("grad_scale", "clip_norm", "clip_value", "zero_grads"))
+    scale, clip, value, zero = map(case.step_options.get, ("grad_scale", "clip_norm", "clip_value", "zero_grads"))
+    grads, norm = {}, None
     for step, loss in enumerate(LOSSES):
         grads = inputs.gradients(case, step)
-        report = run.core.step(grads, run.groups, loss, scale, norm, value, bool(zero), "propagate")
-    return Written(around, run.state, grads, report.grad_norm)
+        norm = run.core.step(grads, run.groups, loss, scale, clip, value, bool(zero), "propagate").grad_norm
+    return Written(around, run.state, grads, norm)
 
 
 def run_reference(case: Case, inputs: Inputs) -> Written:
@@ -230,7 +231,7 @@ def run_reference(case: Case, inputs: Inputs) -> Written:
     run = new_run(case, params)  # for its hyperparameters and where its states start
     arguments = dict(case.step_options)
     zero_grads, clip_norm = arguments.pop("zero_grads", False), arguments.pop("clip_norm", None)
-    norm = None
+    grads, norm = {}, None
     for step, loss in enumerate(LOSSES):
         grads = inputs.gradients(case, step)
         present = {name: grad for name, grad in grads.items() if grad is not None}

@@ -50,7 +50,7 @@ struct Schema<Adagrad> {
       {"lasagne", "lasagne.updates.adagrad", "lr eps", {.lr = 1.0, .eps = 1e-6, .eps_inside_sqrt = true}},
       {"chainer", "chainer.optimizers.AdaGrad, with the hook WeightDecay", "lr eps weight_decay",
        {.lr = 0.001, .eps = 1e-8}},
-      {"caffe", "Caffe, AdaGradSolver", "lr eps", {.lr = schema::required, .eps = 1e-8}},
+      {"caffe", "Caffe, AdaGradSolver", "lr eps weight_decay", {.lr = schema::required, .eps = 1e-8}},
       {"mlx", "mlx.optimizers.Adagrad", "lr eps", {.lr = schema::required, .eps = 1e-8}},
       {"deepspeed", "deepspeed.ops.adagrad.DeepSpeedCPUAdagrad", "lr eps weight_decay", {}}};
 };
