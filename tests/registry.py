@@ -819,7 +819,6 @@ def of_kind(kind: str) -> dict[str, Any]:
     return {key: spec for rule in RULES for key, spec in DECLARED[rule]["fields"].items() if spec["kind"] == kind}
 
 
-START_ONLY = frozenset(key for key, spec in of_kind("real").items() if spec["purpose"] == "start")
 # Those that are something else, and need something else, where they are not 0.
 SWITCHES = frozenset({"weight_decay"}) | {
     state["used_with"] for rule in RULES for state in DECLARED[rule]["states"].values() if state["used_with"]

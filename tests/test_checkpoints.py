@@ -23,10 +23,10 @@ import stat
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -1281,30 +1281,16 @@ def test_many_threads_save_to_one_path(ending: str, tmp_path: Path) -> None:
         opt.state["w"]["square_sum"].fill(k)
         opts.append(opt)
     opts[0].save(path)
-    failures: list[BaseException] = []
-
-    def work(opt: Any) -> None:
-        try:
-            for _ in range(10):
-                opt.save(path)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=work, args=(opt,)) for opt in opts]
-    for thread in threads:
-        thread.start()
-    met = set()
     param = np.zeros(2000)
     reader = fs.Adagrad({"w": param})
-    while any(thread.is_alive() for thread in threads):
-        reader.load(path)
-        met.add(param[0])
-        assert (param == param[0]).all()
-        assert (reader.state["w"]["square_sum"] == param[0]).all()
-    for thread in threads:
-        thread.join()
-    assert not failures
-    assert met <= {0.0, 1.0, 2.0, 3.0}
+    with ThreadPoolExecutor(4) as pool:
+        saves = [pool.submit(lambda opt=opt: [opt.save(path) for _ in range(10)]) for opt in opts]
+        while not all(save.done() for save in saves):
+            reader.load(path)
+            assert param[0] in (0.0, 1.0, 2.0, 3.0)
+            assert (param == param[0]).all()
+            assert (reader.state["w"]["square_sum"] == param[0]).all()
+        assert [save.exception() for save in saves] == [None] * 4
     assert os.listdir(tmp_path) == [path.name]
 
 
@@ -1998,12 +1984,6 @@ def test_headers_that_are_too_large(ending: str, tmp_path: Path) -> None:
         opt.save(path, "x" * 100_000_001)
     assert os.listdir(tmp_path) == [path.name]
     assert opt.load(path) == "x" * 10
-
-
-def test_lone_surrogates_in_names() -> None:
-    with pytest.raises(ValueError, match="has a lone surrogate; rename it") as raised:
-        fs.RMSprop({"\ud800": np.ones(3)})
-    assert str(raised.value).count("\n") == 0
 
 
 @pytest.mark.slow

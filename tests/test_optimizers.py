@@ -1107,6 +1107,19 @@ def test_verification_watches_gradients(zero: bool, monkeypatch: pytest.MonkeyPa
         fs.RMSprop([param], verify="every").step([grad], zero_grads=zero)
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_verification_reads_gradients_once(grouped: bool) -> None:
+    """Containers that make them anew at each read, exporters and numbers, also zeroed: no false alarm."""
+    arrays = {"w": np.ones(3), "b": np.ones(2)}
+    tree: dict[str, Any] = {"own": OwnMapping(arrays), "fields": Fields(np.ones(4), np.array(1.0))}
+    optimizer = fs.RMSprop([{"params": tree}] if grouped else tree, verify="every")
+    for zero, last in ((True, np.array(2.0)), (False, 2.0)):
+        grads = {"own": Fresh({"w": np.full(3, 2.0), "b": memoryview(np.ones(2))}), "fields": Fields(None, last)}
+        optimizer.step([grads] if grouped else grads, zero_grads=zero, clip_norm=1.0)
+    assert optimizer.steps == 2
+    assert arrays["w"][0] < 1
+
+
 def test_verification_tells_minus_0_from_0(monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison is one of bits."""
     true = fs.reference.rmsprop_

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from .. import _core, reference
 from .._core import StepReport
+from .._rows import Rows
 from .._run import Run
 from .._schema import Schema
+from .._tree import filled
 from . import VerificationError
 
 __all__ = ["Snapshot", "apply_reference", "default_floating_point", "differing", "verified_step"]
@@ -108,13 +110,16 @@ def verified_step(
     run.check_groups()
     before = run.core.last_loss
     groups = [group for group, names in zip(run.groups, run.names, strict=True) for _ in names]
+    found = run.core.gradients(grads, bool(zero_grads))
+    # The step gets these very arrays, because a container may make new ones at each read.
+    leaves = (Rows(grad[1], grad[0]) if isinstance(grad, tuple) else grad for grad in found)
+    trees = [filled(tree, leaves) for tree in run.trees]
     snapshots = [
         Snapshot(run.schema, name, array, run.state[name], grad, group, count + 1, _worse(group, loss, before))
-        for (name, array), group, count, grad in zip(
-            run.params.items(), groups, run.core.counts, run.core.gradients(grads), strict=True
-        )
+        for (name, array), group, count, grad in zip(run.params.items(), groups, run.core.counts, found, strict=True)
     ]
-    report = run.core.step(grads, run.groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)
+    given = trees if run.grouped else trees[0]
+    report = run.core.step(given, run.groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)
     with default_floating_point():
         _check(run.schema, snapshots, report, grad_scale, clip_norm, clip_value, zero_grads)
     return report
