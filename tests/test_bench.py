@@ -18,7 +18,7 @@ from fusedstep._bench import Case, alternate, repeated
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `bench`, which is not installed
 
 from bench import cases, history, lists, peers, report, rows
-from bench.__main__ import main
+from bench.__main__ import main, parts
 from bench.cases import CASES, LAYOUTS, RIGHT, WRONG, Arrays
 
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -230,6 +230,11 @@ def test_the_command_writes_rows_a_table_and_says_where_it_loses(tmp_path, monke
         for line in lost
     )
     assert report.defeats([replace(row, ns_per_element=1e9) for row in found if not row.is_ours]) == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/benchmark.md"])
+def test_tables_have_a_place(page):
+    assert parts(Path(__file__).parents[1] / page)[1].startswith("<!-- bench:start")
 
 
 @pytest.mark.parametrize("option", ["--table", "--json", "--plot", "--history"])
