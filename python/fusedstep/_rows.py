@@ -20,7 +20,7 @@ __all__ = ["Rows"]
 class Rows:
     """The gradient of the rows of a parameter that a batch touched.
 
-    It stands in ``grads`` in place of a dense gradient. Values of the same row are summed first, in the order of the
+    It stands in ``grads`` instead of a dense gradient. Values of the same row are summed first, in the order of the
     index; then each row is updated once. No byte of the other rows changes::
 
         g[index[k]] += values[k]                   for all k, from g = 0

@@ -4,7 +4,7 @@ Each function has the name and the arguments of the fused one, where they are ex
 place. What comes before the rule (scaling, clipping, ascent, decay) is the same for all: the arguments of ``gradient``,
 which each function takes, too. One expression per line, in the order of operations of the rule's definition; derived
 constants are computed in double and rounded once to the arrays' type. With ``rows``, ``grad`` holds a gradient for each
-of these rows. Those of the same row are summed, and the rule updates these rows alone. Nothing is checked here.
+of these rows. Those of the same row are summed, and the rule updates only these rows. Nothing is checked here.
 
 Examples
 --------
