@@ -3,6 +3,7 @@
 #include <cstring>
 #include <utility>
 
+#include "loops/noise.hpp"
 #include "norm.hpp"
 #include "optimizer.hpp"
 #include "parallel.hpp"
@@ -42,37 +43,44 @@ std::vector<std::string> AnyRule::states() const {
 }
 
 void step(const AnyRule& rule, std::int64_t step, const AnySpan& parameter, const AnySpan& gradient,
-          std::span<const AnySpan> states) {
+          std::span<const AnySpan> states, const Narrow& narrow) {
   const RuleSchema& schema = RuleAccess::schema(rule);
   const Options options = RuleAccess::options(rule);
   check(schema, options);
   if (step < 1) refuse("step: expected a count from 1, got " + std::to_string(step));
-  const Array p = checked_parameter(parameter, {"param"});
-  const Array g = checked(gradient, {"grad"}, p.type, false);
-  Array s[max_states];
+  const Array p = checked(parameter, {"param"}, parameter_types, true);
+  const Array g = checked(gradient, {"grad"}, gradient_types(p.type), false);
+  Array s[state_arrays];
   std::size_t given = 0;
   for (std::size_t k = 0; k < schema.states.size(); ++k) {
     if (!schema.uses(options, k)) continue;
     if (given == states.size()) {
       refuse(std::string(schema.states[k].name) + ": needed by these hyperparameters, but not given; pass an array");
     }
-    s[k] = checked(states[given++], {schema.states[k].name}, type_of_state(schema.states[k], p.type), true);
+    s[k] = checked(states[given++], {schema.states[k].name}, types_of_state(schema.states[k], p.type), true);
   }
   if (given != states.size()) {
     refuse("states: expected the " + std::to_string(given) + " that these hyperparameters use, got " +
            std::to_string(states.size()));
   }
-  SingleUpdate(RuleAccess::id(rule), options, step, p, g, {s, schema.states.size()}).run();
+  if (narrow.param_low.data != nullptr || narrow.param_low.dimensions > 0) {
+    s[low_half] = checked_low_halves(checked(narrow.param_low, {low_halves.name}, Type::uint16, true), p);
+  }
+  SingleUpdate(RuleAccess::id(rule), options, step, p, g, s, {}, narrow.key).run();
+}
+
+std::uint64_t noise_key(std::uint64_t seed, std::int64_t step, std::string_view name) {
+  if (step < 1) refuse("step: expected a count from 1, got " + std::to_string(step));
+  return key_of(seed, step, hash_of(name));
 }
 
 double norm(std::span<const AnySpan> gradients) {
   std::vector<std::unique_ptr<StridedOrder>> orders;
   std::vector<NormOperand> operands;
   for (const AnySpan& gradient : gradients) {
-    const Array array = checked(gradient, {"gradient"}, gradient.type, false);
-    check_parameter_type(array);
+    const Array array = checked(gradient, {"gradient"}, parameter_types, false);
     orders.push_back(c_order(array));
-    operands.push_back({array.data, array.size(), array.type, orders.back().get()});
+    operands.push_back({array.data, array.size(), array.type, compute_type(array.type), orders.back().get()});
   }
   const DefaultFloatingPoint guard;
   return norm(operands, StepOptions{}).norm;
@@ -84,7 +92,8 @@ struct Optimizer::Impl {
   bool accepted_as_written = false;
 };
 
-Optimizer::Optimizer(std::vector<AnyRule> groups, const std::vector<Parameter>& parameters) {
+Optimizer::Optimizer(std::vector<AnyRule> groups, const std::vector<Parameter>& parameters,
+                     std::span<const GroupStorage> storage, std::uint64_t seed) {
   if (groups.empty()) refuse("groups: expected at least one rule, got none");
   const RuleId rule = RuleAccess::id(groups[0]);
   std::vector<Options> options;
@@ -98,10 +107,11 @@ Optimizer::Optimizer(std::vector<AnyRule> groups, const std::vector<Parameter>& 
   for (const Parameter& parameter : parameters) {
     const int group = groups.size() > 1 ? static_cast<int>(parameter.group) : -1;
     added.push_back({parameter.name, parameter.group,
-                     checked_parameter(parameter.array, {"", &parameter.name, group}), std::nullopt});
+                     checked(parameter.array, {"", &parameter.name, group}, parameter_types, true), std::nullopt});
   }
   impl_ = std::make_unique<Impl>(Impl{OptimizerCore(rule), std::vector<AnySpan>(parameters.size())});
-  impl_->core.add(options, added);
+  impl_->core.add(options, added, storage);
+  impl_->core.seed() = seed;
 }
 
 Optimizer::~Optimizer() = default;
@@ -130,7 +140,8 @@ StepReport Optimizer::step(std::span<const AnySpan> gradients, const StepOptions
       core.leave_out(i);
       continue;
     }
-    const Array gradient = checked(gradients[i], core.gradient(i).label, core.parameter(i).type, options.zero_grads);
+    const Array gradient = checked(gradients[i], core.gradient(i).label, gradient_types(core.parameter(i).type),
+                                   options.zero_grads);
     core.accept(i, gradient, options.zero_grads);
     accepted = gradients[i];
   }
@@ -149,15 +160,21 @@ void Optimizer::set_rule(std::size_t group, const AnyRule& rule) {
   core.set_options(group, RuleAccess::options(rule));
 }
 
+void Optimizer::sync_master(std::size_t parameter) {
+  if (state(parameter, low_halves.name).data == nullptr) {
+    refuse("parameter '" + impl_->core.name(parameter) + "': expected one of a group with master, got another");
+  }
+  impl_->core.sync_master(parameter);
+}
+
 AnySpan Optimizer::state(std::size_t parameter, std::string_view name) const {
   const OptimizerCore& core = impl_->core;
   if (parameter >= core.size()) {
     refuse("parameter: expected one below " + std::to_string(core.size()) + ", got " + std::to_string(parameter));
   }
-  for (std::size_t s = 0; s < core.schema().states.size(); ++s) {
+  for (std::size_t s = 0; s < state_arrays; ++s) {
     const Array& array = core.state(parameter, s);
-    if (array.data == nullptr) continue;
-    if (name == core.schema().state_name(core.options(core.group(parameter)), s)) return span_of(array);
+    if (array.data != nullptr && name == core.state_name(parameter, s)) return span_of(array);
   }
   return {};
 }

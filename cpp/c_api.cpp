@@ -60,8 +60,8 @@ std::uint64_t checked_size(std::uint64_t size, std::uint64_t known, const char* 
 }
 
 AnySpan span_from(const fusedstep_array& array) {
-  if (array.dtype < FUSEDSTEP_FLOAT32 || array.dtype > FUSEDSTEP_INT8) {
-    refuse("array: expected a dtype from 0 to 2, got " + std::to_string(array.dtype));
+  if (array.dtype < FUSEDSTEP_FLOAT32 || array.dtype > FUSEDSTEP_UINT16) {
+    refuse("array: expected a dtype from 0 to 5, got " + std::to_string(array.dtype));
   }
   if (array.dimensions < 0 || array.dimensions > static_cast<int>(max_span_dimensions)) {
     refuse("array: expected at most 8 dimensions, got " + std::to_string(array.dimensions));
@@ -86,6 +86,21 @@ std::vector<AnySpan> spans_from(const fusedstep_array* arrays, std::int64_t coun
   std::vector<AnySpan> spans;
   for (std::int64_t i = 0; i < count; ++i) spans.push_back(span_from(arrays[i]));
   return spans;
+}
+
+GroupStorage storage_from(const fusedstep_storage& storage) {
+  fusedstep_storage known{sizeof known, -1, FUSEDSTEP_STOCHASTIC, 0};
+  std::memcpy(&known, &storage, checked_size(storage.size, sizeof known, "storage", "set it to sizeof the struct"));
+  if (known.state_dtype < -1 || known.state_dtype > FUSEDSTEP_UINT16) {
+    refuse("state_dtype: expected a dtype from 0 to 5, or -1, got " + std::to_string(known.state_dtype));
+  }
+  if (known.rounding > FUSEDSTEP_STOCHASTIC) {
+    refuse("rounding: expected a value below 2, got " + std::to_string(known.rounding));
+  }
+  if (known.master > 1) refuse("master: expected a value below 2, got " + std::to_string(known.master));
+  GroupStorage made{.rounding = static_cast<Rounding>(known.rounding), .master = known.master == 1};
+  if (known.state_dtype >= 0) made.state_type = static_cast<Type>(known.state_dtype);
+  return made;
 }
 
 constexpr fusedstep_step_options default_step_options{
@@ -243,6 +258,25 @@ std::int32_t fusedstep_step(const fusedstep_rule* rule, std::int64_t step, const
   });
 }
 
+std::int32_t fusedstep_step_narrow(const fusedstep_rule* rule, std::int64_t step, const fusedstep_array* parameter,
+                                   const fusedstep_array* gradient, const fusedstep_array* states, std::int32_t count,
+                                   const std::uint64_t* key, const fusedstep_array* param_low) {
+  return guarded([&] {
+    Narrow narrow;
+    if (key != nullptr) narrow.key = *key;
+    if (param_low != nullptr) narrow.param_low = span_from(*param_low);
+    fusedstep::step(given(rule, "rule").any(), step, span_from(given(parameter, "parameter")),
+                    span_from(given(gradient, "gradient")), spans_from(states, count), narrow);
+  });
+}
+
+std::int32_t fusedstep_noise_key(std::uint64_t seed, std::int64_t step, const char* name, std::uint64_t* key) {
+  return guarded([&] {
+    const std::uint64_t made = noise_key(seed, step, &given(name, "name"));
+    given(key, "key") = made;
+  });
+}
+
 std::int32_t fusedstep_norm(const fusedstep_array* gradients, std::int64_t count, double* norm) {
   return guarded([&] {
     given(norm, "norm") = fusedstep::norm(spans_from(gradients, count));
@@ -252,6 +286,12 @@ std::int32_t fusedstep_norm(const fusedstep_array* gradients, std::int64_t count
 std::int32_t fusedstep_optimizer_create(const fusedstep_rule* const* rules, std::int64_t groups,
                                         const fusedstep_parameter* parameters, std::int64_t count,
                                         fusedstep_optimizer** optimizer) {
+  return fusedstep_optimizer_create_narrow(rules, nullptr, groups, parameters, count, 0, optimizer);
+}
+
+std::int32_t fusedstep_optimizer_create_narrow(const fusedstep_rule* const* rules, const fusedstep_storage* storage,
+                                               std::int64_t groups, const fusedstep_parameter* parameters,
+                                               std::int64_t count, std::uint64_t seed, fusedstep_optimizer** optimizer) {
   return guarded([&] {
     given(optimizer, "optimizer") = nullptr;
     if (groups < 1) refuse("groups: expected at least 1, got " + std::to_string(groups));
@@ -267,7 +307,9 @@ std::int32_t fusedstep_optimizer_create(const fusedstep_rule* const* rules, std:
       added.push_back({&given(parameter.name, "parameters[].name"), span_from(parameter.array),
                        static_cast<std::size_t>(parameter.group)});
     }
-    *optimizer = new fusedstep_optimizer{Optimizer(std::move(list), added), {}};
+    std::vector<GroupStorage> stored;
+    for (std::int64_t k = 0; storage != nullptr && k < groups; ++k) stored.push_back(storage_from(storage[k]));
+    *optimizer = new fusedstep_optimizer{Optimizer(std::move(list), added, stored, seed), {}};
   });
 }
 
@@ -314,6 +356,13 @@ std::int32_t fusedstep_optimizer_state(fusedstep_optimizer* optimizer, std::int6
     const AnySpan& kept = held.states.insert_or_assign({parameter, name}, span).first->second;
     given(state, "state") = {kept.data, kept.shape.data(), kept.strides.data(), static_cast<std::int32_t>(kept.type),
                              static_cast<std::int32_t>(kept.dimensions)};
+  });
+}
+
+std::int32_t fusedstep_optimizer_sync_master(fusedstep_optimizer* optimizer, std::int64_t parameter) {
+  return guarded([&] {
+    if (parameter < 0) refuse("parameter: expected >= 0, got " + std::to_string(parameter));
+    given(optimizer, "optimizer").optimizer.sync_master(static_cast<std::size_t>(parameter));
   });
 }
 

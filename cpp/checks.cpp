@@ -28,13 +28,18 @@ std::string shape_text(std::span<const std::int64_t> shape) {
   return text + (shape.size() == 1 ? ",)" : ")");
 }
 
-void refuse_type(const Array& array, const std::string& expected) {
-  refuse(array.label.text() + ": expected dtype " + expected + ", got " + name_of(array.type) +
-         "; arrays are borrowed, never converted: pass one of that dtype");
+std::string TypeSet::text() const {
+  std::string text;
+  for (int k = type_count; k-- > 0;) {
+    const Type type = static_cast<Type>(k);
+    if (has(type)) text = name_of(type) + (text.empty() ? "" : (text.find(" or ") == text.npos ? " or " : ", ") + text);
+  }
+  return text;
 }
 
-void check_parameter_type(const Array& array) {
-  if (array.type >= Type::int8) refuse_type(array, "float32 or float64");
+void refuse_type(const Array& array, TypeSet expected) {
+  refuse(array.label.text() + ": expected dtype " + expected.text() + ", got " + name_of(array.type) +
+         "; arrays are borrowed, never converted: pass one of that dtype");
 }
 
 void check_reach(const Array& array) {

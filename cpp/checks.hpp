@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <span>
 #include <string>
 
@@ -33,10 +34,29 @@ struct Array {
 
 std::string shape_text(std::span<const std::int64_t> shape);
 
-[[noreturn]] void refuse_type(const Array& array, const std::string& expected);
+// Types that an array may have.
+class TypeSet {
+ public:
+  constexpr TypeSet(std::initializer_list<Type> types) {
+    for (const Type type : types) bits_ |= bit(type);
+  }
+  constexpr TypeSet(Type type) : bits_(bit(type)) {}  // NOLINT: an implicit conversion is meant
+  constexpr bool has(Type type) const { return (bits_ & bit(type)) != 0; }
+  std::string text() const;  // "float32 or bfloat16"
 
-// float32 or float64.
-void check_parameter_type(const Array& array);
+ private:
+  static constexpr unsigned bit(Type type) { return 1u << static_cast<int>(type); }
+  unsigned bits_ = 0;
+};
+
+inline constexpr TypeSet parameter_types{Type::float32, Type::float64, Type::bfloat16, Type::float16};
+
+// Those that the computation holds exactly.
+constexpr TypeSet gradient_types(Type parameter) {
+  return parameter == Type::float64 ? parameter_types : TypeSet{Type::float32, Type::bfloat16, Type::float16};
+}
+
+[[noreturn]] void refuse_type(const Array& array, TypeSet expected);
 
 // That no size or offset of the array leaves 64 bits: before any other check, all of which calculate with them.
 void check_reach(const Array& array);

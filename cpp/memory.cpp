@@ -4,6 +4,7 @@
 #include <new>
 
 #include "loops/kernel.hpp"
+#include "loops/storage.hpp"
 #include "parallel.hpp"
 #include "system.hpp"
 
@@ -35,18 +36,24 @@ Placement place(std::span<const std::size_t> sizes) {
   return placement;
 }
 
+namespace {
+
 template <class T>
-void fill(T* elements, std::int64_t n, double value) {
-  const DefaultFloatingPoint guard;
-  volatile T rounded = static_cast<T>(value);  // volatile: not before the guard
-  const T each = rounded;
+void fill(T* elements, std::int64_t n, T each) {
   const auto part = [=](std::int64_t begin, std::int64_t end) {
     std::fill(elements + begin * block, elements + std::min(end * block, n), each);
   };
   parallel_for((n + block - 1) / block, threads_for(n), body(part));
 }
 
-template void fill(float*, std::int64_t, double);
-template void fill(double*, std::int64_t, double);
+}  // namespace
+
+void fill(void* elements, Type type, std::int64_t n, double value) {
+  const DefaultFloatingPoint guard;
+  volatile auto rounded = static_cast<float>(value);  // volatile: not before the guard
+  if (type == Type::float64) fill(static_cast<double*>(elements), n, value);
+  if (type == Type::float32) fill(static_cast<float*>(elements), n, float{rounded});
+  if (type == Type::bfloat16) fill(static_cast<bfloat16*>(elements), n, to_nearest(Tag<bfloat16>{}, rounded));
+}
 
 }  // namespace fusedstep

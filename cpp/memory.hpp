@@ -7,6 +7,8 @@
 #include <span>
 #include <vector>
 
+#include "include/fusedstep/types.hpp"
+
 namespace fusedstep {
 
 inline constexpr std::size_t cache_line = 64;
@@ -31,8 +33,7 @@ struct Placement {
 // same offset of another page waits for it.
 Placement place(std::span<const std::size_t> sizes);
 
-// Sets all n elements to a value, rounded to nearest: each thread those that it will update.
-template <class T>
-void fill(T* elements, std::int64_t n, double value);
+// Sets all n elements of a floating-point type to a value, rounded to nearest: each thread those that it will update.
+void fill(void* elements, Type type, std::int64_t n, double value);
 
 }  // namespace fusedstep

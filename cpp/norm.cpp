@@ -12,7 +12,7 @@
 namespace fusedstep {
 namespace {
 
-// Blocks [first, last) of a gradient, one after the other, in its logical C order.
+// Blocks [first, last) of a gradient, one after the other, in its logical C order and in the compute type.
 class Blocks {
  public:
   Blocks(const NormOperand& gradient, std::int64_t first, std::int64_t last) : gradient_(gradient) {
@@ -25,9 +25,13 @@ class Blocks {
   double with(std::int64_t index, F f) {
     const std::int64_t begin = index * block;
     const std::int64_t n = std::min(block, gradient_.size - begin);
-    if (!strided_) return f(n, gradient_.data + begin * size_of(gradient_.type));
     alignas(64) char dense[block * sizeof(double)];
-    return f(n, strided_->read(begin, n, dense));
+    const char* const found = strided_ ? strided_->read(begin, n, dense) : gradient_.data + begin * size_of(gradient_.type);
+    if (gradient_.type == gradient_.compute) return f(n, found);
+    alignas(64) char wide[block * sizeof(double)];
+    const auto compute = static_cast<std::size_t>(gradient_.compute);
+    kernels().conversions.widen[compute][static_cast<std::size_t>(gradient_.type)](n, found, wide);
+    return f(n, wide);
   }
 
  private:
@@ -58,7 +62,7 @@ bool a_square_overflows(const NormOperand& gradient, const StepOptions& options,
 
 bool a_square_overflows(const NormOperand& gradient, double bound, const StepOptions& options, double clip_coef,
                         const Gather& gather) {
-  const bool is_float = gradient.type == Type::float32;
+  const bool is_float = gradient.compute == Type::float32;
   const double most = is_float ? static_cast<double>(std::numeric_limits<float>::max()) : std::numeric_limits<double>::max();
   if (bound * clip_coef * clip_coef < 0.5 * most) return false;  // nearly always: no need to look
   const double found = is_float ? a_square_overflows<float>(gradient, options, clip_coef)
@@ -100,8 +104,8 @@ Norm norm(std::span<const NormOperand> gradients, const StepOptions& options, co
   Prologue clipping;
   clipping.unscale = 1.0 / options.grad_scale;
   if (options.clip_value != 0) clipping.clip_value = options.clip_value;
-  Prepared prepared[parameter_types];
-  for (int type = 0; type < parameter_types; ++type) kernels().norm[type].prepare(clipping, prepared[type]);
+  Prepared prepared[compute_types];
+  for (int type = 0; type < compute_types; ++type) kernels().norm[type].prepare(clipping, prepared[type]);
 
   double scale = 1.0;
   std::vector<double> by_block(static_cast<std::size_t>(2 * first.back()));  // a sum and a poison
@@ -114,7 +118,7 @@ Norm norm(std::span<const NormOperand> gradients, const StepOptions& options, co
       while (unit >= first[i + 1]) ++i;
       if (!of_gradient) of_gradient.emplace(gradients[i], unit - first[i], std::min(end, first[i + 1]) - first[i]);
       double poison = 0.0;
-      const auto type = static_cast<std::size_t>(gradients[i].type);
+      const auto type = static_cast<std::size_t>(gradients[i].compute);
       const NormKernel& kernel = kernels().norm[type];
       const auto at = static_cast<std::size_t>(2 * unit);
       by_block[at] = of_gradient->with(unit - first[i], [&](std::int64_t n, const void* g) {

@@ -21,6 +21,7 @@ struct NormOperand {
   const char* data;
   std::int64_t size;
   Type type;
+  Type compute;  // the type that the rule computes in
   const StridedOrder* order;
   std::int64_t whole = size;  // elements of the gradient of which this is a piece
 };

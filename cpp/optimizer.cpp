@@ -6,6 +6,7 @@
 #include <map>
 #include <stdexcept>
 
+#include "loops/noise.hpp"
 #include "parallel.hpp"
 
 namespace fusedstep {
@@ -32,7 +33,8 @@ void set_to_zero(const Array& array) { set_to_zero(array.data, array.shape, arra
 
 OptimizerCore::OptimizerCore(RuleId rule) : rule_(rule), schema_(schema_of(rule)) {}
 
-void OptimizerCore::add(std::span<const Options> groups, std::span<const NewParameter> parameters) {
+void OptimizerCore::add(std::span<const Options> groups, std::span<const NewParameter> parameters,
+                        std::span<const GroupStorage> storage) {
   const DefaultFloatingPoint guard;
   const std::size_t groups_before = groups_.size();
   const std::size_t members_before = members_.size();
@@ -41,6 +43,8 @@ void OptimizerCore::add(std::span<const Options> groups, std::span<const NewPara
   try {
     for (const Options& options : groups) {
       check(schema_, options);
+      const std::size_t k = groups_.size() - groups_before;
+      storage_.push_back(k < storage.size() ? storage[k] : GroupStorage{});
       groups_.push_back(options);
     }
     for (const NewParameter& parameter : parameters) {
@@ -75,6 +79,7 @@ void OptimizerCore::add(std::span<const Options> groups, std::span<const NewPara
     written_ = std::move(written);
   } catch (...) {
     groups_.resize(groups_before);
+    storage_.resize(groups_before);
     while (members_.size() > members_before) members_.pop_back();
     while (geometry_.size() > geometry_before) geometry_.pop_back();
     elements_ = elements_before;
@@ -82,7 +87,7 @@ void OptimizerCore::add(std::span<const Options> groups, std::span<const NewPara
     throw;
   }
   for (std::size_t i = members_before; i < members_.size(); ++i) {
-    kinds_.push_back(members_[i].group * parameter_types + static_cast<std::size_t>(members_[i].parameter.type));
+    kinds_.push_back(kind(members_[i], members_[i].parameter.type));
   }
   tensors_.resize(members_.size());
   counts_.resize(members_.size());
@@ -101,14 +106,54 @@ OptimizerCore::Member& OptimizerCore::add_member(const NewParameter& parameter) 
   member.gradient = own(parameter.array, "gradient", member);
   member.gradient.data = nullptr;
   member.piece = {0, member.parameter.size()};
+  member.name_hash = hash_of(member.name);
+  check_storage(member);
   elements_ += member.parameter.size();
   if (!parameter.states) return member;
-  for (std::size_t s = 0; s < schema_.states.size(); ++s) {
+  for (std::size_t s = 0; s < state_arrays; ++s) {
     if ((*parameter.states)[s].data == nullptr) continue;
-    member.states[s] = own((*parameter.states)[s], schema_.states[s].name, member);
-    check_state(schema_.states[s], member.states[s], member.parameter);
+    const schema::State& state = s == low_half ? low_halves : schema_.states[s];
+    member.states[s] = own((*parameter.states)[s], state.name, member);
+    check_state(state, member.states[s], member.parameter);
   }
   return member;
+}
+
+void OptimizerCore::check_storage(const Member& member) const {
+  const GroupStorage& storage = storage_[member.group];
+  const auto expected = [&](const char* option, const char* found, const std::string& what) {
+    const Type type = member.parameter.type;
+    refuse(std::string(option) + ": expected " + what + " for " + member.parameter.label.text() + " of dtype " + name_of(type) +
+           ", got " + found);
+  };
+  if (storage.master && member.parameter.type != Type::bfloat16) {
+    expected("master", "True", "False (only a bfloat16 has low halves)");
+  }
+  if (!storage.state_type) return;
+  if (*storage.state_type != Type::bfloat16) expected("state_dtype", name_of(*storage.state_type), "None or bfloat16");
+  if (member.parameter.type == Type::float64) expected("state_dtype", "bfloat16", "None");
+}
+
+Type OptimizerCore::type_of_state(const Member& member, std::size_t s) const {
+  if (s == low_half) return Type::uint16;
+  const Type floats = storage_[member.group].state_type.value_or(compute_type(member.parameter.type));
+  return fusedstep::type_of_state(schema_.states[s], member.parameter.type, floats);
+}
+
+bool OptimizerCore::may_need_noise(const Member& member) const {
+  const GroupStorage& storage = storage_[member.group];
+  if (storage.rounding == Rounding::nearest) return false;
+  const bool wide = member.parameter.type == Type::float32 || member.parameter.type == Type::float64;
+  return storage.state_type.has_value() || !(wide || storage.master);
+}
+
+std::size_t OptimizerCore::kind(const Member& member, Type gradient) {
+  const auto parameter = static_cast<std::size_t>(member.parameter.type);
+  return (member.group * type_count + parameter) * type_count + static_cast<std::size_t>(gradient);
+}
+
+void OptimizerCore::sync_master(std::size_t i) {
+  if (members_[i].states[low_half].data != nullptr) set_to_zero(members_[i].states[low_half]);
 }
 
 Array OptimizerCore::own(const Array& array, const char* role, const Member& member) {
@@ -141,12 +186,14 @@ void OptimizerCore::make_states(std::size_t first_member, std::span<const NewPar
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     if (parameters[i].states) continue;
     Member& member = members_[first_member + i];
-    for (std::size_t s = 0; s < schema_.states.size(); ++s) {
-      if (!schema_.uses(groups_[member.group], s)) continue;
-      const schema::State& state = schema_.states[s];
+    for (std::size_t s = 0; s < state_arrays; ++s) {
+      const bool used = s == low_half ? storage_[member.group].master
+                                      : s < schema_.states.size() && schema_.uses(groups_[member.group], s);
+      if (!used) continue;
+      const schema::State& state = s == low_half ? low_halves : schema_.states[s];
       Array& array = member.states[s];
-      array.label = {schema_.state_name(groups_[member.group], s), &member.name, member.parameter.label.group};
-      array.type = type_of_state(state, member.parameter.type);
+      array.label = {state_name(member, s), &member.name, member.parameter.label.group};
+      array.type = type_of_state(member, s);
       if (state.storage != schema::Storage::scalar) {
         array.shape = member.parameter.shape;
         array.strides = geometry_
@@ -168,11 +215,8 @@ void OptimizerCore::make_states(std::size_t first_member, std::span<const NewPar
     Array& array = member.states[made[k].state];
     array.data = reinterpret_cast<char*>(begin + placement.offsets[k]);
     member.owner = owner;
-    if (const char* start = schema_.states[made[k].state].starts_at; start != nullptr) {
-      const double value = groups_[member.group].at<double>(*schema_.field(start));
-      if (array.type == Type::float32) fill(reinterpret_cast<float*>(array.data), array.size(), value);
-      if (array.type == Type::float64) fill(reinterpret_cast<double*>(array.data), array.size(), value);
-    }
+    const char* const start = made[k].state == low_half ? nullptr : schema_.states[made[k].state].starts_at;
+    if (start != nullptr) fill(array.data, array.type, array.size(), groups_[member.group].at<double>(*schema_.field(start)));
     for (std::size_t axis = 0; axis < array.shape.size(); ++axis) {
       if (array.strides[axis] < 0) array.data -= (array.shape[axis] - 1) * array.strides[axis];
     }
@@ -182,7 +226,7 @@ void OptimizerCore::make_states(std::size_t first_member, std::span<const NewPar
 // That no option becomes 0 or inf where it is rounded to the type of a parameter in the group.
 void OptimizerCore::check_rounding(std::size_t group, const Options& options) const {
   for (const Member& member : members_) {
-    if (member.group != group || member.parameter.type != Type::float32) continue;
+    if (member.group != group || compute_type(member.parameter.type) != Type::float32) continue;
     for (const schema::Field& field : schema_.fields) {
       if (field.kind != schema::Kind::real || field.purpose == schema::Purpose::loss) continue;
       const double value = options.at<double>(field);
@@ -190,7 +234,7 @@ void OptimizerCore::check_rounding(std::size_t group, const Options& options) co
       const bool is_eps = std::string_view(field.name) == "eps";
       if (!std::isinf(rounded) && !(is_eps && value > 0 && rounded == 0)) continue;
       refuse(std::string(field.name) + ": " + schema::text(value) + " becomes " + (rounded == 0 ? "0" : "inf") +
-             " in float32, the type of parameter '" + member.name + "'");
+             " in float32, in which parameter '" + member.name + "' is updated");
     }
     return;
   }
@@ -225,7 +269,7 @@ void OptimizerCore::check_states(std::size_t group, const Options& options) cons
 void OptimizerCore::share(std::span<const Piece> pieces, Gather gather) {
   gather_ = std::move(gather);
   for (std::size_t i = 0; i < members_.size(); ++i) members_[i].piece = pieces[i];
-  for (std::size_t k = 0; k < groups_.size(); ++k) part_for(k * parameter_types, 1, {}, 1.0);
+  for (std::size_t i = 0; i < members_.size(); ++i) part_for(i, 1, {}, 1.0);
   parts_.clear();
 }
 
@@ -237,7 +281,8 @@ void OptimizerCore::accept(std::size_t i, const Array& gradient, bool written) {
 
   Tensor tensor;
   auto layout = std::make_unique<Layout>();
-  if (arrange(schema_, member.parameter, gradient, member.states, tensor, *layout)) layout = nullptr;
+  const auto first = may_need_noise(member) ? std::optional(member.piece.first) : std::nullopt;
+  if (arrange(schema_, member.parameter, gradient, member.states, first, tensor, *layout)) layout = nullptr;
   auto order = c_order(gradient);
 
   // From here on nothing throws: the member is as before or completely new.
@@ -247,6 +292,8 @@ void OptimizerCore::accept(std::size_t i, const Array& gradient, bool written) {
   member.layout = std::move(layout);
   member.gradient_order = std::move(order);
   member.gradient.data = gradient.data;
+  member.gradient.type = gradient.type;
+  kinds_[i] = kind(member, gradient.type);
   std::copy_n(gradient.strides, gradient.shape.size(), const_cast<std::int64_t*>(member.gradient.strides));
   present_[i] = true;
   blocks_known_ = false;
@@ -259,6 +306,9 @@ void OptimizerCore::accept_rows(std::size_t i, const Array& index, const Array& 
     refuse(member.gradient.label.text() + ": expected a dense one, got rows; " + schema_.name +
            " remembers a gradient of 0, too, so that each element needs one");
   }
+  if (storage_[member.group].state_type || size_of(member.parameter.type) == 2) {
+    refuse(member.gradient.label.text() + ": expected a dense one for arrays of 16 bits, got rows");
+  }
   if (gather_) refuse(member.gradient.label.text() + ": expected a dense one, got rows, which processes can't share");
   if (written) check_distinct_elements(values);
   written_->check_disjoint_from(index);
@@ -267,6 +317,8 @@ void OptimizerCore::accept_rows(std::size_t i, const Array& index, const Array& 
   member.rows->bind(index, values, member.parameter);
 
   member.by_rows = true;
+  member.gradient.type = values.type;
+  kinds_[i] = kind(member, values.type);
   member.layout = nullptr;
   tensors_[i] = {};
   present_[i] = true;
@@ -306,7 +358,7 @@ OptimizerCore::Measured OptimizerCore::measure(const StepOptions& options, StepR
     if (!present_[i]) continue;
     const Member& member = members_[i];
     const Array& gradient = member.by_rows ? member.rows->sums() : member.gradient;
-    gradients.push_back({gradient.data, gradient.size(), gradient.type,
+    gradients.push_back({gradient.data, gradient.size(), gradient.type, compute_type(member.parameter.type),
                          member.by_rows ? nullptr : member.gradient_order.get(),
                          member.by_rows ? gradient.size() : member.piece.whole});
     members.push_back(i);
@@ -328,12 +380,13 @@ OptimizerCore::Measured OptimizerCore::measure(const StepOptions& options, StepR
   return {clip_coef, report.nonfinite.size() > measured.nonfinite.size()};
 }
 
-// What is to be done to the members of one group and type, at one step count where the rule uses it.
-std::int32_t OptimizerCore::part_for(std::size_t kind, std::int64_t step, const StepOptions& options,
-                                     double clip_coef) {
-  const auto type = static_cast<Type>(kind % parameter_types);
-  parts_.push_back(
-      {kind, step, make_work(rule_, groups_[kind / parameter_types], step, type, options, clip_coef)});
+// What is to be done to member i and those of its kind, at one step count where the rule uses it.
+std::int32_t OptimizerCore::part_for(std::size_t i, std::int64_t step, const StepOptions& options, double clip_coef) {
+  const Member& member = members_[i];
+  const Options& rule_options = groups_[member.group];
+  const Storage storage = storage_of(schema_, rule_options, member.parameter, member.gradient, member.states,
+                                     storage_[member.group].rounding);
+  parts_.push_back({kinds_[i], step, make_work(rule_, rule_options, step, storage, options, clip_coef)});
   if (gather_ && parts_.back().work.kernel.update_chosen != nullptr) {
     refuse(std::string(schema_.name) + ": these hyperparameters choose one element of all arrays in each step, which one " +
            "process must have; use others, or one process");
@@ -354,15 +407,18 @@ void OptimizerCore::prepare(const StepOptions& options, double clip_coef) {
     if (!present_[i]) continue;
     present_elements_ += (members_[i].by_rows ? members_[i].rows->elements() : tensors_[i].size) + tensor_overhead;
     const std::size_t kind = kinds_[i];
-    const std::int64_t step = uses_step[kind / parameter_types] ? counts_[i] + 1 : 0;
+    const std::int64_t step = uses_step[kind / (type_count * type_count)] ? counts_[i] + 1 : 0;
     if (part < 0 || kind != last_kind || step != last_step) {
       const auto [found, is_new] = parts.try_emplace({kind, step}, 0);
-      if (is_new) found->second = part_for(kind, step, options, clip_coef);
+      if (is_new) found->second = part_for(i, step, options, clip_coef);
       part = found->second;
       last_kind = kind;
       last_step = step;
     }
     part_of_[i] = part;
+    if (parts_[static_cast<std::size_t>(part)].work.storage.uses(index_stream)) {
+      tensors_[i].key = key_of(seed_, counts_[i] + 1, members_[i].name_hash);
+    }
   }
   if (blocks_known_) return;
   for (std::size_t i = 0; i < members_.size(); ++i) first_block_[i + 1] = first_block_[i] + tensors_[i].blocks();
@@ -373,7 +429,7 @@ void OptimizerCore::update_all(int threads) {
   update_dense(threads);
   each_of_rows([&](std::size_t i, const RowGradient& rows) {
     const Member& member = members_[i];
-    const Array* streams[max_streams] = {&member.parameter};
+    const Array* streams[max_arrays] = {&member.parameter};
     for (std::size_t s = 0; s < max_states; ++s) streams[first_state + s] = &member.states[s];
     rows.update(streams, parts_[static_cast<std::size_t>(part_of_[i])].work, threads);
   });
@@ -405,14 +461,14 @@ void OptimizerCore::reduce_and_update_all(int threads) {
     part_of_[i] = static_cast<std::int32_t>(parts.size() - 1);
     const Member& member = members_[i];
     Operand& operand = operands.emplace_back(
-        Operand{{&member.parameter, &member.gradient}, &parts.back().work, member.piece.whole});
+        Operand{{&member.parameter, &member.gradient}, &parts.back().work, member.piece.whole, tensors_[i].key, member.piece.first});
     if (member.by_rows) {
       if (member.rows->sums().data == nullptr) member.rows->sum(threads);
       operand.stream[0] = &member.rows->rows_of(member.parameter);
       operand.stream[gradient_stream] = &member.rows->sums();
       operand.whole = member.rows->sums().size();
     }
-    for (std::size_t s = 0; s < max_states; ++s) operand.stream[first_state + s] = &member.states[s];
+    for (std::size_t s = 0; s < state_arrays; ++s) operand.stream[first_state + s] = &member.states[s];
   }
   parts_ = std::move(parts);
   Reduction reduction(operands, gather_);

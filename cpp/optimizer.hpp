@@ -30,7 +30,8 @@ class OptimizerCore {
     std::string name;
     std::size_t group;
     Array array;
-    std::optional<std::array<Array, max_states>> states;  // somebody else's, by the rule's order; else they are made here
+    // Somebody else's, by the rule's order, and the low halves of a master parameter; else they are made here.
+    std::optional<std::array<Array, state_arrays>> states;
   };
 
   // The memory of a state that was made here lives as long as this.
@@ -38,8 +39,10 @@ class OptimizerCore {
 
   explicit OptimizerCore(RuleId rule);
 
-  // Adds groups, and parameters in these or earlier ones. Throws before anything has changed.
-  void add(std::span<const Options> groups, std::span<const NewParameter> parameters);
+  // Adds groups, each stored as said or as is usual, and parameters in these or earlier ones. Throws before anything has
+  // changed.
+  void add(std::span<const Options> groups, std::span<const NewParameter> parameters,
+           std::span<const GroupStorage> storage = {});
 
   // New options for a group, from the next step on. Throws if a member of the group lacks a state that they need.
   void set_options(std::size_t group, const Options& options);
@@ -87,6 +90,7 @@ class OptimizerCore {
   const Array& parameter(std::size_t i) const { return members_[i].parameter; }
   const Array& gradient(std::size_t i) const { return members_[i].gradient; }
   const Array& state(std::size_t i, std::size_t s) const { return members_[i].states[s]; }
+  const char* state_name(std::size_t i, std::size_t s) const { return state_name(members_[i], s); }
   const Owner& owner(std::size_t i) const { return members_[i].owner; }
 
   bool needs_loss() const;
@@ -96,13 +100,20 @@ class OptimizerCore {
   std::int64_t& count(std::size_t i) { return counts_[i]; }
   std::optional<double>& last_loss() { return last_loss_; }
 
+  // Of the noise of stochastic rounding.
+  std::uint64_t& seed() { return seed_; }
+
+  // The low halves of parameter i, if it has any, become 0: they belong to no number that was written into it.
+  void sync_master(std::size_t i);
+
  private:
   struct Member {
     std::string name;
     std::size_t group;
     Array parameter;
     Array gradient;  // as last accepted
-    Array states[max_states];
+    Array states[state_arrays];
+    std::uint64_t name_hash;
     Piece piece;
     Owner owner;
     std::unique_ptr<Layout> layout;
@@ -120,6 +131,13 @@ class OptimizerCore {
   Member& add_member(const NewParameter& parameter);
   Array own(const Array& array, const char* role, const Member& member);
   void make_states(std::size_t first_member, std::span<const NewParameter> parameters);
+  void check_storage(const Member& member) const;
+  Type type_of_state(const Member& member, std::size_t s) const;
+  const char* state_name(const Member& member, std::size_t s) const {
+    return s == low_half ? low_halves.name : schema_.state_name(groups_[member.group], s);
+  }
+  bool may_need_noise(const Member& member) const;
+  static std::size_t kind(const Member& member, Type gradient);
   void label_groups();
   void check_states(std::size_t group, const Options& options) const;
   void check_rounding(std::size_t group, const Options& options) const;
@@ -131,7 +149,7 @@ class OptimizerCore {
   };
   Measured measure(const StepOptions& options, StepReport& report) const;
   void prepare(const StepOptions& options, double clip_coef);
-  std::int32_t part_for(std::size_t kind, std::int64_t step, const StepOptions& options, double clip_coef);
+  std::int32_t part_for(std::size_t i, std::int64_t step, const StepOptions& options, double clip_coef);
   void update_all(int threads);
   void update_dense(int threads);
   void reduce_and_update_all(int threads);
@@ -139,6 +157,7 @@ class OptimizerCore {
   RuleId rule_;
   const RuleSchema& schema_;
   std::vector<Options> groups_;
+  std::vector<GroupStorage> storage_;  // of each group
   std::deque<Member> members_;  // stable addresses: labels point at the names
   std::deque<std::vector<std::int64_t>> geometry_;
   std::unique_ptr<WrittenMemory> written_;
@@ -146,12 +165,13 @@ class OptimizerCore {
   std::int64_t elements_ = 0;
   std::int64_t steps_ = 0;
   std::optional<double> last_loss_;
+  std::uint64_t seed_ = 0;
   bool gradients_are_disjoint_ = false;  // those accepted last, as far as present
 
   // By member, apart from the rest: what a step walks through.
   std::vector<Tensor> tensors_;
   std::vector<std::int64_t> counts_;
-  std::vector<std::size_t> kinds_;  // group and type in one number
+  std::vector<std::size_t> kinds_;  // group and types of parameter and gradient in one number
   std::vector<char> present_;
   std::vector<std::int32_t> part_of_;
   std::vector<std::int64_t> first_block_;  // and one more: the number of blocks

@@ -3,24 +3,27 @@
 #include <algorithm>
 #include <cstring>
 
+#include "loops/noise.hpp"
 #include "parallel.hpp"
 
 namespace fusedstep {
 namespace {
 
 Reduced reduce_block(const Operand& operand, std::int64_t index) {
-  alignas(64) char dense[max_streams][block * sizeof(double)];
+  alignas(64) char dense[max_arrays][block * sizeof(double)];
   const Work& work = *operand.work;
   const std::int64_t begin = index * block;
   const std::int64_t n = std::min(block, operand.stream[0]->size() - begin);
   void* streams[max_streams] = {};
-  for (std::size_t s = 0; s < max_streams; ++s) {
-    if (work.item_size[s] == 0) continue;
+  for (std::size_t s = 0; s < max_arrays; ++s) {
+    const std::int64_t item_size = work.storage.item_size[s];
+    if (item_size == 0) continue;
     const Array& array = *operand.stream[s];
-    gather(array.shape, array.strides, array.data, work.item_size[s], begin, n, dense[s]);
+    gather(array.shape, array.strides, array.data, item_size, begin, n, dense[s]);
     streams[s] = dense[s];
   }
-  Reduced reduced = work.kernel.reduce(work.prepared, n, streams);
+  Reduced reduced = work.is_narrow ? work.kernel.reduce(work.prepared, n, Converted(work, n, streams).streams())
+                                   : work.kernel.reduce(work.prepared, n, streams);
   if (reduced.position >= 0) reduced.position += begin;
   return reduced;
 }
@@ -91,8 +94,8 @@ Reduction::Reduction(std::span<const Operand> operands, const Gather& gather) {
   }
   of_list_ = tree_of(list);
   if (chosen_ == nullptr) return;
-  for (std::size_t s = 0; s < max_streams; ++s) {
-    const auto size = static_cast<std::size_t>(chosen_->work->item_size[s]);
+  for (std::size_t s = 0; s < max_arrays; ++s) {
+    const auto size = static_cast<std::size_t>(chosen_->work->storage.item_size[s]);
     if (size != 0) std::memcpy(kept_[s].bytes, element(*chosen_->stream[s], index_), size);
   }
 }
@@ -107,14 +110,19 @@ void Reduction::settle() {
 void Reduction::update_chosen() const {
   if (chosen_ == nullptr) return;
   const Work& work = *chosen_->work;
-  Value values[max_streams];
-  void* streams[max_streams];
+  Value values[max_arrays];
+  void* streams[max_streams] = {};
   std::copy(std::begin(kept_), std::end(kept_), values);
-  for (std::size_t s = 0; s < max_streams; ++s) streams[s] = values[s].bytes;
-  work.kernel.update_chosen(of_list_.sum, work.prepared, streams);
-  for (std::size_t s = 0; s < max_streams; ++s) {
-    if (work.item_size[s] == 0 || s == gradient_stream) continue;
-    std::memcpy(element(*chosen_->stream[s], index_), values[s].bytes, static_cast<std::size_t>(work.item_size[s]));
+  for (std::size_t s = 0; s < max_arrays; ++s) streams[s] = values[s].bytes;
+  const Converted converted(work, 1, streams);
+  work.kernel.update_chosen(of_list_.sum, work.prepared, converted.streams());
+  const auto index = static_cast<std::uint64_t>(chosen_->first + index_);
+  const std::uint32_t noise = Noise(chosen_->key, index)(0);
+  const std::uint32_t second_noise = Noise(second_key(chosen_->key), index)(0);
+  converted.store(&noise, &second_noise);
+  for (std::size_t s = 0; s < max_arrays; ++s) {
+    const auto size = static_cast<std::size_t>(work.storage.item_size[s]);
+    if (size != 0 && s != gradient_stream) std::memcpy(element(*chosen_->stream[s], index_), values[s].bytes, size);
   }
 }
 

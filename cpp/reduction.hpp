@@ -32,9 +32,11 @@ constexpr std::int64_t blocks_of(std::int64_t size) { return (size + block - 1) 
 
 // A parameter with its gradient and states, in the order of the streams, and what is to be done to it.
 struct Operand {
-  const Array* stream[max_streams];  // without data: not used
+  const Array* stream[max_arrays];  // without data: not used
   Work* work;
-  std::int64_t whole;  // elements of the array of which this is a piece
+  std::int64_t whole;      // elements of the array of which this is a piece,
+  std::uint64_t key;       // of its noise,
+  std::int64_t first = 0;  // which counts from here
 
   bool needs_reduction() const { return work->kernel.reduce != nullptr; }
 };
@@ -64,7 +66,7 @@ class Reduction {
   Reduced of_list_;
   const Operand* chosen_ = nullptr;
   std::int64_t index_ = 0;
-  Value kept_[max_streams];
+  Value kept_[max_arrays];
 };
 
 }  // namespace fusedstep

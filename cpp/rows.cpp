@@ -101,7 +101,8 @@ void sort_by_digits(Entry* entries, Entry* other, std::int64_t n, Digits digits)
 }  // namespace
 
 void check_index_type(const Array& index) {
-  if (index.type < Type::int32) refuse_type(index, "int32, int64, uint32 or uint64");
+  constexpr TypeSet index_types{Type::int32, Type::int64, Type::uint32, Type::uint64};
+  if (!index_types.has(index.type)) refuse_type(index, index_types);
 }
 
 void RowGradient::bind(const Array& index, const Array& values, const Array& parameter) {
@@ -307,9 +308,9 @@ class RowGradient::Update {
  public:
   Update(const RowGradient& gradient, const Array* const* streams, const Work& work) : gradient_(gradient), work_(work) {
     in_place_ = gradient.row_size_ >= long_row;
-    for (std::size_t s = 0; s < max_streams; ++s) {
-      if (work.item_size[s] == 0 || s == gradient_stream) continue;
-      stream_[s] = {streams[s], rows_are_dense(*streams[s]), work.item_size[s]};
+    for (std::size_t s = 0; s < max_arrays; ++s) {
+      if (!work.storage.uses(static_cast<int>(s)) || s == gradient_stream) continue;
+      stream_[s] = {streams[s], rows_are_dense(*streams[s]), work.storage.item_size[s]};
       in_place_ &= stream_[s].dense;
     }
   }
@@ -360,7 +361,7 @@ class RowGradient::Update {
     }
     void* streams[max_streams] = {};
     streams[gradient_stream] = sums(group, 1, column, columns);
-    for (std::size_t s = 0; s < max_streams; ++s) {
+    for (std::size_t s = 0; s < max_arrays; ++s) {
       if (stream_[s].array != nullptr) streams[s] = stream_[s].row(gradient_.row(group), column);
     }
     work_.kernel.update(work_.prepared, columns, streams);
@@ -374,13 +375,13 @@ class RowGradient::Update {
     }
     void* streams[max_streams] = {};
     streams[gradient_stream] = sums(group, n, column, columns);
-    for (std::size_t s = 0; s < max_streams; ++s) {
+    for (std::size_t s = 0; s < max_arrays; ++s) {
       if (stream_[s].array == nullptr) continue;
       streams[s] = scratch_.stream(s);
       copy<true>(stream_[s], rows, n, column, columns, scratch_.stream(s));
     }
     work_.kernel.update(work_.prepared, n * columns, streams);
-    for (std::size_t s = 0; s < max_streams; ++s) {
+    for (std::size_t s = 0; s < max_arrays; ++s) {
       if (stream_[s].array != nullptr) copy<false>(stream_[s], rows, n, column, columns, scratch_.stream(s));
     }
   }
@@ -418,14 +419,14 @@ class RowGradient::Update {
   // A block of each stream, an odd number of cache lines apart.
   struct Scratch {
     static constexpr std::size_t apart = block * sizeof(double) + 64;
-    alignas(64) char bytes[max_streams * apart];
+    alignas(64) char bytes[max_arrays * apart];
 
     char* stream(std::size_t s) { return bytes + s * apart; }
   };
 
   const RowGradient& gradient_;
   const Work& work_;
-  Stream stream_[max_streams];
+  Stream stream_[max_arrays];
   bool in_place_;
   Scratch scratch_;
 };

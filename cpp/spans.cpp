@@ -19,10 +19,10 @@ void check_extents(const AnySpan& span, const Label& label) {
 
 }  // namespace
 
-Array checked(const AnySpan& span, const Label& label, Type type, bool written) {
+Array checked(const AnySpan& span, const Label& label, TypeSet types, bool written) {
   check_extents(span, label);
   Array array{label, static_cast<char*>(span.data), span.type, {span.shape.data(), span.dimensions}, span.strides.data()};
-  if (span.type != type) refuse_type(array, name_of(type));
+  if (!types.has(span.type)) refuse_type(array, types);
   if (written && span.read_only) {
     refuse(label.text() + ": expected a writeable array, got a read-only one; pass a writeable array");
   }
@@ -38,15 +38,9 @@ Array checked(const AnySpan& span, const Label& label, Type type, bool written) 
     aligned &= span.shape[k] <= 1 || span.strides[k] % item_size == 0;
   }
   if (!aligned) {
-    refuse(label.text() + ": expected an array aligned to its dtype " + name_of(type) +
+    refuse(label.text() + ": expected an array aligned to its dtype " + name_of(span.type) +
            ", got a misaligned one; pass a copy");
   }
-  return array;
-}
-
-Array checked_parameter(const AnySpan& span, const Label& label) {
-  const Array array = checked(span, label, span.type, true);
-  check_parameter_type(array);
   return array;
 }
 

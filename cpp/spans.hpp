@@ -7,8 +7,7 @@
 namespace fusedstep {
 
 // std::invalid_argument for another type, a read-only span where it is written, misaligned memory, impossible extents.
-Array checked(const AnySpan& span, const Label& label, Type type, bool written);
-Array checked_parameter(const AnySpan& span, const Label& label);
+Array checked(const AnySpan& span, const Label& label, TypeSet types, bool written);
 
 AnySpan span_of(const Array& array);
 

@@ -26,28 +26,60 @@ void check(const StepOptions& options) {
   if (options.clip_value != 0) check_positive(options.clip_value, "clip_value");
 }
 
-Work make_work(RuleId rule, const Options& options, std::int64_t step, Type type, const StepOptions& step_options,
-               double clip_coef) {
+Storage storage_of(const RuleSchema& rule, const Options& options, const Array& parameter, const Array& gradient,
+                   std::span<const Array> states, Rounding rounding) {
+  Storage storage;
+  const auto set = [&](std::size_t stream, const Array& array) {
+    storage.item_size[stream] = array.item_size();
+    storage.type[stream] = array.type;
+  };
+  set(0, parameter);
+  set(gradient_stream, gradient);
+  for (std::size_t s = 0; s < states.size(); ++s) {
+    const bool streamed = s == low_half || (s < rule.states.size() && rule.uses(options, s) &&
+                                            rule.states[s].storage != schema::Storage::scalar);
+    if (streamed && states[s].data != nullptr) set(first_state + s, states[s]);
+  }
+  storage.rounding = rounding;
+  if (storage.needs_noise()) storage.item_size[index_stream] = 1;
+  return storage;
+}
+
+Work make_work(RuleId rule, const Options& options, std::int64_t step, const Storage& storage,
+               const StepOptions& step_options, double clip_coef) {
   const RuleSchema& schema = schema_of(rule);
   Work work;
-  work.item_size[0] = work.item_size[gradient_stream] = size_of(type);
-  for (std::size_t s = 0; s < max_states; ++s) {
-    const bool streamed = s < schema.states.size() && schema.uses(options, s) &&
-                          schema.states[s].storage != schema::Storage::scalar;
-    work.item_size[first_state + s] = streamed ? size_of(type_of_state(schema.states[s], type)) : 0;
-  }
+  work.storage = storage;
+  work.is_narrow = storage.is_narrow();
   Prologue prologue = schema.prologue(options);
   prologue.unscale = 1.0 / step_options.grad_scale;
   if (step_options.clip_value != 0) prologue.clip_value = step_options.clip_value;
   prologue.clip_coef = clip_coef;
-  work.kernel = kernels().update[rule][static_cast<std::size_t>(type)](options.bytes, !prologue.idle());
+  const bool with_prologue = !prologue.idle();
+  work.kernel = kernels().update[rule][static_cast<std::size_t>(storage.compute())](options.bytes, with_prologue);
+  if (work.is_narrow && storage.compute() == Type::float32) {
+    work.narrow = kernels().narrow_update[rule](options.bytes, with_prologue, storage);
+  }
   work.kernel.prepare(options.bytes, prologue, step, work.prepared);
   work.zero_gradient = step_options.zero_grads;
   return work;
 }
 
-Type type_of_state(const schema::State& state, Type parameter) {
-  return state.storage == schema::Storage::int8 ? Type::int8 : parameter;
+Type type_of_state(const schema::State& state, Type parameter, Type floats) {
+  if (state.storage == schema::Storage::int8) return Type::int8;
+  return state.storage == schema::Storage::scalar ? compute_type(parameter) : floats;
+}
+
+TypeSet types_of_state(const schema::State& state, Type parameter) {
+  const Type compute = compute_type(parameter);
+  const Type narrow = type_of_state(state, parameter, compute == Type::float32 ? Type::bfloat16 : compute);
+  return {type_of_state(state, parameter, compute), narrow};
+}
+
+Array checked_low_halves(const Array& low, const Array& parameter) {
+  if (parameter.type == Type::bfloat16) return low;
+  refuse(std::string(low_halves.name) + ": expected None for a parameter of dtype " + name_of(parameter.type) +
+         ", got an array; only a bfloat16 has low halves");
 }
 
 void check_state(const schema::State& state, const Array& array, const Array& parameter) {
@@ -61,7 +93,7 @@ void check_state(const schema::State& state, const Array& array, const Array& pa
 }
 
 bool arrange(const RuleSchema& rule, const Array& parameter, const Array& gradient, std::span<const Array> states,
-             Tensor& tensor, Layout& layout) {
+             std::optional<std::int64_t> first, Tensor& tensor, Layout& layout) {
   StridedView view[max_streams] = {};
   std::int64_t item_size[max_streams] = {};
   const auto set = [&](std::size_t stream, const Array& array) {
@@ -70,15 +102,24 @@ bool arrange(const RuleSchema& rule, const Array& parameter, const Array& gradie
   };
   set(0, parameter);
   set(gradient_stream, gradient);
-  for (std::size_t s = 0; s < rule.states.size(); ++s) {
-    if (states[s].data != nullptr && rule.states[s].storage != schema::Storage::scalar) set(first_state + s, states[s]);
+  for (std::size_t s = 0; s < states.size(); ++s) {
+    const bool scalar = s < rule.states.size() && rule.states[s].storage == schema::Storage::scalar;
+    if (states[s].data != nullptr && !scalar) set(first_state + s, states[s]);
+  }
+  std::int64_t in_c_order[max_dimensions];
+  if (first) {
+    std::int64_t stride = 1;
+    for (std::size_t axis = parameter.shape.size(); axis-- > 0; stride *= parameter.shape[axis]) in_c_order[axis] = stride;
+    view[index_stream] = {index_as_stream(*first), in_c_order};
+    item_size[index_stream] = 1;
   }
   tensor.size = parameter.size();
   return tensor.size == 0 || arrange(parameter.shape, view, item_size, tensor.stream, layout);
 }
 
 SingleUpdate::SingleUpdate(RuleId rule, const Options& options, std::int64_t step, const Array& parameter,
-                           const Array& gradient, std::span<const Array> states, const Array& index) {
+                           const Array& gradient, std::span<const Array> states, const Array& index,
+                           std::optional<std::uint64_t> key) {
   const RuleSchema& schema = schema_of(rule);
   check_distinct_elements(parameter);
   if (index.data != nullptr) {
@@ -91,7 +132,7 @@ SingleUpdate::SingleUpdate(RuleId rule, const Options& options, std::int64_t ste
   check_disjoint(gradient, parameter);
   for (std::size_t s = 0; s < states.size(); ++s) {
     if (states[s].data == nullptr) continue;
-    check_state(schema.states[s], states[s], parameter);
+    check_state(s == low_half ? low_halves : schema.states[s], states[s], parameter);
     check_disjoint(states[s], parameter);
     check_disjoint(gradient, states[s]);
     if (rows_) check_disjoint(index, states[s]);
@@ -99,14 +140,19 @@ SingleUpdate::SingleUpdate(RuleId rule, const Options& options, std::int64_t ste
       if (states[other].data != nullptr) check_disjoint(states[s], states[other]);
     }
   }
-  if (!rows_ && !arrange(schema, parameter, gradient, states, tensor_, layout_)) tensor_.layout = &layout_;
+  const Rounding rounding = key ? Rounding::stochastic : Rounding::nearest;
+  const Storage storage = storage_of(schema, options, parameter, gradient, states, rounding);
+  if (rows_ && storage.is_narrow()) refuse(index.label.text() + ": expected None for arrays of 16 bits, got an index");
+  const auto first = storage.needs_noise() ? std::optional<std::int64_t>(0) : std::nullopt;
+  if (!rows_ && !arrange(schema, parameter, gradient, states, first, tensor_, layout_)) tensor_.layout = &layout_;
+  tensor_.key = key.value_or(0);
   const DefaultFloatingPoint guard;
-  work_ = make_work(rule, options, step, parameter.type, {}, 1.0);
+  work_ = make_work(rule, options, step, storage, {}, 1.0);
   if (work_.kernel.reduce == nullptr && !rows_) return;
   arrays_[0] = parameter;
   arrays_[gradient_stream] = gradient;
   std::copy(states.begin(), states.end(), arrays_ + first_state);
-  geometry_.reserve(2 * max_streams);
+  geometry_.reserve(2 * max_arrays);
   for (Array& array : arrays_) {
     if (array.data == nullptr) continue;
     array.strides = geometry_.emplace_back(array.strides, array.strides + array.shape.size()).data();
@@ -116,8 +162,8 @@ SingleUpdate::SingleUpdate(RuleId rule, const Options& options, std::int64_t ste
 
 void SingleUpdate::update_all(const Work& work, int threads) const {
   if (rows_) {
-    const Array* streams[max_streams];
-    for (std::size_t s = 0; s < max_streams; ++s) streams[s] = &arrays_[s];
+    const Array* streams[max_arrays];
+    for (std::size_t s = 0; s < max_arrays; ++s) streams[s] = &arrays_[s];
     rows_->update(streams, work, threads);
     return;
   }
@@ -134,8 +180,8 @@ void SingleUpdate::run() {
     return;
   }
   Work work = work_;  // the reduction completes its constants
-  Operand operand{{}, &work, tensor_.size};
-  for (std::size_t s = 0; s < max_streams; ++s) operand.stream[s] = &arrays_[s];
+  Operand operand{{}, &work, tensor_.size, tensor_.key};
+  for (std::size_t s = 0; s < max_arrays; ++s) operand.stream[s] = &arrays_[s];
   if (rows_) {
     rows_->sum(threads);
     operand.stream[0] = &rows_->rows_of(arrays_[0]);

@@ -29,7 +29,7 @@ def bits(array: Array) -> Array:
 
 def is_nan(array: Array) -> Array:
     """Which elements are NaN, told from their bits."""
-    if array.dtype.kind != "f":
+    if array.dtype.kind in "iu":
         return np.zeros(array.size, bool)
     unsigned = bits(array)
     magnitude = unsigned & unsigned.dtype.type(2 ** (8 * array.itemsize - 1) - 1)
@@ -152,7 +152,8 @@ def _rows_at(rows: tuple[Array, ...], t: int) -> dict[str, Array]:
 
 def make_problem(case: Case, dtype: np.dtype[Any], shape: Shape, kind: str = "ordinary") -> Problem:
     rng = np.random.default_rng(zlib.crc32(repr((case.name, dtype.name, shape, kind)).encode()))
-    return solve(case, dtype, shape, VALUES[kind](case, dtype, shape, rng))
+    values = VALUES[kind](case, dtype, shape, rng)
+    return solve(case, dtype, shape, values if case.storage is None else case.storage.stored(case, values))
 
 
 problem = functools.lru_cache(maxsize=512)(make_problem)
@@ -217,13 +218,15 @@ class Mirror:
         self.last_loss: float | None = None
 
     def _states(self, name: str, param: Array) -> dict[str, Array]:
-        own = self.options[name]
+        own, storage = self.options[name], self.case.storage
         return {
             state.name: np.full(
-                state.shape(param.shape), own.get(state.starts_at, state.start), state.dtype(param.dtype)
+                state.shape(param.shape),
+                own.get(state.starts_at, state.start),
+                state.dtype(param.dtype) if storage is None else storage.state_dtype(state),
             )
             for state in self.case.states
-        }
+        } | ({"param_low": np.zeros(param.shape, np.uint16)} if storage and storage.master else {})
 
     def _of_reference(self, options: dict[str, Any]) -> dict[str, Any]:
         """Leave out what only the class takes: which states there are, and where they start."""
@@ -254,7 +257,11 @@ class Mirror:
         norm = None
         coef = 1.0
         if clip_norm is not None or nonfinite != "propagate":
-            present = [self._summed(name, grad) for name, grad in grads.items() if grad is not None]
+            present = [
+                fs.reference.widened(self._summed(name, grad), fs.reference.compute_type(self.arrays[name]["param"]))
+                for name, grad in grads.items()
+                if grad is not None
+            ]
             norm = fs.reference.norm(present, grad_scale=grad_scale, clip_value=clip_value)
             if clip_norm is not None and not math.isinf(clip_norm):
                 coef = clip_norm / (norm if norm > clip_norm or math.isnan(norm) else clip_norm)
@@ -271,6 +278,8 @@ class Mirror:
                 **self.case.at_step(t, rises),
                 **self.case.reference_at_step(t, rises),
             }
+            if self.case.storage and self.case.storage.stochastic:
+                options["key"] = fs.noise_key(own.get("seed", 0), t, name)
             prologue = dict(zip(STEP_PROLOGUE, (grad_scale, clip_value, coef), strict=True))
             rows = {"rows": grad.index} if isinstance(grad, fs.Rows) else {}
             values = grad.values if isinstance(grad, fs.Rows) else grad
@@ -286,10 +295,10 @@ class Mirror:
     def assert_like(self, optimizer: Any, params: Mapping[str, Array], where: str) -> None:
         """Every bit of parameters and states is as it should be, in the optimizer's live arrays."""
         assert list(optimizer.state) == list(self.arrays), where
-        held_as = {"param": "param", **{state.name: state.held_as for state in self.case.states}}
+        held_as = {state.name: state.held_as for state in self.case.states}
         for name, arrays in self.arrays.items():
             found = {"param": params[name], **optimizer.state[name]}
-            expected = {held_as[key]: array for key, array in arrays.items()}
+            expected = {held_as.get(key, key): array for key, array in arrays.items()}
             assert_same(found, expected, f"{where}: {name}")
 
 

@@ -13,11 +13,12 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from types import MappingProxyType
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ Shape = tuple[int, ...]
 Options = Mapping[str, Any]
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 ISAS = tuple(fs.available_isas())
 THREADS = (1, 2, 3)
 STEPS = 5
@@ -38,6 +40,10 @@ DECLARED: dict[str, Any] = _core.rules()
 """What the package says of each rule."""
 PROLOGUE = ("weight_decay", "decoupled_weight_decay", "maximize")
 """The options that every rule has, because they concern the gradient."""
+OF_CLASS = ("state_dtype", "rounding", "seed", "master", "verify")
+"""Arguments of every class that are no options of its rule."""
+OF_FUNCTION = ("key", "param_low")
+"""Arguments of every function that are for arrays of 16 bits."""
 STEP_PROLOGUE = ("grad_scale", "clip_value", "clip_coef")
 """What the reference gets from the options of a step."""
 
@@ -67,6 +73,45 @@ class State:
 
     def dtype(self, param: np.dtype[Any]) -> np.dtype[Any]:
         return np.dtype(np.int8) if self.sign else param
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How a case's arrays are stored: dtypes, and how those of 16 bits are rounded."""
+
+    param: Any
+    grad: Any
+    state: Any
+    stochastic: bool = False
+    master: bool = False
+
+    @property
+    def compute(self) -> np.dtype[Any]:
+        return np.dtype(np.float64 if self.param == np.float64 else np.float32)
+
+    @property
+    def class_options(self) -> dict[str, Any]:
+        return {
+            "state_dtype": "bfloat16" if np.dtype(self.state) == BFLOAT16 else None,
+            "rounding": "stochastic" if self.stochastic else "nearest",
+            "master": self.master,
+        }
+
+    def state_dtype(self, state: State) -> np.dtype[Any]:
+        return np.dtype(np.int8) if state.sign else self.compute if state.scalar else np.dtype(self.state)
+
+    def stored(self, case: Case, values: Values) -> Values:
+        """Return values of the compute type as they are stored."""
+        with np.errstate(all="ignore"):
+            states = {state.name: values.states[state.name].astype(self.state_dtype(state)) for state in case.states}
+            param, grads = values.param.astype(self.param), [grad.astype(self.grad) for grad in values.grads]
+        if self.master:
+            param, states["param_low"] = fs.reference.split_master(values.param)
+        return Values(param, states, grads)
+
+    def __repr__(self) -> str:
+        types = [np.dtype(each).name for each in (self.param, self.grad, self.state)]
+        return " ".join(types + ["stochastic"] * self.stochastic + ["master"] * self.master)
 
 
 # A parameter with its states by name, its gradient, and the options of the reference.
@@ -101,6 +146,23 @@ class Case:
     """More options of the reference for each parameter of a list, where it depends on the others."""
     needs_loss: bool = False
     has_function: bool = True
+    storage: Storage | None = None
+    """None: all arrays have the parameter's type, float32 or float64."""
+
+    def as_stored(self, storage: Storage) -> Case:
+        """Return the same with arrays that are stored otherwise."""
+
+        def at_step(t: int, rose: bool) -> dict[str, Any]:
+            noise = {"key": fs.noise_key(0, t, "0")} if storage.stochastic else {}
+            return {**self.at_step(t, rose), **noise}
+
+        return replace(
+            self,
+            name=f"{self.name}, {storage}",
+            class_options={**self.class_options, **storage.class_options},
+            at_step=at_step,
+            storage=storage,
+        )
 
     @property
     def function_name(self) -> str:
@@ -165,6 +227,12 @@ class Loop:
     width: str
     """Of AVX-512's vectors: "half", "full" or "both"."""
     loop: str = "update_loop"
+    types: tuple[str, ...] = ("float", "double")
+
+
+def _narrow(struct: str, variants: int, arithmetic: str) -> Loop:
+    """Return the loops over arrays of 16 bits: one for each of the nine ways to store them that have any."""
+    return Loop(struct, 9 * variants, arithmetic, "full", "narrow_update_loop", ("float",))
 
 
 REQUIRED = object()
@@ -342,6 +410,10 @@ _COUNT = (
     *_bad((True, 1.5, 1.0, "1", [1], np.float64(1.0), np.array([1])), TypeError),
     *_bad((0, -1, np.int64(-3), 2**63, -(2**70)), ValueError),
 )
+_KEY = (
+    *_bad((True, 1.5, 1.0, "1", [1], np.float64(1.0), np.array([1])), TypeError),
+    *_bad((-1, np.int64(-3), 2**64, -(2**70)), ValueError),
+)
 _DECAY = {"lr": NONNEGATIVE, "weight_decay": NONNEGATIVE}
 
 # ------------------------------------------------------------------------------------------------------------ the rules
@@ -440,7 +512,10 @@ RMSPROP = Entry(
     },
     bad={**_DECAY, "alpha": UNIT, "eps": NONNEGATIVE, "momentum": UNIT, "initial_square_avg": NONNEGATIVE},
     signed=frozenset({"grad_avg", "momentum_buffer"}),
-    loops=(Loop("RMSpropRule", 3 * 2 * 2, "add sub mul div sqrt", "half"),),
+    loops=(
+        Loop("RMSpropRule", 3 * 2 * 2, "add sub mul div sqrt", "half"),
+        _narrow("RMSpropRule", 2 * 2, "add sub mul div sqrt"),
+    ),
     oracles=(
         Oracle(f"{_KERAS}rmsprop_test.py, test_single_step", _TF_START, same([1.0, 6.0, 7.0, 2.0]),
                {1: [-0.5811, 0.4189, 1.4189, 2.4189]}, {"lr": 0.5}, "keras", atol=decimals(4)),
@@ -502,7 +577,10 @@ ADAGRAD = Entry(
         "lr decay, coupled decay": {"lr_decay": 1e-3, "weight_decay": 0.1, "maximize": True},
     },
     bad={**_DECAY, "eps": NONNEGATIVE, "lr_decay": NONNEGATIVE, "initial_accumulator_value": NONNEGATIVE},
-    loops=(Loop("AdagradRule", 2, "add sub mul div sqrt", "half"),),
+    loops=(
+        Loop("AdagradRule", 2, "add sub mul div sqrt", "half"),
+        _narrow("AdagradRule", 2, "add sub mul div sqrt"),
+    ),
     oracles=(
         Oracle(f"{_KERAS}adagrad_test.py, test_single_step", _TF_START, same([1.0, 6.0, 7.0, 2.0]),
                {1: [0.5233, 1.5007, 2.5005, 3.5061]}, {"lr": 0.5}, "keras", atol=decimals(4)),
@@ -725,6 +803,7 @@ RPROP = Entry(
     },
     loops=(
         Loop("RpropRule", 4, "sub mul", "both"),
+        _narrow("RpropRule", 4, "sub mul"),
         Loop("GRpropRule", 2, "", "full", "reduce_loop"),  # asks for the first of the smallest: a scalar loop
     ),
     needs_loss=lambda options: options.get("variant") == "irprop+",
@@ -803,6 +882,19 @@ ONE_OF_STORAGE = tuple(
     }.values()
 )
 BY_ROWS = tuple(case for case in FUNCTIONS if DECLARED[case.rule]["rows"])
+# How arrays may be stored: those that have loops of their own, then those that are converted.
+_F16, _HOW = np.float16, (False, True)
+STORAGES = (
+    *(Storage(np.float32, grad, BFLOAT16, stochastic) for grad in (np.float32, BFLOAT16) for stochastic in _HOW),
+    Storage(np.float32, BFLOAT16, np.float32),
+    *(Storage(BFLOAT16, BFLOAT16, BFLOAT16, stochastic, master) for master in (False, True) for stochastic in _HOW),
+    *(Storage(BFLOAT16, np.float32, np.float32, stochastic) for stochastic in _HOW),
+    Storage(BFLOAT16, _F16, np.float32, master=True),
+    *(Storage(_F16, grad, state, stochastic)
+      for grad, state in ((_F16, np.float32), (BFLOAT16, BFLOAT16)) for stochastic in _HOW),
+    Storage(np.float32, _F16, np.float32),
+    *(Storage(np.float64, grad, np.float64) for grad in (np.float32, _F16, BFLOAT16)),
+)  # fmt: skip
 # Of each rule two cases, without and with decay: how arrays are walked depends on nothing else.
 WALKED = tuple(
     case
@@ -812,6 +904,11 @@ WALKED = tuple(
         next(case for case in FUNCTIONS if case.rule == rule and "weight_decay" in case.options),
     )
 )
+
+
+# All cases in every storage, and those that show how arrays are walked.
+STORED = tuple(case.as_stored(storage) for case in FUNCTIONS for storage in STORAGES)
+STORED_WALKED = tuple(case.as_stored(storage) for case in WALKED for storage in STORAGES)
 
 
 def of_kind(kind: str) -> dict[str, Any]:
@@ -850,6 +947,7 @@ def _bad_of(entry: Entry, keys: Any) -> dict[str, tuple[Bad, ...]]:
 def _bad_of_function(entry: Entry) -> dict[str, tuple[Bad, ...]]:
     takes = inspect.signature(getattr(fs, f"{entry.rule}_")).parameters
     found = _bad_of(entry, takes)
+    found["key"] = _KEY
     if "step" in takes:
         required = takes["step"].default is inspect.Parameter.empty
         found["step"] = (*_COUNT, Bad(None, TypeError)) if required else _COUNT
@@ -1041,11 +1139,19 @@ def of_rows(
     return values
 
 
+def extremes(case: Case, dtype: np.dtype[Any], shape: Shape, rng: np.random.Generator) -> Values:
+    """The same with the largest and the smallest numbers of 16 bits."""
+    largest, smallest = float(ml_dtypes.finfo(BFLOAT16).max), float(ml_dtypes.finfo(BFLOAT16).smallest_subnormal)
+    values = [0.0, 1.0, largest, smallest, 65504.0, 2.0**-24, math.inf]
+    return special(case, dtype, shape, rng, np.array([s * x for x in values for s in (1, -1)] + [math.nan], dtype))
+
+
 SPECIAL_LENGTH = 15**3
 VALUES: dict[str, Callable[[Case, np.dtype[Any], Shape, np.random.Generator], Values]] = {
     "ordinary": ordinary,
     "special": special,
     "tiny": tiny,
+    "extremes": extremes,
 }
 
 # ----------------------------------------------------------------------------------------------------------- containers
@@ -1192,14 +1298,14 @@ def _no_array(name: str, make: Callable[[Array], Any]) -> BadArray:
     return BadArray(name, make, TypeError, lambda good, bad: ["numpy.ndarray", type(bad).__name__])
 
 
-def _dtype(name: Any) -> BadArray:
+def _dtype(name: Any, **where: Any) -> BadArray:
     dtype = np.dtype(name)
     return BadArray(
         f"dtype {dtype}",
         lambda good: np.zeros(good.shape, dtype),
         TypeError,
         lambda good, bad: ["dtype", str(good.dtype), str(bad.dtype)],
-        fits=lambda good: good.dtype != dtype,
+        **{"fits": lambda good: good.dtype != dtype, **where},
     )
 
 
@@ -1248,10 +1354,10 @@ BAD_ARRAYS: tuple[BadArray, ...] = (
     BadArray("integers of the standard library", lambda good: std_array.array("i", [0] * good.size), TypeError,
              lambda good, bad: ["dtype", str(good.dtype), "int32"]),
     BadArray("None", lambda good: None, TypeError, lambda good, bad: ["ndarray", "None"], roles=frozenset({"param"})),
-    *map(_dtype, ("f2", "g", "c8", "c16", "i1", "i4", "i8", "u1", "?", "O", "U4", "M8[s]", "f4,f4")),
-    BadArray("the other float dtype", lambda good: good.astype({"f": "f8", "d": "f4"}[good.dtype.char]), TypeError,
-             lambda good, bad: ["dtype", str(good.dtype), str(bad.dtype)], roles=SHAPED,
-             fits=lambda good: good.dtype.kind == "f"),
+    *map(_dtype, ("g", "c8", "c16", "i1", "i4", "i8", "u1", "?", "O", "U4", "M8[s]", "f4,f4")),
+    _dtype("f2", roles=frozenset({"state"}), fits=lambda good: good.dtype.kind == "f"),
+    _dtype("f4", roles=frozenset({"state"}), fits=lambda good: good.dtype == np.float64),
+    _dtype("f8", roles=SHAPED, fits=lambda good: good.dtype == np.float32),
     BadArray("byte order", lambda good: good.astype(good.dtype.newbyteorder("S")), TypeError,
              lambda good, bad: ["byte order", "native", str(bad.dtype)], fits=lambda good: good.itemsize > 1),
     _shape("one longer", lambda good: np.zeros((good.shape[0] + 1, *good.shape[1:]), good.dtype)),

@@ -316,7 +316,7 @@ def test_state_dict_is_plain_and_independent() -> None:
     opt, params = some_run(RESUMED[0], layout=LAYOUT["F, first axis reversed"])
     before = everything(opt, params)
     saved = opt.state_dict()
-    assert list(saved) == ["format_version", "class", "groups", "step", "times", "last_loss", "params", "state"]
+    assert list(saved) == ["format_version", "class", "groups", "step", "times", "last_loss", "seed", "params", "state"]
     assert saved["format_version"] == 2
     assert saved["class"] == "RMSprop"
     assert saved["step"] == 5

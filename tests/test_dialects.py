@@ -14,7 +14,7 @@ import pytest
 
 import fusedstep as fs
 from dialect_tables import markdown
-from registry import DECLARED, DEFINED, ENTRIES, FLT_EPSILON, REQUIRED
+from registry import DECLARED, DEFINED, ENTRIES, FLT_EPSILON, OF_CLASS, REQUIRED
 
 ROOT = Path(__file__).parents[1]
 CLASSES = {entry.rule: getattr(fs, entry.class_name) for entry in ENTRIES if entry.dialects is not None}
@@ -44,9 +44,9 @@ STARTS = {
 
 
 def arguments(cls: type[Any]) -> dict[str, Any]:
-    """The arguments of a class beside ``params`` and ``verify``, and their defaults."""
+    """The options of a class, and their defaults."""
     parameters = dict(inspect.signature(cls).parameters)
-    return {name: parameters[name].default for name in parameters if name not in ("params", "verify")}
+    return {name: parameters[name].default for name in parameters if name not in ("params", *OF_CLASS)}
 
 
 def spelled_out(rule: str, name: str) -> dict[str, Any]:

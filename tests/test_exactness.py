@@ -44,8 +44,11 @@ from registry import (
     SMALL_SHAPES,
     SPECIAL_LENGTH,
     STEPS,
+    STORED,
+    STORED_WALKED,
     SWITCHES,
     THREADS,
+    VALUES,
     WALKED,
     C,
     Case,
@@ -233,6 +236,59 @@ def test_every_int8_as_the_last_sign(case: Case, dtype: np.dtype[Any], isa: str)
             optimizer.step([grad], loss=-loss(t) if case.class_options.get("maximize") else loss(t))
         found = {"param": optimizer.param_groups[0]["params"][0], **optimizer.state["0"]}
         assert_same(found, wanted.after[-1], f"{case} {dtype} {isa}, a loaded checkpoint")
+
+
+each_stored = pytest.mark.parametrize("case", STORED, ids=str)
+each_stored_walked = pytest.mark.parametrize("case", STORED_WALKED, ids=str)
+
+
+def compute(case: Case) -> np.dtype[Any]:
+    assert case.storage is not None
+    return case.storage.compute
+
+
+@pytest.mark.slow
+@each_stored
+def test_storage_and_values(case: Case) -> None:
+    """Every storage of every case: ordinary, tiny and special values, and the extremes of 16 bits."""
+    for k, kind in enumerate(VALUES):
+        wanted = problem(case, compute(case), (SPECIAL_LENGTH,) if kind != "ordinary" else (203,), kind)
+        for isa in ISAS:
+            with fs.use_isa(isa):
+                run_function(wanted, f"{case} {isa}, {kind}", offset=k % 2)
+
+
+@each_isa
+@each_stored_walked
+def test_storage_and_short_lengths(case: Case, isa: str) -> None:
+    """Lengths 0 to two groups of the widest vectors and 1, each at an offset of its own."""
+    with fs.use_isa(isa):
+        for n in (*range(35), 63, 64, 65, 100, 129):
+            run_function(problem(case, compute(case), (n,)), f"{case} {isa}, {n=}", offset=n % 7)
+
+
+@pytest.mark.slow
+@each_stored_walked
+def test_storage_and_layouts(case: Case) -> None:
+    """Each layout, with gradient and states in the same one and in others; the noise follows the C order."""
+    k = STORED_WALKED.index(case)
+    for j, layout in enumerate(LAYOUTS):
+        others = (LAYOUTS[(j + 3 * i + k) % len(LAYOUTS)] for i in range(4))
+        with fs.use_isa(ISAS[(j + k) % len(ISAS)]):
+            where = f"{case} {fs.isa()}, {layout}"
+            run_function(problem(case, compute(case), (3, 5, 7)), where, layout)
+            run_function(problem(case, compute(case), (40, 33)), f"{where}, others elsewhere", layout, *others)
+
+
+@pytest.mark.slow
+@each_stored_walked
+def test_storage_and_threads(case: Case) -> None:
+    """Work that threads share, dense and in other layouts; 1 to 4 threads."""
+    k = STORED_WALKED.index(case)
+    wanted = problem(case, compute(case), LARGE_SHAPE)
+    for count, layout in itertools.product((1, 2, 3, 4), (C, LAYOUT["F"], LAYOUTS[k % len(LAYOUTS)])):
+        with fs.use_isa(ISAS[(k + count) % len(ISAS)]), threads(count):
+            run_function(wanted, f"{case} {fs.isa()}, {layout}, {count} threads", layout, compare=(1, 5))
 
 
 def clipped(array: Any) -> Any:

@@ -388,7 +388,7 @@ class Run(RuleBasedStateMachine):
         before = dict(group)
         match bad:
             case "dtype":
-                grads[last] = grads[last].astype(np.float16)
+                grads[last] = grads[last].astype(np.int16)
             case "shape":
                 grads[last] = np.ones((*grads[last].shape, 2), grads[last].dtype)
             case "overlap":

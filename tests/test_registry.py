@@ -17,6 +17,8 @@ from registry import (
     DECLARED,
     DECOUPLED,
     ENTRIES,
+    OF_CLASS,
+    OF_FUNCTION,
     STEP_PROLOGUE,
     Entry,
 )
@@ -49,11 +51,11 @@ def test_the_class_has_the_declared_options(entry: Entry) -> None:
     """The arguments of the class are the declared fields, without what it sees for itself, with the same defaults."""
     fields = DECLARED[entry.rule]["fields"]
     found = defaults(getattr(fs, entry.class_name).__init__)
-    own = {key: value for key, value in found.items() if key not in ("self", "params", "verify")}
+    own = {key: value for key, value in found.items() if key not in ("self", "params", *OF_CLASS)}
     assert own == {key: spec["default"] for key, spec in fields.items() if spec["purpose"] != "loss"}
     assert list(found)[:3] == ["self", "params", "lr"]
     assert found["params"] is EMPTY
-    assert found["verify"] == "never"
+    assert [found[key] for key in OF_CLASS] == [None, None, 0, False, "never"]
 
 
 @each_entry
@@ -67,7 +69,8 @@ def test_the_function_has_the_declared_arrays_and_options(entry: Entry) -> None:
     for key in states:
         assert found[key].default is (EMPTY if key in always else None), key
     assert ("rows" in found) == DECLARED[entry.rule]["rows"]
-    rest = [key for key in found if key not in ("param", "grad", "step", "rows", *states)]
+    assert [found[key].default for key in OF_FUNCTION] == [None, None]
+    rest = [key for key in found if key not in ("param", "grad", "step", "rows", *states, *OF_FUNCTION)]
     assert set(rest) <= set(fields), f"{set(rest) - set(fields)}: no option of {entry.rule!r}"
     for key in rest:
         # lr is required, or scales nothing but decoupled decay.
@@ -101,7 +104,8 @@ def test_every_option_has_values_that_are_refused(entry: Entry) -> None:
     options = {key for key, spec in DECLARED[entry.rule]["fields"].items() if spec["purpose"] != "loss"}
     assert set(BAD_CLASS_OPTIONS[entry.rule]) == options, f"the entry of {entry.rule!r} needs them in `bad`"
     assert set(entry.bad) <= options
-    takes = set(parameters(getattr(fs, f"{entry.rule}_"))) - {"param", "grad", "rows", *DECLARED[entry.rule]["states"]}
+    arrays = {"param", "grad", "rows", "param_low", *DECLARED[entry.rule]["states"]}
+    takes = set(parameters(getattr(fs, f"{entry.rule}_"))) - arrays
     assert set(BAD_FUNCTION_OPTIONS[entry.rule]) == takes
 
 

@@ -16,6 +16,7 @@ import pytest
 import fusedstep as fs
 import fusedstep.typing
 from fusedstep import _core
+from registry import OF_CLASS
 
 PROGRAMS = Path(__file__).parent / "typing"
 PACKAGE = Path(fs.__file__).parent
@@ -106,7 +107,7 @@ def test_options_are_written_alike(cls: Any) -> None:
     """The constructor, the attributes and the options of ``like`` have the same names and types, those of the rule."""
     module = sys.modules[cls.__module__]
     hints = get_type_hints(cls.__init__)
-    own = {name: hint for name, hint in hints.items() if name not in ("params", "verify", "return")}
+    own = {name: hint for name, hint in hints.items() if name not in ("params", "return", *OF_CLASS)}
     options = get_type_hints(getattr(module, f"{cls.__name__}Options"))
     assert {"lr": float, **options} == own
     attributes = {name: get_type_hints(cls)[name] for name in own if not name.startswith("initial_")}
@@ -119,7 +120,7 @@ def test_options_are_written_alike(cls: Any) -> None:
     kinds = {"real": float, "flag": bool, "pair": tuple[float, float]}
     assert all(own[name] == kinds[fields[name]["kind"]] for name in own if fields[name]["kind"] in kinds)
     for name, default in cls.__init__.__kwdefaults__.items():
-        assert name == "verify" or fields[name]["default"] == default, name
+        assert name in OF_CLASS or fields[name]["default"] == default, name
     assert cls.__init__.__defaults__ == (fields["lr"]["default"],)
 
 

@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <iterator>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace fusedstep::bind {
@@ -12,7 +15,12 @@ namespace {
 using npy = py::detail::npy_api;
 static_assert(sizeof(py::ssize_t) == sizeof(std::int64_t));
 
-constexpr int type_numbers[] = {npy::NPY_FLOAT_, npy::NPY_DOUBLE_, npy::NPY_BYTE_};
+// NumPy's, by Type. bfloat16 is ml_dtypes', whose number is not fixed.
+constexpr int half_number = 23;
+constexpr int none = -1;
+constexpr int type_numbers[] = {npy::NPY_FLOAT_, npy::NPY_DOUBLE_, npy::NPY_BYTE_, none,        none,
+                                none,            none,             none,           half_number, npy::NPY_USHORT_};
+static_assert(std::size(type_numbers) == type_count);
 constexpr char foreign_byte_order = std::endian::native == std::endian::little ? '>' : '<';
 
 const py::detail::PyArray_Proxy* proxy(PyObject* object) { return py::detail::array_proxy(object); }
@@ -69,11 +77,33 @@ py::object array_of(py::handle object, const Label& label) {
   }
 }
 
-bool has_type(PyObject* object, Type type) {
-  const auto* array = proxy(object);
-  if (array->descr == native_descriptors()[static_cast<std::size_t>(type)]) return true;
-  const auto dtype = py::reinterpret_borrow<py::dtype>(array->descr);
-  return dtype.num() == type_numbers[static_cast<int>(type)] && dtype.byteorder() != foreign_byte_order;
+// The dtype of bfloat16, if ml_dtypes was imported: without it nobody has such an array.
+py::object bfloat16_dtype(const py::object& ml_dtypes) {
+  return py::module_::import("numpy").attr("dtype")(ml_dtypes.attr("bfloat16"));
+}
+
+std::atomic<const PyObject*>& descriptor_of(Type type) { return native_descriptors()[static_cast<std::size_t>(type)]; }
+
+void look_for_bfloat16() {
+  if (descriptor_of(Type::bfloat16) != nullptr) return;
+  const auto modules = py::reinterpret_borrow<py::dict>(PyImport_GetModuleDict());
+  if (modules.contains("ml_dtypes")) descriptor_of(Type::bfloat16) = bfloat16_dtype(modules["ml_dtypes"]).release().ptr();
+}
+
+std::optional<Type> type_of(PyObject* object) {
+  const PyObject* const descriptor = proxy(object)->descr;
+  for (std::size_t k = 0; k < type_count; ++k) {
+    if (descriptor == native_descriptors()[k]) return static_cast<Type>(k);
+  }
+  const auto dtype = py::reinterpret_borrow<py::dtype>(const_cast<PyObject*>(descriptor));
+  if (dtype.byteorder() == foreign_byte_order) return std::nullopt;
+  for (std::size_t k = 0; k < type_count; ++k) {
+    if (dtype.num() == type_numbers[k]) return static_cast<Type>(k);
+  }
+  look_for_bfloat16();
+  const PyObject* const bfloat16 = descriptor_of(Type::bfloat16);
+  if (bfloat16 != nullptr && dtype.equal(py::handle(const_cast<PyObject*>(bfloat16)))) return Type::bfloat16;
+  return std::nullopt;
 }
 
 std::string dtype_text(PyObject* object) { return py::str(py::handle(proxy(object)->descr)); }
@@ -113,11 +143,19 @@ Array view(PyObject* object, const Label& label, Type type, bool written) {
 
 }  // namespace
 
-const Descriptors& native_descriptors() {
-  static const Descriptors descriptors{npy::get().PyArray_DescrFromType_(npy::NPY_FLOAT_),
-                                       npy::get().PyArray_DescrFromType_(npy::NPY_DOUBLE_),
-                                       npy::get().PyArray_DescrFromType_(npy::NPY_BYTE_)};
+Descriptors& native_descriptors() {
+  const auto get = []<std::size_t... k>(std::index_sequence<k...>) {
+    return Descriptors{(type_numbers[k] == none ? nullptr : npy::get().PyArray_DescrFromType_(type_numbers[k]))...};
+  };
+  static Descriptors descriptors = get(std::make_index_sequence<type_count>{});
   return descriptors;
+}
+
+py::dtype dtype_of(Type type) {
+  if (type == Type::bfloat16 && descriptor_of(type) == nullptr) {
+    descriptor_of(type) = bfloat16_dtype(py::module_::import("ml_dtypes")).release().ptr();
+  }
+  return py::reinterpret_borrow<py::dtype>(const_cast<PyObject*>(descriptor_of(type).load()));
 }
 
 PyObject* as_array(py::handle object, const Label& label, References& references) {
@@ -134,22 +172,11 @@ bool is_scalar(PyObject* object) {
   return PyFloat_Check(object) != 0 || py::isinstance(object, py::module_::import("numpy").attr("generic"));
 }
 
-PyObject* as_array(py::handle scalar, const Label& label, Type type, References& references) {
+PyObject* as_array(py::handle scalar, Type rounded_to, References& references) {
   const auto numpy = py::module_::import("numpy");
   const bool rounded = PyFloat_CheckExact(scalar.ptr());
-  const py::object array = rounded ? numpy.attr("asarray")(scalar, py::arg("dtype") = name_of(type)) : numpy.attr("asarray")(scalar);
-  if (!has_type(array.ptr(), type)) wrong_dtype(array.ptr(), label, name_of(type));
-  return references.share(array.ptr());
-}
-
-Array borrow_parameter(py::handle object, const Label& label) {
-  check_is_array(object, label);
-  for (const Type type : {Type::float32, Type::float64}) {
-    if (has_type(object.ptr(), type)) return view(object.ptr(), label, type, true);
-  }
-  const auto dtype = py::reinterpret_borrow<py::dtype>(proxy(object.ptr())->descr);
-  if (dtype.num() == npy::NPY_FLOAT_ || dtype.num() == npy::NPY_DOUBLE_) check_byte_order(object.ptr(), label);
-  wrong_dtype(object.ptr(), label, "float32 or float64");
+  return references.share((rounded ? numpy.attr("asarray")(scalar, py::arg("dtype") = name_of(rounded_to))
+                                   : numpy.attr("asarray")(scalar)).ptr());
 }
 
 Array borrow_index(py::handle object, const Label& label) {
@@ -168,20 +195,21 @@ Array borrow_index(py::handle object, const Label& label) {
   return view(object.ptr(), label, type, false);
 }
 
-Array borrow(py::handle object, const Label& label, Type type, bool written) {
-  check_is_array(object, label);
-  if (!has_type(object.ptr(), type)) {
-    const auto dtype = py::reinterpret_borrow<py::dtype>(proxy(object.ptr())->descr);
-    if (dtype.num() == type_numbers[static_cast<int>(type)]) check_byte_order(object.ptr(), label);
-    wrong_dtype(object.ptr(), label, name_of(type));
+Array borrow(py::handle object, const Label& label, TypeSet types, bool written) {
+  check_is_array(object, label, types.has(Type::float64) && !types.has(Type::float32) ? "float64" : "float32");
+  const std::optional<Type> type = type_of(object.ptr());
+  if (type && types.has(*type)) return view(object.ptr(), label, *type, written);
+  const auto dtype = py::reinterpret_borrow<py::dtype>(proxy(object.ptr())->descr);
+  for (std::size_t k = 0; k < type_count; ++k) {
+    if (types.has(static_cast<Type>(k)) && dtype.num() == type_numbers[k]) check_byte_order(object.ptr(), label);
   }
-  return view(object.ptr(), label, type, written);
+  wrong_dtype(object.ptr(), label, types.text());
 }
 
 py::array array_over(const Array& array, py::handle base) {
   const std::vector<py::ssize_t> shape(array.shape.begin(), array.shape.end());
   const std::vector<py::ssize_t> strides(array.strides, array.strides + array.shape.size());
-  return py::array(py::dtype(type_numbers[static_cast<int>(array.type)]), shape, strides, array.data, base);
+  return py::array(dtype_of(array.type), shape, strides, array.data, base);
 }
 
 }  // namespace fusedstep::bind

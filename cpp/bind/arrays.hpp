@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include <array>
+#include <atomic>
 
 #include "../checks.hpp"
 #include "gil.hpp"
@@ -29,26 +30,24 @@ PyObject* as_array(py::handle object, const Label& label, References& references
 // arithmetic on 0-d arrays returns.
 bool is_scalar(PyObject* object);
 
-// Such a number as a 0-d array: a float is rounded, a NumPy scalar must have the type.
-PyObject* as_array(py::handle scalar, const Label& label, Type type, References& references);
-
-// A parameter: float32 or float64. Raises TypeError (not an array, dtype, byte order) or ValueError (read-only,
-// misaligned), with the label, what was found and what to do. The object must outlive what is returned. Runs no Python
-// code, unless to say what is wrong.
-Array borrow_parameter(py::handle object, const Label& label);
+// Such a number as a 0-d array: a float is rounded, a NumPy scalar keeps its type.
+PyObject* as_array(py::handle scalar, Type rounded_to, References& references);
 
 // An index of rows: integers of 4 or 8 bytes.
 Array borrow_index(py::handle object, const Label& label);
 
-// An array of one element type, written or only read.
-Array borrow(py::handle object, const Label& label, Type type, bool written);
+// An array of one of some element types, written or only read. Raises TypeError (not an array, dtype, byte order) or
+// ValueError (read-only, misaligned), with the label, what was found and what to do. The object must outlive what is
+// returned. Runs no Python code, unless to say what is wrong.
+Array borrow(py::handle object, const Label& label, TypeSet types, bool written);
 
 // An ndarray over memory that `base` keeps.
 py::array array_over(const Array& array, py::handle base);
 
-// NumPy's own descriptors of the native types, by Type: nearly every array points at one of them.
-using Descriptors = std::array<const PyObject*, 3>;
-const Descriptors& native_descriptors();
+// The descriptors of the native types, by Type: nearly every array points at one of them. bfloat16's is null before the first
+// array of that type.
+using Descriptors = std::array<std::atomic<const PyObject*>, type_count>;
+Descriptors& native_descriptors();
 
 // The quick look at an array that was accepted before: same place, shape, strides and type, and as writable as before.
 // Inline, because each parameter takes it twice a step.

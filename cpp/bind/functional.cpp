@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,7 +17,7 @@ namespace {
 
 using schema::Field;
 
-enum class Role : std::uint8_t { parameter, gradient, rows, state, field, step };
+enum class Role : std::uint8_t { parameter, gradient, rows, state, field, step, key };
 
 struct Argument {
   py::str name;
@@ -95,11 +96,29 @@ std::int64_t step_count(PyObject* value) {
   return t;
 }
 
+// Of the noise of stochastic rounding.
+std::uint64_t noise_key_from(PyObject* value) {
+  if (PyBool_Check(value) || PyIndex_Check(value) == 0) {
+    throw py::type_error("key: expected a whole number or None, got " + std::string(py::repr(value)));
+  }
+  const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(value));
+  if (!index) {
+    PyErr_Clear();
+    throw py::type_error("key: expected a whole number or None, got " + std::string(py::repr(value)));
+  }
+  const unsigned long long key = PyLong_AsUnsignedLongLong(index.ptr());
+  if (key == static_cast<unsigned long long>(-1) && PyErr_Occurred() != nullptr) {
+    PyErr_Clear();
+    throw py::value_error("key: expected a whole number from 0 to 2^64 - 1, got " + std::string(py::repr(value)));
+  }
+  return key;
+}
+
 // A state is passed exactly where the hyperparameters have a use for it.
 void check_states(const Function& function, const RuleSchema& rule, const Options& options, PyObject* const* values) {
   for (std::size_t k = 0; k < function.arguments.size(); ++k) {
     const Argument& argument = function.arguments[k];
-    if (argument.role != Role::state || argument.required) continue;
+    if (argument.role != Role::state || argument.required || argument.state == low_half) continue;
     const bool used = rule.uses(options, static_cast<std::size_t>(argument.state));
     if (used == given(values[k])) continue;
     throw py::value_error(argument.text + (used ? ": needed by these hyperparameters, got None; pass an array"
@@ -129,6 +148,7 @@ void update(const Function& function, PyObject* const* values) {
   const RuleSchema& rule = schema_of(function.rule);
   Options options = function.defaults;
   std::int64_t step = 1;
+  std::optional<std::uint64_t> key;
   bool lr_given = true;
   PyObject* arrays[max_arguments] = {};
   References references;
@@ -145,6 +165,8 @@ void update(const Function& function, PyObject* const* values) {
       if (argument.turned_on != nullptr) options.at<bool>(*argument.turned_on) = true;
       if (argument.role == Role::step) {
         step = step_count(value);
+      } else if (argument.role == Role::key) {
+        key = noise_key_from(value);
       } else {
         arrays[k] = as_array(value, {argument.text.c_str()}, references);
         if (argument.role != Role::gradient && argument.role != Role::rows && is_lost(value)) {
@@ -165,23 +187,25 @@ void update(const Function& function, PyObject* const* values) {
   Array parameter;
   Array gradient;
   Array index;
-  Array states[max_states];
+  Array states[state_arrays];
   for (std::size_t k = 0; k < function.arguments.size(); ++k) {
     if (arrays[k] == nullptr) continue;
     const Argument& argument = function.arguments[k];
     const Label label{argument.text.c_str()};
     if (argument.role == Role::parameter) {
-      parameter = borrow_parameter(arrays[k], label);
+      parameter = borrow(arrays[k], label, parameter_types, true);
     } else if (argument.role == Role::gradient) {
-      gradient = borrow(arrays[k], label, parameter.type, false);
+      gradient = borrow(arrays[k], label, gradient_types(parameter.type), false);
     } else if (argument.role == Role::rows) {
       index = borrow_index(arrays[k], label);
+    } else if (argument.state == low_half) {
+      states[low_half] = checked_low_halves(borrow(arrays[k], label, Type::uint16, true), parameter);
     } else {
       const schema::State& state = rule.states[static_cast<std::size_t>(argument.state)];
-      states[argument.state] = borrow(arrays[k], label, type_of_state(state, parameter.type), true);
+      states[argument.state] = borrow(arrays[k], label, types_of_state(state, parameter.type), true);
     }
   }
-  SingleUpdate prepared(function.rule, options, step, parameter, gradient, {states, rule.states.size()}, index);
+  SingleUpdate prepared(function.rule, options, step, parameter, gradient, states, index, key);
   if (parameter.size() < small) {
     prepared.run();
   } else {
@@ -231,6 +255,11 @@ Argument make_argument(const RuleSchema& rule, const std::string& text) {
   } else if (text == "step") {
     argument.role = Role::step;
     turn_on(rule.step_used_with);
+  } else if (text == "key") {
+    argument.role = Role::key;
+  } else if (text == low_halves.name) {
+    argument.role = Role::state;
+    argument.state = low_half;
   } else if ((argument.field = rule.field(text)) == nullptr) {
     for (std::size_t s = 0; s < rule.states.size(); ++s) {
       if (text != rule.states[s].name) continue;

@@ -121,7 +121,7 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used(), py::multiple_interpreters
         const Label label{"", &name, group};
         bind::References references;
         const auto parameter = py::reinterpret_borrow<py::object>(bind::as_array(array, label, references));
-        check_distinct_elements(bind::borrow_parameter(parameter, label));
+        check_distinct_elements(bind::borrow(parameter, label, parameter_types, true));
         return parameter;
       },
       py::arg("array"), py::arg("name"), py::arg("group"));
@@ -129,6 +129,9 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used(), py::multiple_interpreters
   module.def(
       "exchange_floating_point",
       [](std::optional<std::uint64_t> state) { return exchange_floating_point(state); }, py::arg("state"));
+  module.def("noise_key", [](std::uint64_t seed, std::int64_t step, const std::string& name) {
+    return noise_key(seed, step, name);
+  }, py::arg("seed"), py::arg("step"), py::arg("name"));
   module.def("used_states", &bind::used_states, py::arg("rule"), py::arg("values"));
   module.def("make_function", &bind::make_function, py::arg("rule"), py::arg("name"), py::arg("documentation"),
              py::arg("parameters"), py::arg("positional"));

@@ -31,6 +31,7 @@ struct Bound {
   std::size_t geometry;
   std::uint8_t ndim;
   Type type;
+  Type gradient_type;
   Accepted accepted;
 };
 
@@ -49,13 +50,16 @@ class PyOptimizer {
         rows_type_(py::type::of<PyOptimizer>().attr("_Rows")) {}
 
   py::tuple add_group(const std::vector<std::string>& names, const py::list& arrays, const py::dict& options,
-                      const py::object& states) {
+                      const py::object& states, const std::optional<std::string>& state_dtype, bool nearest, bool master) {
     const Hold hold(*this);
     const Options values = options_from(core_.schema(), options);
     check(core_.schema(), values);
     const std::size_t first = core_.size();
     const int group = core_.groups() > 0 ? static_cast<int>(core_.groups()) : -1;
-    const std::size_t states_each = core_.schema().states.size();
+    GroupStorage storage{.rounding = nearest ? Rounding::nearest : Rounding::stochastic, .master = master};
+    if (state_dtype) storage.state_type = type_named(*state_dtype);
+    const std::size_t rule_states = core_.schema().states.size();
+    const std::size_t states_each = rule_states + (master ? 1 : 0);  // the low halves come last
     // First all objects, each parameter before its states: to get at them may run any Python code.
     std::vector<py::object> owned;
     References references;
@@ -72,20 +76,27 @@ class PyOptimizer {
       auto& parameter = added.emplace_back();
       parameter.name = names[i];
       parameter.group = core_.groups();
-      parameter.array = borrow_parameter(owned[k++], {"", &names[i], group});
+      parameter.array = borrow(owned[k++], {"", &names[i], group}, parameter_types, true);
       if (states.is_none()) continue;
       parameter.states.emplace();
       for (std::size_t s = 0; s < states_each; ++s) {
         const py::object& state = owned[k++];
         if (state.is_none()) continue;
-        const schema::State& about = core_.schema().states[s];
-        (*parameter.states)[s] =
-            borrow(state, {about.name, &names[i], group}, type_of_state(about, parameter.array.type), true);
+        const std::size_t place = s < rule_states ? s : low_half;
+        const schema::State& about = s < rule_states ? core_.schema().states[s] : low_halves;
+        const Type floats = storage.state_type.value_or(compute_type(parameter.array.type));
+        const Type type = s < rule_states ? type_of_state(about, parameter.array.type, floats) : Type::uint16;
+        (*parameter.states)[place] = borrow(state, {about.name, &names[i], group}, type, true);
       }
     }
-    core_.add(std::span(&values, 1), added);
+    core_.add(std::span(&values, 1), added, std::span(&storage, 1));
     owned_.insert(owned_.end(), owned.begin(), owned.end());
-    return bind(first, owned, states.is_none());
+    return bind(first, owned, states.is_none(), states_each);
+  }
+
+  void sync_master(std::size_t i) {
+    const Hold hold(*this);
+    core_.sync_master(i);
   }
 
   void set_tree(py::handle tree) { containers_.emplace(tree); }
@@ -180,6 +191,8 @@ class PyOptimizer {
 
   std::int64_t steps() { return core_.steps(); }
   void set_steps(std::int64_t steps) { core_.steps() = steps; }
+  std::uint64_t seed() { return core_.seed(); }
+  void set_seed(std::uint64_t seed) { core_.seed() = seed; }
   std::optional<double> last_loss() { return core_.last_loss(); }
   void set_last_loss(std::optional<double> loss) { core_.last_loss() = loss; }
 
@@ -259,6 +272,13 @@ class PyOptimizer {
                           std::string(py::repr(value)));
   }
 
+  static Type type_named(const std::string& name) {
+    for (int k = 0; k < type_count; ++k) {
+      if (name == name_of(static_cast<Type>(k))) return static_cast<Type>(k);
+    }
+    throw py::value_error("state_dtype: expected None or 'bfloat16', got '" + name + "'");
+  }
+
   static Nonfinite policy(py::handle value) {
     if (PyUnicode_Check(value.ptr())) {
       if (PyUnicode_CompareWithASCIIString(value.ptr(), "propagate") == 0) return Nonfinite::propagate;
@@ -272,7 +292,7 @@ class PyOptimizer {
   }
 
   // Remembers the new parameters as they are, and returns them with their states as Python sees these.
-  py::tuple bind(std::size_t first, const std::vector<py::object>& owned, bool make_views) {
+  py::tuple bind(std::size_t first, const std::vector<py::object>& owned, bool make_views, std::size_t states_each) {
     py::list parameters;
     py::list states;
     py::object memory;
@@ -280,25 +300,25 @@ class PyOptimizer {
       memory = py::capsule(new OptimizerCore::Owner(core_.owner(first)),
                            [](void* owner) { delete static_cast<OptimizerCore::Owner*>(owner); });
     }
-    const std::size_t apart = make_views ? 1 : 1 + core_.schema().states.size();
+    const std::size_t apart = make_views ? 1 : 1 + states_each;
     for (std::size_t i = first; i < core_.size(); ++i) {
       const Array& array = core_.parameter(i);
       const py::object& parameter = owned[(i - first) * apart];
       bound_.push_back({parameter.ptr(), array.data, nullptr, geometry_.size(),
-                        static_cast<std::uint8_t>(array.shape.size()), array.type, Accepted::no});
+                        static_cast<std::uint8_t>(array.shape.size()), array.type, array.type, Accepted::no});
       geometry_.insert(geometry_.end(), array.shape.begin(), array.shape.end());
       geometry_.insert(geometry_.end(), array.strides, array.strides + array.shape.size());
       geometry_.resize(geometry_.size() + array.shape.size());
       parameters.append(parameter);
       py::dict by_name;
-      for (std::size_t s = 0; s < core_.schema().states.size(); ++s) {
+      for (std::size_t s = 0; s < state_arrays; ++s) {
         if (core_.state(i, s).data == nullptr) continue;
-        const char* name = core_.schema().state_name(core_.options(core_.group(i)), s);
+        const char* const name = core_.state_name(i, s);
         if (make_views) {
           by_name[name] = owned_.emplace_back(array_over(core_.state(i, s), memory));
           states_.push_back({owned_.back().ptr(), &core_.state(i, s)});
         } else {
-          by_name[name] = owned[(i - first) * apart + 1 + s];
+          by_name[name] = owned[(i - first) * apart + 1 + (s == low_half ? core_.schema().states.size() : s)];
         }
       }
       states.append(by_name);
@@ -334,7 +354,7 @@ class PyOptimizer {
           throw py::type_error(label.text() + ": expected a 0-d array with zero_grads=True, got a number, which can't be set " +
                                "to 0");
         }
-        found[i] = as_array(found[i], label, bound_[i].type, references);
+        found[i] = as_array(found[i], compute_type(bound_[i].type), references);
       } else {
         found[i] = as_array(found[i], label, references);
       }
@@ -367,14 +387,15 @@ class PyOptimizer {
         continue;
       }
       if (bound.accepted >= enough &&
-          unchanged(given, descriptor, bound.gradient, bound.ndim, shape, strides + bound.ndim, written)) {
+          unchanged(given, descriptors[static_cast<std::size_t>(bound.gradient_type)], bound.gradient, bound.ndim, shape, strides + bound.ndim, written)) {
         core_.keep(i);
         continue;
       }
-      const Array gradient = borrow(given, core_.gradient(i).label, bound.type, written);
+      const Array gradient = borrow(given, core_.gradient(i).label, gradient_types(bound.type), written);
       bound.accepted = Accepted::no;
       core_.accept(i, gradient, written);
       bound.gradient = gradient.data;
+      bound.gradient_type = gradient.type;
       bound.accepted = enough;
       std::copy_n(gradient.strides, bound.ndim,
                   geometry_.begin() + static_cast<std::ptrdiff_t>(bound.geometry) + 2 * bound.ndim);
@@ -484,7 +505,9 @@ void register_optimizer(py::module_& module) {
   py::class_<PyOptimizer> type(module, "OptimizerCore", py::custom_type_setup(take_part_in_collection));
   type.def(py::init<const std::string&>(), py::arg("rule"))
       .def("add_group", &PyOptimizer::add_group, py::arg("names"), py::arg("arrays"), py::arg("options"),
-           py::arg("states") = py::none())
+           py::arg("states") = py::none(), py::arg("state_dtype") = py::none(), py::arg("nearest") = false,
+           py::arg("master") = false)
+      .def("sync_master", &PyOptimizer::sync_master, py::arg("parameter"))
       .def("set_tree", &PyOptimizer::set_tree, py::arg("tree"))
       .def("own", &PyOptimizer::own, py::arg("groups"))
       .def("show_states", &PyOptimizer::show_states)
@@ -494,6 +517,7 @@ void register_optimizer(py::module_& module) {
       .def("gradients", &PyOptimizer::gradients, py::arg("grads"), py::arg("zero_grads") = false)
       .def("share", &PyOptimizer::share, py::arg("pieces"), py::arg("gather"))
       .def_property("steps", &PyOptimizer::steps, &PyOptimizer::set_steps)
+      .def_property("seed", &PyOptimizer::seed, &PyOptimizer::set_seed)
       .def_property("last_loss", &PyOptimizer::last_loss, &PyOptimizer::set_last_loss)
       .def_property("counts", &PyOptimizer::counts, &PyOptimizer::set_counts);
   auto method = py::reinterpret_steal<py::object>(

@@ -56,12 +56,12 @@ struct Streams {
       if (next == arrays.size()) throw py::value_error(std::string(name) + ": missing in the list of arrays");
       return py::handle(arrays[next++]);
     };
-    parameter = borrow_parameter(take("param"), {"param"});
-    gradient = borrow(take("grad"), {"grad"}, parameter.type, false);
+    parameter = borrow(take("param"), {"param"}, parameter_types, true);
+    gradient = borrow(take("grad"), {"grad"}, gradient_types(parameter.type), false);
     for (std::size_t s = 0; s < schema.states.size(); ++s) {
       if (!schema.uses(options, s)) continue;
       const char* name = schema.states[s].name;
-      states[s] = borrow(take(name), {name}, type_of_state(schema.states[s], parameter.type), true);
+      states[s] = borrow(take(name), {name}, types_of_state(schema.states[s], parameter.type), true);
       spans.push_back(span_of(states[s]));
     }
   }
@@ -92,9 +92,9 @@ Repeated repeated_optimizer(const std::string& name, const py::dict& values, con
   std::vector<Optimizer::Parameter> parameters;
   std::vector<AnySpan> gradients;
   for (std::size_t i = 0; i < params.size(); ++i) {
-    const Array p = borrow_parameter(params[i], {"param"});
+    const Array p = borrow(params[i], {"param"}, parameter_types, true);
     parameters.push_back({std::to_string(i), span_of(p)});
-    gradients.push_back(span_of(borrow(grads[i], {"grad"}, p.type, false)));
+    gradients.push_back(span_of(borrow(grads[i], {"grad"}, gradient_types(p.type), false)));
   }
   const auto optimizer = std::make_shared<Optimizer>(std::vector{rule}, parameters);
   return {[optimizer, gradients] { optimizer->step(gradients); }, py::make_tuple(params, grads)};

@@ -21,14 +21,34 @@ using RuleId = std::uint8_t;
 template <class Rule>
 inline constexpr RuleId id_of = index_in<Rule>(AllRules{});
 
-// The types that a parameter may have: the first ones of Type.
-inline constexpr int parameter_types = 2;
+// The types that rules compute in, the first ones of Type: float for parameters of up to 32 bits, double for float64.
+inline constexpr int compute_types = 2;
 
-// The streams of an update, in this order: parameter, gradient, and the states of the rule (null where not used).
+[[gnu::always_inline]] constexpr Type compute_type(Type parameter) {
+  return parameter == Type::float64 ? Type::float64 : Type::float32;
+}
+
+// The streams of an update, in this order: parameter, gradient, the states of the rule, the low halves of a master parameter
+// (null where not used), and the index of the first element in the C order of the whole parameter, which advances like a
+// pointer to bytes.
 inline constexpr int max_states = 3;
-inline constexpr int max_streams = 2 + max_states;
 inline constexpr int gradient_stream = 1;
 inline constexpr int first_state = 2;
+inline constexpr int low_stream = first_state + max_states;
+inline constexpr int low_half = max_states;  // its place behind the states
+inline constexpr int state_arrays = max_states + 1;
+inline constexpr int index_stream = low_stream + 1;
+inline constexpr int max_arrays = index_stream;
+inline constexpr int max_streams = index_stream + 1;
+
+// An index as a stream, which is no null pointer.
+inline constexpr std::uintptr_t index_zero = std::uintptr_t{1} << 62;
+inline char* index_as_stream(std::int64_t index) {
+  return reinterpret_cast<char*>(index_zero + static_cast<std::uintptr_t>(index));
+}
+[[gnu::always_inline]] inline std::uint64_t index_of(void* const* streams) {
+  return reinterpret_cast<std::uintptr_t>(streams[index_stream]) - index_zero;
+}
 
 // The unit in which arrays are cut: with all its streams it fits in the first-level cache.
 inline constexpr std::int64_t block = 1024;
@@ -73,6 +93,41 @@ struct Reduced {
   }
 };
 
+// How the streams of an update are stored.
+struct Storage {
+  std::int64_t item_size[max_streams] = {};  // 0: stream not used
+  Type type[max_arrays] = {};
+  Rounding rounding = Rounding::stochastic;
+
+  // Always inlined: kernels.cpp must leave nothing for the linker to merge.
+  [[gnu::always_inline]] Type compute() const { return compute_type(type[0]); }
+  [[gnu::always_inline]] bool uses(int stream) const { return item_size[stream] != 0; }
+  [[gnu::always_inline]] bool is_master() const { return uses(low_stream); }
+
+  // The stream holds numbers of another type than the rule computes in.
+  [[gnu::always_inline]] bool converts(int stream) const {
+    return uses(stream) && type[stream] != compute() && type[stream] != Type::int8 && type[stream] != Type::uint16;
+  }
+  [[gnu::always_inline]] bool rounds(int stream) const {
+    return converts(stream) && stream != gradient_stream && !(stream == 0 && is_master());
+  }
+
+  // Whether anything is to be converted; and whether that takes noise.
+  [[gnu::always_inline]] bool is_narrow() const {
+    for (int s = 0; s < max_arrays; ++s) {
+      if (converts(s)) return true;
+    }
+    return false;
+  }
+  [[gnu::always_inline]] bool needs_noise() const {
+    if (rounding != Rounding::stochastic) return false;
+    for (int s = 0; s < max_arrays; ++s) {
+      if (rounds(s)) return true;
+    }
+    return false;
+  }
+};
+
 // The last three are null unless the rule needs a reduction over all elements before it updates any. Over an array: then
 // settle() updates the rule's scalar by the sum and completes the constants. Over the whole list of arrays: then
 // update_chosen() takes the place of the update of the one element found.
@@ -96,13 +151,35 @@ struct NormKernel {
   double (*scaled_sum_of_squares)(const Prepared& prepared, double scale, std::int64_t n, const void* g) noexcept;
 };
 
+// An update of streams that are stored in other types, in one loop over whole groups of elements. `streams[index_stream]` and
+// the key determine the noise, which is the same for 2^32 elements in a row. Null: streams stored so go through conversions.
+struct NarrowUpdate {
+  void (*update)(const Prepared& prepared, std::int64_t n, void* const* streams, std::uint64_t key) noexcept = nullptr;
+  std::int64_t group = 0;
+};
+
+// What is not in such a loop: whole blocks, converted by way of other memory.
+struct Conversions {
+  // To a compute type; null where there is nothing to do, or where it would round.
+  void (*widen[compute_types][type_count])(std::int64_t n, const void* from, void* to) noexcept;
+  // From float to bfloat16 or float16; stochastically with the lower or upper 16 bits of noise.
+  void (*to_nearest[type_count])(std::int64_t n, const float* from, void* to) noexcept;
+  void (*stochastic[type_count])(std::int64_t n, const float* from, void* to, const std::uint32_t* noise, bool upper) noexcept;
+  // The halves of a master parameter.
+  void (*join)(std::int64_t n, const bfloat16* high, const std::uint16_t* low, float* to) noexcept;
+  void (*split)(std::int64_t n, const float* from, bfloat16* high, std::uint16_t* low) noexcept;
+  void (*noise)(std::int64_t n, std::uint64_t key, std::uint64_t index, std::uint32_t* to) noexcept;
+};
+
 struct Kernels {
   // With a prologue that is not idle, or without.
-  Kernel (*update[AllRules::size][parameter_types])(const void* options, bool with_prologue);
-  NormKernel norm[parameter_types];
+  Kernel (*update[AllRules::size][compute_types])(const void* options, bool with_prologue);
+  NarrowUpdate (*narrow_update[AllRules::size])(const void* options, bool with_prologue, const Storage& storage);
+  NormKernel norm[compute_types];
+  Conversions conversions;
   // Adds n gradients to sums.
-  void (*add[parameter_types])(std::int64_t n, const void* gradients, void* sums) noexcept;
-  double (*divide_and_root[division_count][parameter_types])(std::int64_t n) noexcept;
+  void (*add[compute_types])(std::int64_t n, const void* gradients, void* sums) noexcept;
+  double (*divide_and_root[division_count][compute_types])(std::int64_t n) noexcept;
 };
 
 }  // namespace fusedstep

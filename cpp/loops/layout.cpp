@@ -44,6 +44,8 @@ void copy_run(std::int64_t n, char* strided, std::int64_t stride, std::int64_t i
     copy_run_of<double, to_dense>(n, strided, stride, dense);
   } else if (item_size == 4) {
     copy_run_of<float, to_dense>(n, strided, stride, dense);
+  } else if (item_size == 2) {
+    copy_run_of<std::uint16_t, to_dense>(n, strided, stride, dense);
   } else {
     copy_run_of<std::int8_t, to_dense>(n, strided, stride, dense);
   }
@@ -131,7 +133,7 @@ bool arrange(std::span<const std::int64_t> shape, std::span<const StridedView> v
   layout.one_transposed = false;
   layout.apart = n0 >= long_row;
   bool all_copied = true;
-  for (std::size_t s = 0; s < streams; ++s) {
+  for (std::size_t s = 0; s < max_arrays; ++s) {
     layout.copied[s] = layout.transposed[s] = false;
     if (item_sizes[s] == 0) continue;
     const std::int64_t across = std::abs(dimensions[0].stride[s]);
@@ -152,7 +154,7 @@ bool arrange(std::span<const std::int64_t> shape, std::span<const StridedView> v
     // Many rows, because each begins and ends within a cache line of the other order, which is then fetched twice.
     constexpr std::int64_t row_bytes = 1024;
     constexpr std::int64_t tile_bytes = 32 * row_bytes;
-    const std::int64_t item = item_sizes[0];
+    const std::int64_t item = *std::max_element(item_sizes.begin(), item_sizes.end());
     layout.columns = std::min(n0, row_bytes / item);
     layout.rows = std::min(n1, tile_bytes / (layout.columns * item) / 16 * 16);
   } else {

@@ -16,7 +16,7 @@ struct Dimension {
   std::int64_t stride[max_streams];  // in bytes
 };
 
-// One stream of a tensor as its owner describes it: any strides, in bytes. A stream that is not used has no strides,
+// One stream of a tensor, or the index of its elements, as its owner describes it: any strides, in bytes. A stream that is not used has no strides,
 // no data and item size 0.
 struct StridedView {
   char* data;
@@ -29,8 +29,8 @@ struct Layout {
   std::vector<Dimension> dimensions;  // innermost first, at least two
   std::int64_t columns;               // of a tile
   std::int64_t rows;
-  bool copied[max_streams];
-  bool transposed[max_streams];  // copied, of 4 or 8 bytes, and dense along the second dimension
+  bool copied[max_arrays];
+  bool transposed[max_arrays];  // copied, of 4 or 8 bytes, and dense along the second dimension
   bool one_transposed;           // and nothing else is copied
   bool one_run;                  // the rows of a tile follow each other in every stream, or in its copy
   bool apart;                    // no stream is dense, but all run along the innermost dimension

@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 
+#include "../dispatch.hpp"
+#include "noise.hpp"
 #include "transpose.hpp"
 
 namespace fusedstep {
@@ -15,7 +18,7 @@ constexpr std::int64_t cache_line = 64;
 // in a page, a load seems to depend on the last store to another buffer.
 struct Scratch {
   static constexpr std::size_t apart = block * sizeof(double) + cache_line;
-  alignas(cache_line) char bytes[max_streams * apart];
+  alignas(cache_line) char bytes[max_arrays * apart];
 
   char* stream(const Layout& layout, int s) {
     return layout.one_transposed ? bytes : bytes + static_cast<std::size_t>(s) * apart;
@@ -23,18 +26,91 @@ struct Scratch {
 };
 
 void advance(const Work& work, void** streams, void* const* from, std::int64_t elements) {
-  for (int s = 0; s < max_streams; ++s) streams[s] = static_cast<char*>(from[s]) + elements * work.item_size[s];
+  for (int s = 0; s < max_streams; ++s) streams[s] = static_cast<char*>(from[s]) + elements * work.storage.item_size[s];
 }
 
 void zero_dense(const Work& work, std::int64_t n, void* const* streams) {
   if (!work.zero_gradient) return;
-  std::memset(streams[gradient_stream], 0, static_cast<std::size_t>(n * work.item_size[gradient_stream]));
+  std::memset(streams[gradient_stream], 0, static_cast<std::size_t>(n * work.storage.item_size[gradient_stream]));
 }
 
 // Elements of the parameter before its first cache line border.
 std::int64_t before_border(const Work& work, const void* parameter) {
   const auto past = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(parameter) % cache_line);
-  return past == 0 ? 0 : (cache_line - past) / work.item_size[0];
+  return past == 0 ? 0 : (cache_line - past) / work.storage.item_size[0];
+}
+
+// The indices of elements: so many in a row, `across` apart; rows are `down` apart.
+struct Indices {
+  std::int64_t columns;
+  std::int64_t across;
+  std::int64_t down;
+
+  bool consecutive(std::int64_t n) const { return across == 1 && (n <= columns || down == columns); }
+  std::uint64_t operator()(std::int64_t i) const { return static_cast<std::uint64_t>(i % columns * across + i / columns * down); }
+};
+constexpr Indices in_a_row{std::numeric_limits<std::int64_t>::max(), 1, 0};
+
+// Whole groups, then the rest in memory of its own, filled up to a group.
+void update_groups(const Work& work, std::int64_t n, void* const* streams, std::uint64_t key) {
+  const std::int64_t rest = n % work.narrow.group;
+  if (rest < n) work.narrow.update(work.prepared, n - rest, streams, key);
+  if (rest == 0) return;
+  constexpr std::size_t widest_group = 64;
+  alignas(cache_line) char padded[max_arrays][widest_group * sizeof(float)] = {};
+  void* from[max_streams];
+  void* group[max_streams] = {};
+  advance(work, from, streams, n - rest);
+  for (int s = 0; s < max_arrays; ++s) {
+    if (!work.storage.uses(s)) continue;
+    group[s] = padded[s];
+    std::memcpy(group[s], from[s], static_cast<std::size_t>(rest * work.storage.item_size[s]));
+  }
+  group[index_stream] = from[index_stream];
+  work.narrow.update(work.prepared, work.narrow.group, group, key);
+  for (int s = 0; s < max_arrays; ++s) {
+    if (!work.storage.uses(s) || s == gradient_stream) continue;
+    std::memcpy(from[s], group[s], static_cast<std::size_t>(rest * work.storage.item_size[s]));
+  }
+}
+
+// Elements [begin, begin + n) of a run, at most a block.
+void update_converted(const Work& work, std::int64_t begin, std::int64_t n, void* const* run, std::uint64_t key,
+                      const Indices& indices) {
+  void* streams[max_streams];
+  advance(work, streams, run, begin);
+  const Converted converted(work, n, streams);
+  work.kernel.update(work.prepared, n, converted.streams());
+  std::uint32_t noise[2][block];
+  for (int k = 0; work.storage.needs_noise() && k < 2; ++k) {
+    const std::uint64_t own_key = k == 0 ? key : second_key(key);
+    if (indices.consecutive(n)) {
+      kernels().conversions.noise(n, own_key, index_of(streams), noise[k]);
+    } else {
+      for (std::int64_t i = 0; i < n; ++i) noise[k][i] = Noise(own_key, index_of(run) + indices(begin + i))(0);
+    }
+  }
+  converted.store(noise[0], noise[1]);
+}
+
+// A dense run in every stream.
+void update_dense(const Work& work, std::int64_t n, void* const* streams, std::uint64_t key, const Indices& indices = in_a_row) {
+  if (!work.is_narrow) {
+    work.kernel.update(work.prepared, n, streams);
+    return;
+  }
+  if (work.narrow.update != nullptr && (!work.storage.needs_noise() || indices.consecutive(n))) {
+    constexpr std::int64_t same_noise = std::int64_t{1} << 32;
+    void* from[max_streams];
+    for (std::int64_t i = 0; i < n;) {
+      advance(work, from, streams, i);
+      const std::int64_t count = std::min(n - i, same_noise - static_cast<std::int64_t>(index_of(from) % same_noise));
+      update_groups(work, count, from, key);
+      i += count;
+    }
+    return;
+  }
+  for (std::int64_t i = 0; i < n; i += block) update_converted(work, i, std::min(block, n - i), streams, key, indices);
 }
 
 // A run in every stream: one kernel call. A long run begins with the few elements
@@ -44,7 +120,7 @@ void update_run(const Tensor& tensor, const Work& work, std::int64_t begin, std:
   constexpr std::int64_t long_run = 4 * block;
   void* streams[max_streams];
   advance(work, streams, tensor.stream, begin);
-  if (end - begin >= long_run) {
+  if (end - begin >= long_run && !work.is_narrow) {
     const std::int64_t head = before_border(work, streams[0]);
     if (head > 0) {
       work.kernel.update(work.prepared, head, streams);
@@ -52,7 +128,7 @@ void update_run(const Tensor& tensor, const Work& work, std::int64_t begin, std:
       advance(work, streams, tensor.stream, begin);
     }
   }
-  work.kernel.update(work.prepared, end - begin, streams);
+  update_dense(work, end - begin, streams, tensor.key);
 }
 
 // Each gradient is set to 0 while it is in the first-level cache.
@@ -61,7 +137,7 @@ void update_run_by_blocks(const Tensor& tensor, const Work& work, std::int64_t b
   for (std::int64_t i = begin; i < end; i += block) {
     const std::int64_t n = std::min(block, end - i);
     advance(work, streams, tensor.stream, i);
-    work.kernel.update(work.prepared, n, streams);
+    update_dense(work, n, streams, tensor.key);
     zero_dense(work, n, streams);
   }
 }
@@ -90,6 +166,7 @@ void each(Tile tile, char* at, std::int64_t across, std::int64_t down, T* dense,
 template <class F>
 void each(std::int64_t item_size, Tile tile, char* at, std::int64_t across, std::int64_t down, void* dense, F f) {
   if (item_size == 1) each(tile, at, across, down, static_cast<std::int8_t*>(dense), f);
+  if (item_size == 2) each(tile, at, across, down, static_cast<std::uint16_t*>(dense), f);
   if (item_size == 4) each(tile, at, across, down, static_cast<float*>(dense), f);
   if (item_size == 8) each(tile, at, across, down, static_cast<double*>(dense), f);
 }
@@ -143,8 +220,8 @@ inline void prefetch(const char* from, std::int64_t bytes) {
 // The processor does not foresee that a tile continues in other lines than it ended: row `r` of a tile fetches its share of
 // the next one. (Transposed gradient in memory: 1.4 times.)
 void prefetch_share(const Layout& layout, const Work& work, Tile tile, char* const* next, std::int64_t r) {
-  for (int s = 0; s < max_streams; ++s) {
-    const std::int64_t item = work.item_size[s];
+  for (int s = 0; s < max_arrays; ++s) {
+    const std::int64_t item = work.storage.item_size[s];
     if (item == 0) continue;
     const std::int64_t across = layout.dimensions[0].stride[s];
     const std::int64_t down = layout.dimensions[1].stride[s];
@@ -169,24 +246,25 @@ void update_apart(const Layout& layout, const Work& work, Tile tile, char* const
     work.kernel.update_apart(work.prepared, tile.columns, streams, across.stride);
   }
   if (!work.zero_gradient) return;
-  Copied{work.item_size[gradient_stream], tile, at[gradient_stream], across.stride[gradient_stream],
+  Copied{work.storage.item_size[gradient_stream], tile, at[gradient_stream], across.stride[gradient_stream],
          down.stride[gradient_stream], nullptr, 0}
       .each_element(zero);
 }
 
 // `next` is where the next tile begins; null: there is none.
-void update_tile(const Layout& layout, const Work& work, Tile tile, char* const* at, char* const* next, Scratch& scratch) {
+void update_tile(const Layout& layout, const Work& work, Tile tile, char* const* at, char* const* next, std::uint64_t key,
+                 Scratch& scratch) {
   const Dimension& across = layout.dimensions[0];
   const Dimension& down = layout.dimensions[1];
   const std::int64_t padding = layout.one_transposed && !layout.one_run ? cache_line : 0;
   const auto stream = [&](int s) {
-    const std::int64_t item = work.item_size[s];
+    const std::int64_t item = work.storage.item_size[s];
     return Copied{item, tile, at[s], across.stride[s], down.stride[s], scratch.stream(layout, s), tile.columns * item + padding};
   };
   char* row[max_streams] = {};
   std::int64_t next_row[max_streams] = {};
-  for (int s = 0; s < max_streams; ++s) {
-    if (work.item_size[s] == 0) continue;
+  for (int s = 0; s < max_arrays; ++s) {
+    if (!work.storage.uses(s)) continue;
     if (!layout.copied[s]) {
       row[s] = at[s];
       next_row[s] = down.stride[s];
@@ -201,17 +279,20 @@ void update_tile(const Layout& layout, const Work& work, Tile tile, char* const*
       copy.each_element(load);
     }
   }
+  row[index_stream] = at[index_stream];
+  next_row[index_stream] = down.stride[index_stream];
+  const Indices indices{tile.columns, across.stride[index_stream], down.stride[index_stream]};
   const bool ahead = layout.one_transposed && next != nullptr && tile.rows >= 16;
   const Tile run = layout.one_run ? Tile{1, tile.rows * tile.columns} : tile;
   for (std::int64_t r = 0; r < run.rows; ++r) {
     void* streams[max_streams];
     for (int s = 0; s < max_streams; ++s) streams[s] = row[s] + r * next_row[s];
-    work.kernel.update(work.prepared, run.columns, streams);
+    update_dense(work, run.columns, streams, key, indices);
     if (!layout.copied[gradient_stream]) zero_dense(work, run.columns, streams);
     for (std::int64_t k = 0; ahead && k < tile.rows / run.rows; ++k) prefetch_share(layout, work, tile, next, r + k);
   }
-  for (int s = 0; s < max_streams; ++s) {
-    if (!layout.copied[s] || work.item_size[s] == 0 || s == gradient_stream) continue;
+  for (int s = 0; s < max_arrays; ++s) {
+    if (!layout.copied[s] || !work.storage.uses(s) || s == gradient_stream) continue;
     if (layout.transposed[s]) {
       stream(s).store_transposed();
     } else {
@@ -234,14 +315,14 @@ class Tiles {
     const std::int64_t r = tile / across % down * layout_.rows;
     std::int64_t outer = tile / across / down;
     for (int s = 0; s < max_streams; ++s) {
-      if (work_.item_size[s] == 0) continue;
+      if (!work_.storage.uses(s)) continue;
       at[s] = static_cast<char*>(tensor_.stream[s]) + c * dimensions[0].stride[s] + r * dimensions[1].stride[s];
     }
     for (std::size_t d = 2; d < dimensions.size(); ++d) {
       const std::int64_t i = outer % dimensions[d].extent;
       outer /= dimensions[d].extent;
       for (int s = 0; s < max_streams; ++s) {
-        if (work_.item_size[s] != 0) at[s] += i * dimensions[d].stride[s];
+        if (work_.storage.uses(s)) at[s] += i * dimensions[d].stride[s];
       }
     }
     return {std::min(layout_.rows, dimensions[1].extent - r), std::min(layout_.columns, dimensions[0].extent - c)};
@@ -263,10 +344,10 @@ void update_strided(const Tensor& tensor, const Work& work, std::int64_t first, 
   for (std::int64_t i = first; i < last; ++i) {
     const bool more = i + 1 < last;
     const Tile next_tile = more ? tiles.place(i + 1, next) : Tile{};
-    if (layout.apart && work.kernel.update_apart != nullptr) {
+    if (layout.apart && !work.is_narrow && work.kernel.update_apart != nullptr) {
       update_apart(layout, work, tile, at);
     } else {
-      update_tile(layout, work, tile, at, more ? next : nullptr, scratch);
+      update_tile(layout, work, tile, at, more ? next : nullptr, tensor.key, scratch);
     }
     std::swap(at, next);
     tile = next_tile;
@@ -275,13 +356,49 @@ void update_strided(const Tensor& tensor, const Work& work, std::int64_t first, 
 
 }  // namespace
 
+Converted::Converted(const Work& work, std::int64_t n, void* const* streams) : work_(work), n_(n), stored_(streams) {
+  const Storage& storage = work.storage;
+  const Conversions& conversions = kernels().conversions;
+  const auto compute = static_cast<std::size_t>(storage.compute());
+  std::copy_n(streams, max_streams, wide_);
+  for (int s = 0; s < low_stream; ++s) {
+    if (!storage.converts(s)) continue;
+    wide_[s] = bytes_[s];
+    if (s == 0 && storage.is_master()) {
+      conversions.join(n, static_cast<const bfloat16*>(streams[0]), static_cast<const std::uint16_t*>(streams[low_stream]),
+                       static_cast<float*>(wide_[0]));
+    } else {
+      conversions.widen[compute][static_cast<std::size_t>(storage.type[s])](n, streams[s], wide_[s]);
+    }
+  }
+}
+
+void Converted::store(const std::uint32_t* noise, const std::uint32_t* second_noise) const {
+  const Storage& storage = work_.storage;
+  const Conversions& conversions = kernels().conversions;
+  int half = 0;  // of the noise; the parameter takes the first
+  for (int s = 0; s < low_stream; ++s) {
+    if (s == gradient_stream || !storage.uses(s) || storage.type[s] == Type::int8) continue;
+    const auto* const wide = static_cast<const float*>(wide_[s]);
+    const auto type = static_cast<std::size_t>(storage.type[s]);
+    if (s == 0 && storage.is_master()) {
+      conversions.split(n_, wide, static_cast<bfloat16*>(stored_[0]), static_cast<std::uint16_t*>(stored_[low_stream]));
+    } else if (storage.rounds(s) && storage.rounding == Rounding::nearest) {
+      conversions.to_nearest[type](n_, wide, stored_[s]);
+    } else if (storage.rounds(s)) {
+      conversions.stochastic[type](n_, wide, stored_[s], half < 2 ? noise : second_noise, half % 2 == 1);
+    }
+    ++half;
+  }
+}
+
 void update(const Tensor& tensor, const Work& work, std::int64_t first, std::int64_t last) {
   if (tensor.layout != nullptr) {
     update_strided(tensor, work, first, last);
     return;
   }
   if (!work.zero_gradient && tensor.size <= block) {  // one call for one of many small tensors
-    work.kernel.update(work.prepared, tensor.size, tensor.stream);
+    update_dense(work, tensor.size, tensor.stream, tensor.key);
     return;
   }
   const std::int64_t begin = first * block;

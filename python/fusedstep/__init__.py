@@ -28,6 +28,7 @@ from ._proximal_adagrad import ProximalAdagrad, proximal_adagrad_
 from ._rmsprop import RMSprop, rmsprop_
 from ._rows import Rows
 from ._rprop import Rprop, rprop_
+from ._storage import noise_key
 from ._verification import VerificationError
 
 __version__: str = _core.version
@@ -55,6 +56,7 @@ __all__ = [
     "get_num_threads",
     "isa",
     "minimize",
+    "noise_key",
     "proximal_adagrad_",
     "reference",
     "rmsprop_",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self, Unpack
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ._functional import fused
 from ._optimizer import Optimizer, Options
-from .typing import Float, Index, Params, Verify
+from .typing import Float, Index, Params, Rounding, StateDtype, Verify
 
 __all__ = ["Adagrad", "AdagradOptions", "adagrad_"]
 
@@ -35,6 +36,8 @@ def adagrad_(
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
     rows: Index | None = None,
+    key: int | None = None,
+    param_low: NDArray[np.uint16] | None = None,
 ) -> None:
     """Update a parameter in place by Adagrad.
 
@@ -45,16 +48,22 @@ def adagrad_(
 
     Parameters
     ----------
-    param : ndarray of float32 or float64
+    param : ndarray of float32, float64, bfloat16 or float16
         ``p``, any shape and layout; written.
     grad : ndarray
-        ``g``, shape and dtype of ``param``; only read. With ``rows``, one row for each of them.
+        ``g``, shape of ``param``, a floating-point type that its computation holds exactly; only read.
+        With ``rows``, one row for each of them.
     square_sum : ndarray
         ``s``, the sum of squared gradients, shape and dtype of ``param``; written. Keras and TensorFlow start at 0.1.
     lr, eps, eps_inside_sqrt, weight_decay, decoupled_weight_decay, maximize
         As in ``Adagrad``.
     rows : 1-D ndarray of int32, int64, uint32 or uint64, optional
         The rows of ``param`` whose gradients these are; only they are updated, see ``Rows``.
+    key : int, optional
+        The key of the noise that rounds arrays of 16 bits stochastically, see ``noise_key``; None: to nearest. States
+        of floating point have the dtype of ``param`` (float32 if that has 16 bits), or bfloat16 unless it is float64.
+    param_low : ndarray of uint16, optional
+        The low halves of a bfloat16 parameter; written. Together the two are a float32 parameter.
 
     Raises
     ------
@@ -99,7 +108,7 @@ class Adagrad(Optimizer, rule="adagrad"):
         Decay of the step size with the number of updates of a parameter, ``lr_decay >= 0``.
     initial_accumulator_value : float
         Where ``s`` starts, ``>= 0``. Keras and TensorFlow start at 0.1.
-    weight_decay, decoupled_weight_decay, maximize, verify
+    weight_decay, decoupled_weight_decay, maximize, state_dtype, rounding, seed, master, verify
         What all rules have, see ``Optimizer``.
 
     See Also
@@ -139,6 +148,10 @@ class Adagrad(Optimizer, rule="adagrad"):
         weight_decay: float = 0.0,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: StateDtype = None,
+        rounding: Rounding | None = None,
+        seed: int = 0,
+        master: bool = False,
         verify: Verify = "never",
     ) -> None:
         self._begin(locals())
@@ -152,6 +165,10 @@ class Adagrad(Optimizer, rule="adagrad"):
             params: Params,
             lr: float | None = None,
             *,
+            state_dtype: StateDtype = None,
+            rounding: Rounding | None = None,
+            seed: int = 0,
+            master: bool = False,
             verify: Verify = "never",
             **overrides: Unpack[AdagradOptions],
         ) -> Self: ...

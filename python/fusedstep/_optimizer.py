@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypedDict, cast,
 
 from numpy.typing import NDArray
 
+from . import _storage
 from ._core import StepReport
 from ._hints import did_you_mean, elsewhere
 from ._load_report import LoadReport
@@ -63,15 +64,28 @@ class Optimizer:
     ----------
     params : ndarray or containers of ndarrays
         An array, or nested lists, tuples, NamedTuples, mappings, dataclasses and attrs classes of arrays; or a list of
-        groups ``{"params": ..., "lr": ...}`` with hyperparameters of their own. The arrays have float32 or float64
-        elements and any layout. They are borrowed, never copied. A parameter is named after its path, as in
-        ``"layers.0.w"``.
+        groups ``{"params": ..., "lr": ...}`` with hyperparameters of their own. The arrays have float32, float64,
+        bfloat16 or float16 elements and any layout; those of 16 bits are updated in float32. They are borrowed, never
+        copied. A parameter is named after its path, as in ``"layers.0.w"``.
     weight_decay : float
         L2 penalty, ``weight_decay >= 0``: ``g + wd p`` instead of ``g``.
     decoupled_weight_decay : bool
         Shrink the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
     maximize : bool
         Maximise instead of minimise: ``-g`` instead of ``g``.
+    state_dtype : None, "bfloat16" or that dtype
+        The type of the states: None for the type that the parameter is updated in; bfloat16 takes half of float32's
+        memory. A step uses the new state before it is rounded. Not for float64. Groups may differ in this, ``rounding``
+        and ``master``, which are fixed afterwards.
+    rounding : {"stochastic", "nearest"}, optional
+        How states and parameters of 16 bits are rounded. Stochastically, the default: up or down, right in the mean.
+        To nearest, ties to even, an average of ``alpha`` near 1 or a long sum comes to rest.
+    seed : int
+        Of stochastic rounding, ``0 <= seed < 2**64``. Its noise depends on the seed, the parameter's name, its count of
+        updates and the place of the element, and on nothing else. Saved in checkpoints.
+    master : bool
+        Keep the low halves of bfloat16 parameters, as the state ``param_low`` (uint16). Together the two are a float32
+        parameter, bit for bit. If you write such a parameter between steps, call ``sync_master``.
     verify : {"never", "first", "every"}
         Which steps to check against the NumPy reference: none, the first, or all. A difference in a single bit raises
         ``VerificationError``.
@@ -169,8 +183,9 @@ class Optimizer:
             hint = did_you_mean(verify, get_args(Verify))
             raise ValueError(f"verify: expected one of {', '.join(map(repr, get_args(Verify)))}, got {verify!r}{hint}")
         self._verify = verify
-        options = {name: arguments[name] for name in self._schema.arguments}
-        self._run = Run(self._schema, arguments["params"], options, type(self).__name__)
+        options = {name: arguments[name] for name in (*self._schema.arguments, *_storage.DEFAULTS)}
+        seed = _storage.checked_seed(arguments["seed"])
+        self._run = Run(self._schema, arguments["params"], options, type(self).__name__, seed)
 
     @classmethod
     def like(cls, name: str, params: Any, lr: float | None = None, **overrides: Any) -> Self:
@@ -208,7 +223,8 @@ class Optimizer:
         lr : float, optional
             Step size. The default is that of the framework; where it has none, ``lr`` is needed.
         **overrides
-            Other arguments of this class that the framework also has, and ``verify``. Groups in ``params`` may give the
+            Other arguments of this class that the framework also has, ``verify``, and how arrays are stored
+            (``state_dtype``, ``rounding``, ``seed``, ``master``). Groups in ``params`` may give the
             same ones.
 
         Returns
@@ -241,13 +257,11 @@ class Optimizer:
 
         if lr is not None:
             overrides["lr"] = lr
-        verify = overrides.pop("verify", "never")
-        groups = [
-            {key: value for key, value in group.items() if key not in ("params", "mask")}
-            for group in entries(params)[0]
-        ]
+        ours = {key: overrides.pop(key) for key in ("verify", "seed", *_storage.DEFAULTS) if key in overrides}
+        apart = ("params", "mask", *_storage.DEFAULTS)
+        groups = [{key: value for key, value in group.items() if key not in apart} for group in entries(params)[0]]
         arguments = dialect_arguments(cls._schema.rule, cls.__name__, name, overrides, groups)
-        made: Self = cast(Any, cls)(params, **arguments, verify=verify)
+        made: Self = cast(Any, cls)(params, **arguments, **ours)
         return made
 
     # ---------------------------------------------------------------------------------------------------------- state
@@ -415,6 +429,31 @@ class Optimizer:
             self._verify = "never"
         return report
 
+    def sync_master(self, name: str | None = None) -> None:
+        """Take the parameters of ``master=True`` for what their arrays hold, after you wrote into those.
+
+        The low halves, which belong to the numbers before, become 0. Nothing notices a write by itself.
+
+        Parameters
+        ----------
+        name : str, optional
+            The parameter; all of them by default.
+
+        Raises
+        ------
+        ValueError
+            A name that is no parameter with ``master=True``.
+
+        Examples
+        --------
+        >>> import numpy as np, fusedstep as fs, ml_dtypes
+        >>> w = np.ones(3, ml_dtypes.bfloat16)
+        >>> opt = fs.RMSprop(w, master=True)
+        >>> w[...] = 2
+        >>> opt.sync_master()
+        """
+        self._run.sync_master(name)
+
     # ---------------------------------------------------------------------------------------------------- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
@@ -425,7 +464,8 @@ class Optimizer:
         dict
             ``format_version``; ``class``; ``groups``, a list of the names (``params``) and hyperparameters of each;
             ``params``, ``{name: ndarray}``; ``state``, ``{name: {state name: ndarray}}``; ``step``; ``times``, the
-            number of updates of each parameter, ``{name: int}``; ``last_loss``. Arrays are copies in C order.
+            number of updates of each parameter, ``{name: int}``; ``last_loss``; ``seed``. Arrays are copies in
+            C order.
 
         Raises
         ------

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self, Unpack
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ._functional import fused
 from ._optimizer import Optimizer, Options
-from .typing import Float, Index, MomentumForm, Params, Verify
+from .typing import Float, Index, MomentumForm, Params, Rounding, StateDtype, Verify
 
 __all__ = ["RMSprop", "RMSpropOptions", "rmsprop_"]
 
@@ -47,6 +48,8 @@ def rmsprop_(
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
     rows: Index | None = None,
+    key: int | None = None,
+    param_low: NDArray[np.uint16] | None = None,
 ) -> None:
     """Update a parameter in place by RMSprop.
 
@@ -62,10 +65,11 @@ def rmsprop_(
 
     Parameters
     ----------
-    param : ndarray of float32 or float64
+    param : ndarray of float32, float64, bfloat16 or float16
         ``p``, any shape and layout; written.
     grad : ndarray
-        ``g``, shape and dtype of ``param``; only read. With ``rows``, one row for each of them.
+        ``g``, shape of ``param``, a floating-point type that its computation holds exactly; only read.
+        With ``rows``, one row for each of them.
     square_avg : ndarray
         ``v``, the moving average of squared gradients, shape and dtype of ``param``; written. Starts at 0. If
         ``grad_avg`` is given, it holds the variance instead.
@@ -79,6 +83,11 @@ def rmsprop_(
         As in ``RMSprop``.
     rows : 1-D ndarray of int32, int64, uint32 or uint64, optional
         The rows of ``param`` whose gradients these are; only they are updated, see ``Rows``.
+    key : int, optional
+        The key of the noise that rounds arrays of 16 bits stochastically, see ``noise_key``; None: to nearest. States
+        of floating point have the dtype of ``param`` (float32 if that has 16 bits), or bfloat16 unless it is float64.
+    param_low : ndarray of uint16, optional
+        The low halves of a bfloat16 parameter; written. Together the two are a float32 parameter.
 
     Raises
     ------
@@ -135,7 +144,7 @@ class RMSprop(Optimizer, rule="rmsprop"):
         step, which is then ``lr g / eps`` long.
     initial_square_avg : float
         Where ``v`` starts, ``>= 0``. TensorFlow 1 starts at 1.
-    weight_decay, decoupled_weight_decay, maximize, verify
+    weight_decay, decoupled_weight_decay, maximize, state_dtype, rounding, seed, master, verify
         What all rules have, see ``Optimizer``.
 
     See Also
@@ -184,6 +193,10 @@ class RMSprop(Optimizer, rule="rmsprop"):
         weight_decay: float = 0.0,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: StateDtype = None,
+        rounding: Rounding | None = None,
+        seed: int = 0,
+        master: bool = False,
         verify: Verify = "never",
     ) -> None:
         self._begin(locals())
@@ -197,6 +210,10 @@ class RMSprop(Optimizer, rule="rmsprop"):
             params: Params,
             lr: float | None = None,
             *,
+            state_dtype: StateDtype = None,
+            rounding: Rounding | None = None,
+            seed: int = 0,
+            master: bool = False,
             verify: Verify = "never",
             **overrides: Unpack[RMSpropOptions],
         ) -> Self: ...

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ._functional import fused
 from ._optimizer import Optimizer, Options
-from .typing import Float, Params, Variant, Verify
+from .typing import Float, Params, Rounding, StateDtype, Variant, Verify
 
 __all__ = ["Rprop", "RpropOptions", "StepSizeStats", "rprop_"]
 
@@ -38,6 +38,8 @@ def rprop_(
     weight_decay: float = 0.0,
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
+    key: int | None = None,
+    param_low: NDArray[np.uint16] | None = None,
 ) -> None:
     """Update a parameter in place by Rprop: each element moves by its own step size and the sign of its gradient.
 
@@ -57,10 +59,10 @@ def rprop_(
 
     Parameters
     ----------
-    param : ndarray of float32 or float64
+    param : ndarray of float32, float64, bfloat16 or float16
         ``p``, any shape and layout; written.
     grad : ndarray
-        ``g``, shape and dtype of ``param``; only read.
+        ``g``, shape of ``param``, a floating-point type that its computation holds exactly; only read.
     step_size : ndarray
         ``D``, shape and dtype of ``param``; written. Starts at the first step size.
     prev_sign : ndarray of int8
@@ -73,6 +75,11 @@ def rprop_(
         Only needed by decoupled weight decay.
     etas, step_sizes, weight_decay, decoupled_weight_decay, maximize
         As in ``Rprop``.
+    key : int, optional
+        The key of the noise that rounds arrays of 16 bits stochastically, see ``noise_key``; None: to nearest. States
+        of floating point have the dtype of ``param`` (float32 if that has 16 bits), or bfloat16 unless it is float64.
+    param_low : ndarray of uint16, optional
+        The low halves of a bfloat16 parameter; written. Together the two are a float32 parameter.
 
     Raises
     ------
@@ -124,7 +131,7 @@ class Rprop(Optimizer, rule="rprop"):
     variant : {"rprop-", "rprop+", "irprop-", "irprop-move", "irprop+", "grprop-slr", "grprop-sag"}
         What happens where the sign flipped, see ``rprop_``. PyTorch's is ``irprop-``. ``irprop+`` needs
         ``step(grads, loss=...)``.
-    weight_decay, decoupled_weight_decay, maximize, verify
+    weight_decay, decoupled_weight_decay, maximize, state_dtype, rounding, seed, master, verify
         What all rules have, see ``Optimizer``.
 
     See Also
@@ -162,6 +169,10 @@ class Rprop(Optimizer, rule="rprop"):
         weight_decay: float = 0.0,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: StateDtype = None,
+        rounding: Rounding | None = None,
+        seed: int = 0,
+        master: bool = False,
         verify: Verify = "never",
     ) -> None:
         self._begin(locals())
@@ -175,6 +186,10 @@ class Rprop(Optimizer, rule="rprop"):
             params: Params,
             lr: float | None = None,
             *,
+            state_dtype: StateDtype = None,
+            rounding: Rounding | None = None,
+            seed: int = 0,
+            master: bool = False,
             verify: Verify = "never",
             **overrides: Unpack[RpropOptions],
         ) -> Self: ...

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core
+from . import _core, _storage
 from ._hints import did_you_mean
 from ._schema import SCHEMAS, Schema
 from ._tree import Leaves, entries, parse
@@ -49,13 +49,16 @@ class Run:
         Which elements of a group are updated: an array of bool, or None for all.
     masked : bool
         Whether a group has a mask.
+    storage : list of dict
+        How the arrays of each group are stored, as arguments of the core's ``add_group``.
     leaves : int
         How many parameters there are.
     """
 
-    def __init__(self, schema: Schema, params: Any, options: Mapping[str, Any], name: str) -> None:
+    def __init__(self, schema: Schema, params: Any, options: Mapping[str, Any], name: str, seed: int = 0) -> None:
         self._begin(schema, name)
-        self._defaults = {**schema.arguments, **options}
+        self.core.seed = seed
+        self._defaults = {**schema.arguments, **_storage.DEFAULTS, **options}
         groups, self.grouped = entries(params)
         parsed: list[tuple[Leaves, dict[str, Any]]] = []
         for group in groups:
@@ -76,6 +79,7 @@ class Run:
         self.names: list[list[str]] = []
         self.trees: list[Any] = []
         self.grouped = False
+        self.storage: list[dict[str, Any]] = []
         self.leaves = 0
         self._params: dict[str, Array] = {}
         self._state: dict[str, Mapping[str, Array]] = {}
@@ -111,10 +115,13 @@ class Run:
         own = dict(own)
         mask = own.pop("mask", None)
         for key in own:
-            if key not in self.schema.arguments:
+            if key not in self._defaults:
                 raise TypeError(self._unknown(key))
         options = {**self._defaults, **own}
-        arrays, states = self.core.add_group(leaves.names, leaves.arrays, options)
+        storage = _storage.checked(options)
+        arguments = {key: options[key] for key in self.schema.arguments}
+        arrays, states = self.core.add_group(leaves.names, leaves.arrays, arguments, **storage)
+        self.storage.append(storage)
         self._keep(leaves.names, leaves.tree, arrays, states)
         self._unnamed = leaves.unnamed
         self.masks.append(mask)
@@ -135,7 +142,7 @@ class Run:
         self.masked = any(mask is not None for mask in self.masks)
 
     def _unknown(self, key: object) -> str:
-        known = self.schema.arguments
+        known = [*self.schema.arguments, *_storage.DEFAULTS]
         return f"{self.name} has no hyperparameter {key!r}{did_you_mean(key, known)}; it has {', '.join(sorted(known))}"
 
     # ----------------------------------------------------------------------------------------------- hyperparameters
@@ -219,6 +226,26 @@ class Run:
             f'decay); change opt.state[name]["{state}"]'
         )
 
+    # ------------------------------------------------------------------------------------------------------- storage
+
+    def sync_master(self, name: str | None) -> None:
+        """Set the low halves of a master parameter, or of all, to 0."""
+        masters = [i for i, each in enumerate(self._params) if "param_low" in self._state[each]]
+        if name is not None:
+            masters = [i for i in masters if list(self._params)[i] == name]
+            if not masters:
+                raise ValueError(f"sync_master: expected a parameter with master=True, got {name!r}")
+        for i in masters:
+            self.core.sync_master(i)
+
+    def keys(self) -> list[int | None]:
+        """Return the key of each parameter's noise in the next step; None where it is rounded to nearest."""
+        groups = [storage for storage, names in zip(self.storage, self.names, strict=True) for _ in names]
+        return [
+            None if storage["nearest"] else _core.noise_key(self.core.seed, count + 1, name)
+            for name, count, storage in zip(self._params, self.core.counts, groups, strict=True)
+        ]
+
     # -------------------------------------------------------------------------------------------------------- copies
 
     def parts(self) -> dict[str, Any]:
@@ -237,6 +264,8 @@ class Run:
                 "unnamed": self._unnamed,
                 "begun": self.begun,
                 "masks": self.masks,
+                "storage": self.storage,
+                "seed": self.core.seed,
                 "starts": [value for _, _, value in self.starts],
                 "state": {name: dict(states) for name, states in self._state.items()},
                 "steps": self.core.steps,
@@ -253,14 +282,17 @@ class Run:
         """
         run = cls.__new__(cls)
         run._begin(SCHEMAS[parts["rule"]], parts["name"])
-        for group, names, tree in zip(parts["groups"], parts["names"], parts["trees"], strict=True):
+        run.storage = parts["storage"]
+        for group, names, tree, storage in zip(
+            parts["groups"], parts["names"], parts["trees"], run.storage, strict=True
+        ):
             saved = [parts["state"][name] for name in names]
             options = run._options_with(saved[0] if saved else {})
             given = group["params"]
             usable = tuple(map(_usable, given))
             if any(array is not one for array, one in zip(usable, given, strict=True)):
                 group["params"] = usable
-            arrays, states = run.core.add_group(names, list(usable), options)
+            arrays, states = run.core.add_group(names, list(usable), options, **storage)
             for live, values in zip(states, saved, strict=True):
                 for key, array in live.items():
                     np.copyto(array, values[key])
@@ -274,6 +306,7 @@ class Run:
         run._bind()
         starts = run._starts_of(run.groups)
         run.starts = [(*start[:2], value) for start, value in zip(starts, parts["starts"], strict=True)]
+        run.core.seed = parts["seed"]
         run.core.steps = parts["steps"]
         run.core.counts = parts["counts"]
         run.core.last_loss = parts["last_loss"]

@@ -6,6 +6,8 @@ which each function takes, too. One expression per line, in the order of operati
 constants are computed in double and rounded once to the arrays' type. With ``rows``, ``grad`` holds a gradient for each
 of these rows. Those of the same row are summed, and the rule updates only these rows. Nothing is checked here.
 
+The rules compute in float32 or float64. ``stored`` lets them update arrays that are stored in 16 bits.
+
 Examples
 --------
 >>> import numpy as np, fusedstep as fs
@@ -17,10 +19,13 @@ Examples
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,17 +37,168 @@ __all__ = [
     "adagrad_norm_",
     "gradient",
     "grprop_choice",
+    "join_master",
+    "noise",
+    "noise_key",
     "norm",
     "proximal_adagrad_",
     "rmsprop_",
     "rprop_",
+    "split_master",
+    "stored",
     "summed",
+    "to_bfloat16",
+    "to_float16",
+    "widened",
 ]
 
 Array = NDArray[Any]
 
 BLOCK = 1024
 LANES = 16
+
+_Rule = TypeVar("_Rule", bound=Callable[..., None])
+
+
+def widened(array: Array, T: Any) -> Array:
+    """Return the array as one of type ``T``, if it has another floating-point type."""
+    return array if array.dtype.kind in "iu" or array.dtype == T else array.astype(T)
+
+
+def compute_type(param: Array) -> Any:
+    """Return the type that a parameter is updated in."""
+    return np.float64 if param.dtype == np.float64 else np.float32
+
+
+def stored(rule: _Rule) -> _Rule:
+    """Let a rule update arrays of any storage: widen them, update once, round what was written.
+
+    The rule computes in float64 for a parameter of float64, else in float32. Two arguments are added: ``key``, for
+    stochastic rounding with ``noise(key, i)``, where None rounds to nearest; and ``param_low``, the low halves of a
+    bfloat16 parameter. The parameter is rounded by the lower 16 bits of the noise, the first state of floating point by
+    the upper ones; a second and a third state by those of ``noise(mix64(key), i)``.
+    """
+    signature = inspect.signature(rule)
+
+    @functools.wraps(rule)
+    def update(*args: Any, key: int | None = None, param_low: Array | None = None, **options: Any) -> None:
+        given = signature.bind(*args, **options).arguments
+        given |= given.pop("prologue", {})
+        arrays = {name: array for name, array in given.items() if isinstance(array, np.ndarray)}
+        param, T = arrays["param"], compute_type(arrays["param"])
+        with np.errstate(all="ignore"):
+            wide = {name: widened(array, T) for name, array in arrays.items()}
+            if param_low is not None:
+                wide["param"] = join_master(param, param_low)
+            rule(**given | wide)
+            if param_low is not None:
+                param[...], param_low[...] = split_master(wide["param"])
+            index = np.arange(param.size, dtype=np.uint64).reshape(param.shape)
+            written = [name for name in signature.parameters if name in wide and name != "grad"]
+            floats = [name for name in written if arrays[name].dtype.kind not in "iu"]
+            for place, name in enumerate(floats):
+                if arrays[name].dtype == T or (name == "param" and param_low is not None):
+                    continue
+                draw = None if key is None else noise(_mix64(key) if place > 1 else key, index)
+                half = None if draw is None else draw >> 16 if place % 2 else draw & 0xFFFF
+                round_to = to_float16 if arrays[name].dtype == np.float16 else to_bfloat16
+                arrays[name][...] = round_to(wide[name], half)
+
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in (("key", "int | None"), ("param_low", "Array | None"))
+    ]
+    *own, prologue = signature.parameters.values()
+    update.__signature__ = signature.replace(parameters=[*own, *more, prologue])  # type: ignore[attr-defined]
+    return cast(_Rule, update)
+
+
+def _mix64(z: int) -> int:
+    """Return the hash of splitmix64 (Steele, Lea & Flood 2014)."""
+    z = (z + 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    return z ^ z >> 31
+
+
+def noise_key(seed: int, step: int, name: str) -> int:
+    """Return the key of an optimizer's update number ``step``, counted from 1, of the parameter ``name``."""
+    h = 0xCBF29CE484222325  # FNV-1a
+    for byte in name.encode():
+        h = (h ^ byte) * 0x100000001B3 % 2**64
+    return _mix64(_mix64(_mix64(seed) ^ step) ^ h)
+
+
+def noise(key: int, index: Any) -> NDArray[np.uint32]:
+    """Return 32 random bits for each element: a function of a key and of its index in the C order of the parameter.
+
+    Parameters
+    ----------
+    key : int
+        As ``noise_key`` returns it, ``0 <= key < 2**64``.
+    index : array_like of uint64
+        The indices of the elements.
+
+    Returns
+    -------
+    ndarray of uint32
+        In the shape of ``index``.
+
+    Examples
+    --------
+    >>> from fusedstep import reference
+    >>> reference.noise(reference.noise_key(0, 1, "w"), [0, 1]).dtype
+    dtype('uint32')
+    """
+    i = np.asarray(index, np.uint64)
+    words, place = np.unique(i >> np.uint64(32), return_inverse=True)
+    k = np.array([_mix64(key ^ int(word)) for word in words], np.uint64)[place].reshape(i.shape)
+    with np.errstate(over="ignore"):
+        x: Any = i.astype(np.uint32) * np.uint32(0x9E3779B9) + k.astype(np.uint32)
+        x = (x ^ x >> 16) * np.uint32(0x7FEB352D)
+        x = x ^ (k >> np.uint64(32)).astype(np.uint32)
+        x = (x ^ x >> 15) * np.uint32(0x846CA68B)
+        return np.asarray(x ^ x >> 16)
+
+
+def _bfloat16() -> Any:
+    return np.dtype(sys.modules["ml_dtypes"].bfloat16)  # who has such an array has imported its type
+
+
+def to_bfloat16(x: Array, bits: Array | None = None) -> Array:
+    """Round float32 to bfloat16: to nearest, ties to even; or up if the fraction and 16 random bits carry.
+
+    ``bits`` round a finite number to a finite one.
+    """
+    if bits is None:
+        return np.asarray(x, np.float32).astype(_bfloat16())
+    b = np.asarray(x, np.float32).view(np.uint32)
+    rounded = (b + bits) >> 16
+    rounded = np.where(rounded & 0x7FFF == 0x7F80, rounded - 1, rounded).astype(np.uint16)
+    return np.where(np.isfinite(x), rounded, to_bfloat16(x).view(np.uint16)).view(_bfloat16())
+
+
+def to_float16(x: Array, bits: Array | None = None) -> Array:
+    """Round float32 to float16, as ``to_bfloat16``: ``q`` is the unit in the last place."""
+    if bits is None:
+        return np.asarray(x, np.float32).astype(np.float16)
+    m = np.abs(x).astype(np.float64)
+    q = np.ldexp(1.0, np.maximum(np.frexp(m)[1] - 11, -24))
+    n = (np.floor(np.where(np.isfinite(x), m / q, 0.0) * 2.0**16).astype(np.int64) + bits) >> 16
+    rounded = np.copysign(np.minimum(n * q, 65504.0), x)
+    return np.where(np.isfinite(x), rounded, x).astype(np.float16)
+
+
+def join_master(param: Array, param_low: Array) -> Array:
+    """Return the float32 numbers whose halves a bfloat16 parameter and its low halves are."""
+    high, low = param.view(np.uint16).astype(np.uint32), param_low.astype(np.uint32)
+    return np.asarray((high - (low >> 15)) << 16 | low).view(np.float32)
+
+
+def split_master(x: Array) -> tuple[Array, Array]:
+    """Return the halves of float32 numbers: the nearest bfloat16, ties away from 0, and the low 16 bits."""
+    b = np.where(np.isnan(x), np.uint32(0x7FC00000), np.asarray(x).view(np.uint32))
+    return np.asarray((b + 0x8000) >> 16).astype(np.uint16).view(_bfloat16()), np.asarray(b).astype(np.uint16)
 
 
 def gradient(
@@ -147,6 +303,7 @@ def _touched(rows: Array | None, param: Array, grad: Array, *states: Array | Non
                 array[distinct] = part
 
 
+@stored
 def rmsprop_(
     param: Array,
     grad: Array,
@@ -196,6 +353,7 @@ def rmsprop_(
         param[...] = param - T(lr) * move if momentum_form == "torch" else param - move
 
 
+@stored
 def adagrad_(
     param: Array,
     grad: Array,
@@ -220,6 +378,7 @@ def adagrad_(
         param[...] = param - T(clr) * g / d
 
 
+@stored
 def proximal_adagrad_(
     param: Array,
     grad: Array,
@@ -243,6 +402,7 @@ def proximal_adagrad_(
         param[...] = np.where(s == T(0), param, moved)
 
 
+@stored
 def adagrad_da_(
     param: Array,
     grad: Array,
@@ -268,6 +428,7 @@ def adagrad_da_(
         param[...] = np.where(s == T(0), param, moved)
 
 
+@stored
 def adagrad_norm_(
     param: Array,
     grad: Array,
@@ -288,6 +449,7 @@ def adagrad_norm_(
         param[...] = param - T(lr) * g / d
 
 
+@stored
 def adadelta_(
     param: Array,
     grad: Array,
@@ -311,6 +473,7 @@ def adadelta_(
         param[...] = param - T(lr) * d
 
 
+@stored
 def rprop_(
     param: Array,
     grad: Array,
@@ -381,12 +544,15 @@ def grprop_choice(
     variant = ""
     with np.errstate(all="ignore"):
         for param, grad, step_size, prev_sign, arguments in members:
-            rest = dict(arguments)
+            T = compute_type(param)
+            low = arguments.get("param_low")
+            p = widened(param, T) if low is None else join_master(param, low)
+            rest = {key: value for key, value in arguments.items() if key not in ("key", "param_low")}
             variant = rest.pop("variant")
             etas, step_sizes = rest.pop("etas"), rest.pop("step_sizes")
             rest.pop("loss_increased", None)
-            g = gradient(param.copy(), grad, **rest)
-            pairs.append((g, _resized(g, step_size, prev_sign, etas, step_sizes)))
+            g = gradient(p.copy(), widened(grad, T), **rest)
+            pairs.append((g, _resized(g, widened(step_size, T), prev_sign, etas, step_sizes)))
         return _grprop_total(pairs, variant)
 
 
@@ -453,7 +619,8 @@ def norm(grads: Iterable[Array], *, grad_scale: float | None = None, clip_value:
     Parameters
     ----------
     grads : iterable of ndarray
-        Gradients of any shapes, in the order of their parameters.
+        Gradients of any shapes, in the order of their parameters. Those of 16 bits count as float32; widen one that
+        belongs to a parameter of float64 before.
     grad_scale, clip_value : float, optional
         What is done to each before, as in ``gradient``.
 
@@ -463,7 +630,8 @@ def norm(grads: Iterable[Array], *, grad_scale: float | None = None, clip_value:
         The square root of the sum of all squares; inf or NaN where a gradient has one.
     """
     with np.errstate(all="ignore"):
-        unscaled = [gradient(grad, grad, grad_scale=grad_scale) for grad in grads]
+        wide = [widened(grad, compute_type(grad)) for grad in grads]
+        unscaled = [gradient(grad, grad, grad_scale=grad_scale) for grad in wide]
         doubles = [gradient(g, g, clip_value=clip_value).ravel().astype(np.float64) for g in unscaled]
         total = _tree_sum([each for x in doubles for each in _block_sums(x * x)])
         scale = 1.0

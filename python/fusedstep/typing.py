@@ -18,6 +18,8 @@ __all__ = [
     "MomentumForm",
     "Nonfinite",
     "Params",
+    "Rounding",
+    "StateDtype",
     "SupportsDLPack",
     "Tree",
     "Variant",
@@ -25,13 +27,16 @@ __all__ = [
 ]
 
 Float = TypeVar("Float", np.float32, np.float64)
-"""The type of the elements: a function takes all of its arrays in the same one."""
+"""The type of the elements: a function takes all of its arrays in the same one, or in others of floating point."""
 
 MomentumForm: TypeAlias = Literal["torch", "tf"]
 Variant: TypeAlias = Literal["rprop-", "rprop+", "irprop-", "irprop-move", "irprop+", "grprop-slr", "grprop-sag"]
 Method: TypeAlias = Literal[Variant, "rmsprop", "adagrad", "adagrad-norm"]
 Verify: TypeAlias = Literal["never", "first", "every"]
 Nonfinite: TypeAlias = Literal["propagate", "skip", "raise"]
+Rounding: TypeAlias = Literal["nearest", "stochastic"]
+StateDtype: TypeAlias = Literal["bfloat16"] | np.dtype[Any] | type[Any] | None
+"""``None`` or bfloat16: the word, ``ml_dtypes.bfloat16``, or its dtype."""
 
 
 class SupportsDLPack(Protocol):

@@ -378,6 +378,40 @@ void check_prologue() {
   CHECK(x[0] == 1.0);
 }
 
+// An optimizer of 16 bits does what step() does with its keys; a master parameter is a float.
+void check_narrow() {
+  constexpr std::size_t n = 1000;
+  const std::vector<float> g = random_values<float>(n, 9);
+  std::vector<fs::bfloat16> w(n, fs::bfloat16{0x3F80}), v(n), w2 = w;
+  std::vector<fs::bfloat16> high = w;
+  std::vector<float> wide(n, 1.0f);
+  const fs::RMSprop rule{.lr = 1e-3};
+  const std::array<fs::GroupStorage, 1> narrow{{{.state_type = fs::Type::bfloat16}}}, master{{{.master = true}}};
+  fs::Optimizer optimizer({rule}, {{"w", fs::span{w2}}}, narrow, 5);
+  fs::Optimizer of_halves({rule}, {{"w", fs::span{high}}}, master), of_floats({rule}, {{"w", fs::span{wide}}});
+  const std::array<fs::AnySpan, 1> gradients{fs::span{g}};
+  for (std::int64_t t = 1; t <= 3; ++t) {
+    const std::array<fs::AnySpan, 1> states{fs::span{v}};
+    fs::step(fs::AnyRule(rule), t, fs::span{w}, fs::span{g}, states, {.key = fs::noise_key(5, t, "w")});
+    optimizer.step(gradients);
+    of_halves.step(gradients);
+    of_floats.step(gradients);
+  }
+  CHECK(std::memcmp(w.data(), w2.data(), n * sizeof w[0]) == 0);
+  CHECK(std::memcmp(v.data(), optimizer.state(0, "square_avg").data, n * sizeof v[0]) == 0);
+  const auto* const low = static_cast<const std::uint16_t*>(of_halves.state(0, "param_low").data);
+  bool same_words = true;
+  for (std::size_t i = 0; i < n; ++i) {
+    const std::uint32_t word = (std::uint32_t{high[i].bits} - (low[i] >> 15)) << 16 | low[i];
+    same_words = same_words && std::memcmp(&word, &wide[i], sizeof word) == 0;
+  }
+  CHECK(same_words);
+  of_halves.sync_master(0);
+  CHECK(low[0] == 0);
+  CHECK(message([&] { of_floats.sync_master(0); }).find("master") != std::string::npos);
+  CHECK(message([&] { fs::Optimizer({rule}, {{"w", fs::span{wide}}}, master); }).find("master") != std::string::npos);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -394,6 +428,7 @@ int main(int argc, char** argv) {
     check_executor();
     check_lists();
     check_prologue();
+    check_narrow();
   }
   if (failures != 0) std::fprintf(stderr, "%d checks failed\n", failures);
   return failures == 0 ? 0 : 1;

@@ -42,7 +42,18 @@ enum {
   FUSEDSTEP_INTERNAL = 4
 };
 
-enum { FUSEDSTEP_FLOAT32 = 0, FUSEDSTEP_FLOAT64 = 1, FUSEDSTEP_INT8 = 2 };
+/* bfloat16 and float16 as their bits. */
+enum {
+  FUSEDSTEP_FLOAT32 = 0,
+  FUSEDSTEP_FLOAT64 = 1,
+  FUSEDSTEP_INT8 = 2,
+  FUSEDSTEP_BFLOAT16 = 3,
+  FUSEDSTEP_FLOAT16 = 4,
+  FUSEDSTEP_UINT16 = 5
+};
+
+/* How numbers of 16 bits are rounded: to nearest, ties to even; or up or down, right in the mean. */
+enum { FUSEDSTEP_NEAREST = 0, FUSEDSTEP_STOCHASTIC = 1 };
 
 /* What to do about an inf or a NaN in a gradient: update anyway; skip the step; fail and change nothing. */
 enum { FUSEDSTEP_PROPAGATE = 0, FUSEDSTEP_SKIP = 1, FUSEDSTEP_RAISE = 2 };
@@ -90,6 +101,15 @@ FUSEDSTEP_API const char* fusedstep_rule_state(const fusedstep_rule* rule, int32
 FUSEDSTEP_API int32_t fusedstep_step(const fusedstep_rule* rule, int64_t step, const fusedstep_array* parameter,
                                      const fusedstep_array* gradient, const fusedstep_array* states, int32_t count);
 
+/* The same for a parameter or states of 16 bits. `key` is that of the noise that rounds them, see fusedstep_noise_key();
+ * NULL rounds to nearest. `param_low` is NULL, or the low halves (uint16) of a bfloat16 parameter: the two are a float. */
+FUSEDSTEP_API int32_t fusedstep_step_narrow(const fusedstep_rule* rule, int64_t step, const fusedstep_array* parameter,
+                                            const fusedstep_array* gradient, const fusedstep_array* states, int32_t count,
+                                            const uint64_t* key, const fusedstep_array* param_low);
+
+/* The key that an optimizer uses at update number `step` of the parameter `name`. */
+FUSEDSTEP_API int32_t fusedstep_noise_key(uint64_t seed, int64_t step, const char* name, uint64_t* key);
+
 /* The norm of all gradients together. */
 FUSEDSTEP_API int32_t fusedstep_norm(const fusedstep_array* gradients, int64_t count, double* norm);
 
@@ -121,6 +141,22 @@ typedef struct fusedstep_step_report {
 FUSEDSTEP_API int32_t fusedstep_optimizer_create(const fusedstep_rule* const* rules, int64_t groups,
                                                  const fusedstep_parameter* parameters, int64_t count,
                                                  fusedstep_optimizer** optimizer);
+/* The same with numbers of 16 bits: one storage per group, and the seed of stochastic rounding. */
+typedef struct fusedstep_storage {
+  uint64_t size;
+  int32_t state_dtype; /* FUSEDSTEP_BFLOAT16, or -1: the type of the computation */
+  uint8_t rounding;    /* of what has 16 bits */
+  uint8_t master;      /* bfloat16 parameters keep low halves, the state "param_low": the two are a float */
+} fusedstep_storage;
+
+FUSEDSTEP_API int32_t fusedstep_optimizer_create_narrow(const fusedstep_rule* const* rules,
+                                                        const fusedstep_storage* storage, int64_t groups,
+                                                        const fusedstep_parameter* parameters, int64_t count,
+                                                        uint64_t seed, fusedstep_optimizer** optimizer);
+
+/* Sets the low halves of a parameter to 0, as is needed after its array was written. */
+FUSEDSTEP_API int32_t fusedstep_optimizer_sync_master(fusedstep_optimizer* optimizer, int64_t parameter);
+
 FUSEDSTEP_API void fusedstep_optimizer_destroy(fusedstep_optimizer* optimizer);
 
 /* Fills a struct with the defaults; `size` is the caller's sizeof *options. */

@@ -35,13 +35,17 @@ inline constexpr std::size_t max_span_dimensions = 8;
 /// The element types of arrays.
 template <class T>
 concept Element = std::same_as<std::remove_const_t<T>, float> || std::same_as<std::remove_const_t<T>, double> ||
-                  std::same_as<std::remove_const_t<T>, std::int8_t>;
+                  std::same_as<std::remove_const_t<T>, std::int8_t> || std::same_as<std::remove_const_t<T>, bfloat16> ||
+                  std::same_as<std::remove_const_t<T>, float16> || std::same_as<std::remove_const_t<T>, std::uint16_t>;
 
 /// The Type of an element.
 template <Element T>
-inline constexpr Type type_of = std::same_as<std::remove_const_t<T>, float>    ? Type::float32
-                                : std::same_as<std::remove_const_t<T>, double> ? Type::float64
-                                                                               : Type::int8;
+inline constexpr Type type_of = std::same_as<std::remove_const_t<T>, float>         ? Type::float32
+                                : std::same_as<std::remove_const_t<T>, double>      ? Type::float64
+                                : std::same_as<std::remove_const_t<T>, std::int8_t> ? Type::int8
+                                : std::same_as<std::remove_const_t<T>, bfloat16>    ? Type::bfloat16
+                                : std::same_as<std::remove_const_t<T>, float16>     ? Type::float16
+                                                                                    : Type::uint16;
 
 /// An array of any shape and strides (in elements) in somebody else's memory.
 template <Element T>
@@ -160,13 +164,24 @@ class FUSEDSTEP_API AnyRule {
   alignas(8) std::array<unsigned char, 160> bytes_{};
 };
 
+/// What an update of numbers of 16 bits needs besides the arrays.
+struct Narrow {
+  std::optional<std::uint64_t> key{};  ///< for stochastic rounding, see noise_key(); without: to nearest
+  AnySpan param_low{};  ///< the low halves of a bfloat16 parameter, uint16: together they are a float, updated as one
+};
+
+/// The key that an Optimizer uses at update number `step` of the parameter `name`.
+FUSEDSTEP_API std::uint64_t noise_key(std::uint64_t seed, std::int64_t step, std::string_view name);
+
 /// Updates one parameter in place from its gradient, with the states that the rule uses, in its order (AnyRule::states),
-/// each of the parameter's shape and in any layout. `step` counts the updates of this parameter from 1: bias correction,
+/// each of the parameter's shape and in any layout. The parameter has float, double, bfloat16 or float16 elements; those of
+/// 16 bits are updated in float. The gradient has any of these types that the computation holds exactly; a state of
+/// floating point has the type of the computation or bfloat16. `step` counts the updates of this parameter from 1: bias correction,
 /// lr_decay and dual averaging use it. The caller sets where the states start. std::invalid_argument for a wrong shape or
 /// type, a read-only, misaligned or overlapping array, a missing or superfluous state, and an option out of range; nothing
 /// was written.
 FUSEDSTEP_API void step(const AnyRule& rule, std::int64_t step, const AnySpan& parameter, const AnySpan& gradient,
-                        std::span<const AnySpan> states);
+                        std::span<const AnySpan> states, const Narrow& narrow = {});
 
 /// The same, with a span for each state; the first update.
 template <class Rule, Element T, Element G, Element... S>
@@ -212,20 +227,29 @@ struct StepReport {
   bool skipped = false;                  ///< nothing was changed
 };
 
+/// How the parameters and states of a group are stored.
+struct GroupStorage {
+  std::optional<Type> state_type{};  ///< of its states of floating point: Type::bfloat16, or that of the computation
+  Rounding rounding = Rounding::stochastic;  ///< of what has 16 bits
+  bool master = false;  ///< bfloat16 parameters keep low halves, the state param_low: the two together are a float
+};
+
 /// Many parameters with their states, checked and bound once. One call updates all of them.
 class FUSEDSTEP_API Optimizer {
  public:
   /// An array to update, in the caller's memory.
   struct Parameter {
     std::string name;       ///< as messages name it
-    AnySpan array;          ///< float32 or float64
+    AnySpan array;          ///< of float, double, bfloat16 or float16
     std::size_t group = 0;  ///< the index of its hyperparameters
   };
 
   /// A rule for each group, the same one with hyperparameters of their own. States are made here and start where these
   /// say (initial_square_avg, initial_accumulator_value; Rprop's step_size at lr), the others at 0.
+  /// `storage` is for the first groups; the others are stored as is usual. `seed` is that of stochastic rounding.
   /// std::invalid_argument for anything that a step would refuse, and for parameters that share memory.
-  Optimizer(std::vector<AnyRule> groups, const std::vector<Parameter>& parameters);
+  Optimizer(std::vector<AnyRule> groups, const std::vector<Parameter>& parameters,
+            std::span<const GroupStorage> storage = {}, std::uint64_t seed = 0);
   ~Optimizer();
 
   /// Moves the states, too. Their arrays that were handed out stay where they are.
@@ -239,6 +263,10 @@ class FUSEDSTEP_API Optimizer {
   /// Changes the hyperparameters of a group, from the next step on; its states stay. std::invalid_argument for another
   /// rule, a value out of range, or one that needs a state which was not made.
   void set_rule(std::size_t group, const AnyRule& rule);
+
+  /// Sets the low halves of a parameter to 0, as is needed after its array was written. std::invalid_argument for a parameter
+  /// that is no master.
+  void sync_master(std::size_t parameter);
 
   /// The live array of a state, in the parameter's shape; without data if the rule has no state of that name.
   AnySpan state(std::size_t parameter, std::string_view name) const;

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .._storage import bfloat16
+
 __all__ = ["BLANK", "CONTAINERS", "Container", "Stored"]
 
 Array = NDArray[Any]
@@ -83,6 +85,8 @@ def _check_size(what: str, size: int, largest: int) -> None:
 # .npz: the checksum is the comment at the end of the archive; the JSON is an array of bytes.
 
 _JSON = "metadata"
+_NARROW = "bfloat16"
+"""Where the JSON lists arrays of that type."""
 _LONGEST_NAME = 2**16 - 1
 _SMALL = 2**16
 """Arrays up to this many bytes are written in one piece, which is faster."""
@@ -92,6 +96,10 @@ _MAGIC = b"\x93NUMPY\x01\x00"
 
 
 def _write_npz(file: BufferedIOBase, description: dict[str, Any], arrays: Mapping[str, Array]) -> None:
+    # NumPy's format has no bfloat16: the bits are stored as uint16, and the JSON says so.
+    narrow = [key for key, array in arrays.items() if array.dtype.name == "bfloat16"]
+    arrays = {**arrays, **{key: arrays[key].view(np.uint16) for key in narrow}}
+    description = {**description, _NARROW: narrow} if narrow else description
     text = np.frombuffer(json.dumps(description).encode(), np.uint8)
     _check_size("the JSON", text.nbytes, LARGEST_HEADER)
     for key in arrays:
@@ -153,7 +161,12 @@ def _index_npz(file: BufferedIOBase, size: int) -> tuple[Any, dict[str, Stored]]
     text = found.pop(_JSON)
     if text.dtype != np.uint8 or text.nbytes > LARGEST_HEADER:
         raise ValueError("JSON of another type or size")
-    return json.loads(text.read().tobytes()), found
+    about = json.loads(text.read().tobytes())
+    for key in about.pop(_NARROW, ()):
+        if found[key].dtype != np.uint16:
+            raise ValueError(f"{key!r}: bfloat16 stored as {found[key].dtype}")
+        found[key].dtype = bfloat16()
+    return about, found
 
 
 def _stored(file: BufferedIOBase, member: zipfile.ZipInfo, size: int) -> Stored:
@@ -198,7 +211,7 @@ _BEFORE_CHECKSUM = b'"__metadata__":{"fusedstep":"{\\"sha256\\":\\"'
 """Occurs once in the header: in names, quotes have a backslash."""
 _TYPES = {
     "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8",
-    "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
+    "I64": "<i8", "F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8",
 }  # fmt: skip
 
 
@@ -247,6 +260,8 @@ def _index_safetensors(file: BufferedIOBase, size: int) -> tuple[Any, dict[str, 
         if any(type(number) is not int or number < 0 for number in (*shape, start, end)):
             raise ValueError(f"{key!r}: a shape or a place that is not of whole numbers")
         found[key] = Stored(file, begin + start, np.dtype(_TYPES[entry["dtype"]]), tuple(shape))
+        if entry["dtype"] == "BF16":
+            found[key].dtype = bfloat16()
         if found[key].nbytes != end - start:
             raise ValueError(f"{key!r}: {end - start} bytes for {found[key].nbytes}")
         spans.append((start, end))

@@ -153,7 +153,7 @@ def _parsed(container: Container, file: BufferedIOBase) -> tuple[dict[str, Any],
     try:
         about, arrays = container.read_index(file, size)
         return {key: value for key, value in about.items() if key != "sha256"}, arrays
-    except MemoryError:
+    except (MemoryError, ImportError):
         raise
     except Exception as error:  # of any kind: whoever made this file knows how to make checksums
         raise ValueError(f"not a checkpoint of fusedstep: {error}") from error

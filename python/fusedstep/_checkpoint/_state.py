@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from .._load_report import LoadReport
 from .._run import Run
+from .._storage import checked_seed
 from . import _version1
 from ._containers import Stored
 
@@ -22,7 +23,7 @@ Array = NDArray[Any]
 
 FORMAT_VERSION = 2
 
-_KEYS = ("format_version", "class", "groups", "step", "times", "last_loss", "params", "state")
+_KEYS = ("format_version", "class", "groups", "step", "times", "last_loss", "seed", "params", "state")
 _LARGEST_COUNT = 2**53
 """Doubles, and so the JSON of every language, count exactly up to here."""
 
@@ -60,7 +61,8 @@ def reset(run: Run) -> None:
             for name in names:
                 arrays += [(array, _start(run, index, key, options)) for key, array in run.state[name].items()]
         nothing = LoadReport((), tuple(run.params), ())
-        write(run, Restore(arrays, [None] * len(run.groups), 0, [0] * len(run.params), None, nothing).read())
+        counts = [0] * len(run.params)
+        write(run, Restore(arrays, [None] * len(run.groups), 0, counts, None, run.core.seed, nothing).read())
 
 
 def description(run: Run) -> dict[str, Any]:
@@ -78,6 +80,7 @@ def description(run: Run) -> dict[str, Any]:
         "step": run.core.steps,
         "times": dict(zip(run.params, run.core.counts, strict=True)),
         "last_loss": run.core.last_loss,
+        "seed": run.core.seed,
     }
 
 
@@ -98,6 +101,7 @@ class Restore(NamedTuple):
     step: int
     times: list[int]
     last_loss: float | None
+    seed: int
     report: LoadReport
 
     def read(self) -> Restore:
@@ -120,6 +124,7 @@ def checked(run: Run, saved: Any, strict: bool = True) -> Restore:
     version = saved.get("format_version")
     if isinstance(version, bool) or version not in (1, FORMAT_VERSION):
         raise ValueError(f"format_version: expected {FORMAT_VERSION}, or 1, got {version!r}")
+    saved = {"seed": run.core.seed, **saved}  # older ones have none
     _check_names("state dict", _KEYS, saved)
     own = (run.schema.class_name, run.name) if version == 1 else (run.schema.class_name,)
     if saved["class"] not in own:
@@ -145,6 +150,7 @@ def _all_of(run: Run, saved: Mapping[str, Any]) -> Restore:
         _count("step", saved["step"]),
         [_count(f"times of {name!r}", saved["times"][name]) for name in run.params],
         _loss(saved["last_loss"]),
+        _seed(saved["seed"]),
         LoadReport(tuple(run.params), (), ()),
     )
 
@@ -174,12 +180,15 @@ def _what_fits(run: Run, saved: Mapping[str, Any]) -> Restore:
     used = set(loaded)
     unused = tuple(name for name in saved["params"] if name not in used)
     step, last_loss = _count("step", saved["step"]), _loss(saved["last_loss"])
-    return Restore(arrays, groups, step, times, last_loss, LoadReport(tuple(loaded), tuple(fresh), unused))
+    report = LoadReport(tuple(loaded), tuple(fresh), unused)
+    return Restore(arrays, groups, step, times, last_loss, _seed(saved["seed"]), report)
 
 
 def _start(run: Run, index: int, state: str, options: Mapping[str, Any]) -> Any:
     """Return where a state of the group ``index`` starts."""
     schema = run.schema
+    if state == "param_low":
+        return 0
     at = schema.states[schema.argument.get(state, state)]["starts_at"]
     return 0 if at is None else {**run.begun[index], **options}[at]
 
@@ -290,6 +299,13 @@ def _loss(value: Any) -> float | None:
         raise ValueError(f"last_loss: {error}") from error
 
 
+def _seed(value: Any) -> int:
+    try:
+        return checked_seed(value)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
 def write(run: Run, restore: Restore) -> None:
     """Write all of ``restore``, which has been read.
 
@@ -309,5 +325,6 @@ def write(run: Run, restore: Restore) -> None:
         partial(setattr, run.core, "steps", restore.step),
         partial(setattr, run.core, "counts", restore.times),
         partial(setattr, run.core, "last_loss", restore.last_loss),
+        partial(setattr, run.core, "seed", restore.seed),
     ]
     deque(map(operator.call, writes), maxlen=0)

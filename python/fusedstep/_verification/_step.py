@@ -46,7 +46,7 @@ class Snapshot:
 
     ``grad`` is a gradient, or the values and the index of one of rows.
     ``count`` is the number of this update of the parameter, ``loss_increased`` whether the loss rose since the last
-    step.
+    step, ``key`` that of the noise.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class Snapshot:
         group: Mapping[str, Any],
         count: int,
         loss_increased: bool,
+        key: int | None = None,
     ) -> None:
         self.name = name
         self.live = {"param": param, **state}
@@ -70,6 +71,7 @@ class Snapshot:
         self.options = {key: group.get(key) for key in schema.options}  # what is missing, the step will name
         self.count = count
         self.loss_increased = loss_increased
+        self.key = key
 
     def summed(self) -> Array:
         """Return the gradient; of rows, the sum of each, in ascending order. There is one."""
@@ -87,6 +89,7 @@ class Snapshot:
         found = {key: value for key, value in self.options.items() if key in names}
         used = _core.used_states(schema.rule, self.options)
         found |= {schema.argument.get(key, key): self.before[key] for key in used}
+        found |= {"key": self.key, "param_low": self.before.get("param_low")}
         if schema.step is not None and (schema.step == "" or self.options[schema.step]):
             found["step"] = self.count
         if self.rows is not None:
@@ -115,8 +118,10 @@ def verified_step(
     leaves = (Rows(grad[1], grad[0]) if isinstance(grad, tuple) else grad for grad in found)
     trees = [filled(tree, leaves) for tree in run.trees]
     snapshots = [
-        Snapshot(run.schema, name, array, run.state[name], grad, group, count + 1, _worse(group, loss, before))
-        for (name, array), group, count, grad in zip(run.params.items(), groups, run.core.counts, found, strict=True)
+        Snapshot(run.schema, name, array, run.state[name], grad, group, count + 1, _worse(group, loss, before), key)
+        for (name, array), group, count, key, grad in zip(
+            run.params.items(), groups, run.core.counts, run.keys(), found, strict=True
+        )
     ]
     given = trees if run.grouped else trees[0]
     report = run.core.step(given, run.groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)

@@ -48,6 +48,7 @@ namespace {
 
 struct AdadeltaRule {
   static constexpr bool divides = true;
+  static constexpr bool rare = true;
 
   template <class T>
   using States = Types<T, T>;

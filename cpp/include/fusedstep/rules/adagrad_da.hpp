@@ -44,6 +44,7 @@ namespace {
 
 struct AdagradDARule {
   static constexpr bool divides = true;
+  static constexpr bool rare = true;
 
   template <class T>
   using States = Types<T, T>;

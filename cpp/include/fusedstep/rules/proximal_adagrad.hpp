@@ -37,6 +37,7 @@ namespace {
 
 struct ProximalAdagradRule {
   static constexpr bool divides = true;
+  static constexpr bool rare = true;
 
   template <class T>
   using States = Types<T>;

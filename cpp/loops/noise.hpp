@@ -1,0 +1,69 @@
+// The noise that stochastic rounding adds: a function of a key and the index of the element in the C order of its parameter,
+// so that it is the same in any layout, on any number of threads and on any instruction set.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+namespace fusedstep {
+namespace {
+
+// The finaliser of splitmix64: Steele, Lea & Flood 2014.
+constexpr std::uint64_t mix64(std::uint64_t z) {
+  z += 0x9E3779B97F4A7C15u;
+  z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ z >> 27) * 0x94D049BB133111EBu;
+  return z ^ z >> 31;
+}
+
+// FNV-1a: Fowler, Noll & Vo.
+constexpr std::uint64_t hash_of(std::string_view name) {
+  std::uint64_t h = 0xCBF29CE484222325u;
+  for (const char c : name) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001B3u;
+  return h;
+}
+
+// The key of update number `step` of a parameter, whose name has the given hash.
+constexpr std::uint64_t key_of(std::uint64_t seed, std::int64_t step, std::uint64_t name) {
+  return mix64(mix64(mix64(seed) ^ static_cast<std::uint64_t>(step)) ^ name);
+}
+
+// The noise of 2^32 elements in a row. A call draws 32 bits: the lower half is for one value, the upper for another.
+class Noise {
+ public:
+  static constexpr std::uint32_t increment = 0x9E3779B9u;
+
+  constexpr Noise(std::uint64_t key, std::uint64_t index) {
+    const std::uint64_t k = mix64(key ^ index >> 32);
+    counter_ = static_cast<std::uint32_t>(index) * increment + static_cast<std::uint32_t>(k);
+    middle_ = static_cast<std::uint32_t>(k >> 32);
+  }
+
+  // The same, counted from a later element.
+  constexpr Noise from(std::uint32_t after) const {
+    Noise noise = *this;
+    noise.counter_ += after * increment;
+    return noise;
+  }
+
+  // Of the element so many after the one that this was made for. Hashing by Wellons' lowbias32.
+  constexpr std::uint32_t operator()(std::uint32_t after) const {
+    std::uint32_t x = counter_ + after * increment;
+    x ^= x >> 16;
+    x *= 0x7FEB352Du;
+    x ^= middle_;
+    x ^= x >> 15;
+    x *= 0x846CA68Bu;
+    return x ^ x >> 16;
+  }
+
+ private:
+  std::uint32_t counter_;
+  std::uint32_t middle_;
+};
+
+// Of the second and third state of an element.
+constexpr std::uint64_t second_key(std::uint64_t key) { return mix64(key); }
+
+}  // namespace
+}  // namespace fusedstep

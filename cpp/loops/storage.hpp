@@ -1,0 +1,111 @@
+// How a stream is stored: loads that widen to the compute type, stores that round. Plain integer arithmetic, which the
+// compiler vectorises on every instruction set.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "../include/fusedstep/types.hpp"
+
+namespace fusedstep {
+namespace {
+
+inline constexpr std::uint32_t sign_bit = 0x80000000u;
+inline constexpr std::uint32_t quiet_nan = 0x7FC00000u;
+inline constexpr std::int32_t infinity_bits = 0x7F800000;
+
+inline std::uint32_t bits_of(float x) { return __builtin_bit_cast(std::uint32_t, x); }
+inline float float_of(std::uint32_t bits) { return __builtin_bit_cast(float, bits); }
+
+template <class T>
+inline T widened(T stored) {
+  return stored;
+}
+
+inline float widened(bfloat16 stored) { return float_of(static_cast<std::uint32_t>(stored.bits) << 16); }
+
+// The exponent is moved from float16's place to float's, and corrected by a multiplication, which also makes subnormal
+// numbers normal; exact.
+inline float widened(float16 stored) {
+  const std::uint32_t bits = stored.bits;
+  const std::uint32_t moved = (bits & 0x7FFFu) << 13;
+  const std::uint32_t finite = bits_of(float_of(moved) * 0x1p112f);
+  const std::uint32_t magnitude = (bits & 0x7C00u) == 0x7C00u ? moved | 0x7F800000u : finite;
+  return float_of(magnitude | (bits & 0x8000u) << 16);
+}
+
+template <class To>
+using Tag = std::type_identity<To>;
+
+// To nearest, ties to even; beyond the largest finite number to infinity.
+inline float to_nearest(Tag<float>, float x) { return x; }
+
+inline bfloat16 to_nearest(Tag<bfloat16>, float x) {
+  const std::uint32_t b = bits_of(x);
+  const std::uint32_t up = b + 0x7FFFu + (b >> 16 & 1u);
+  return {static_cast<std::uint16_t>((x != x ? quiet_nan : up) >> 16)};
+}
+
+// A subnormal result is what adding 1/2 to the number leaves in the sum's last bits.
+inline float16 to_nearest(Tag<float16>, float x) {
+  const std::uint32_t b = bits_of(x);
+  const auto m = static_cast<std::int32_t>(b & ~sign_bit);
+  const std::int32_t normal = (m - (112 << 23) + 0xFFF + (m >> 13 & 1)) >> 13;
+  const auto subnormal = static_cast<std::int32_t>(bits_of(float_of(static_cast<std::uint32_t>(m)) + 0.5f) - bits_of(0.5f));
+  std::int32_t r = m < (113 << 23) ? subnormal : normal;
+  r = r > 0x7C00 ? 0x7C00 : r;  // beyond: infinity
+  r = m > infinity_bits ? 0x7E00 : r;
+  return {static_cast<std::uint16_t>(static_cast<std::uint32_t>(r) | (b & sign_bit) >> 16)};
+}
+
+// Up if the dropped fraction and `u`, of 16 random bits, carry. A finite number stays finite.
+inline float stochastic(Tag<float>, float x, std::uint32_t) { return x; }
+
+inline bfloat16 stochastic(Tag<bfloat16>, float x, std::uint32_t u) {
+  const std::uint32_t b = bits_of(x);
+  const auto m = static_cast<std::int32_t>(b & ~sign_bit);
+  std::int32_t r = m + static_cast<std::int32_t>(u);
+  r = r < 0x7F7FFFFF ? r : 0x7F7FFFFF;
+  r = m >= infinity_bits ? m : r;
+  r = x != x ? static_cast<std::int32_t>(quiet_nan) : r;
+  return {static_cast<std::uint16_t>((static_cast<std::uint32_t>(r) | (b & sign_bit)) >> 16)};
+}
+
+// A unit in the last place is 2^13 of the float's, or 2^-24 where the result is subnormal: then the number is scaled so that
+// 2^-24 is 2^16.
+inline float16 stochastic(Tag<float16>, float x, std::uint32_t u) {
+  const std::uint32_t b = bits_of(x);
+  const auto m = static_cast<std::int32_t>(b & ~sign_bit);
+  const std::int32_t normal = (m - (112 << 23) + static_cast<std::int32_t>(u >> 3)) >> 13;
+  const float magnitude = float_of(static_cast<std::uint32_t>(m));
+  const float scaled = magnitude < 0x1p-14f ? magnitude * 0x1p40f : 0.0f;
+  const std::int32_t subnormal = (static_cast<std::int32_t>(scaled) + static_cast<std::int32_t>(u)) >> 16;
+  std::int32_t r = m < (113 << 23) ? subnormal : normal;
+  r = r > 0x7BFF ? 0x7BFF : r;
+  r = m == infinity_bits ? 0x7C00 : r;
+  r = m > infinity_bits ? 0x7E00 : r;
+  return {static_cast<std::uint16_t>(static_cast<std::uint32_t>(r) | (b & sign_bit) >> 16)};
+}
+
+// A master parameter is a float in two halves. The high one is the bfloat16 nearest to it, ties away from 0: so the two
+// together determine each of the 2^32 words.
+inline float joined(bfloat16 high, std::uint16_t low) {
+  const std::uint32_t h = high.bits;
+  const std::uint32_t l = low;
+  return float_of((h - (l >> 15)) << 16 | l);
+}
+
+inline std::uint32_t word_of(float x) { return x != x ? quiet_nan : bits_of(x); }
+inline bfloat16 high_half(float x) { return {static_cast<std::uint16_t>((word_of(x) + 0x8000u) >> 16)}; }
+inline std::uint16_t low_half(float x) { return static_cast<std::uint16_t>(word_of(x)); }
+
+template <class E>
+inline constexpr Type stored_as = std::is_same_v<E, float>           ? Type::float32
+                                  : std::is_same_v<E, double>        ? Type::float64
+                                  : std::is_same_v<E, std::int8_t>   ? Type::int8
+                                  : std::is_same_v<E, bfloat16>      ? Type::bfloat16
+                                  : std::is_same_v<E, float16>       ? Type::float16
+                                                                     : Type::uint16;
+
+}  // namespace
+}  // namespace fusedstep
