@@ -32,7 +32,7 @@ myst_heading_anchors = 3
 
 autodoc_typehints = "none"  # numpydoc's sections have them in words
 autodoc_member_order = "bysource"
-autodoc_mock_imports = [] if find_spec("torch") else ["torch"]
+autodoc_mock_imports = [name for name in ("mpi4py", "torch") if not find_spec(name)]
 numpydoc_show_class_members = False
 highlight_language = "none"  # formulas in docstrings
 copybutton_prompt_text = r">>> |\.\.\. "

@@ -31,6 +31,7 @@ PARALLEL = {
 # programs, or train; and tests that take more than a second.
 SLOW = {
     "test_bench", "test_c_abi", "test_demo", "test_embedding", "test_examples", "test_gallery", "test_instructions",
+    "test_mpi",
     "test_torch_trajectories", "test_typing",
     "test_altered_files_with_a_right_checksum", "test_each_step_is_that_of_torch", "test_every_byte_and_every_length",
     "test_forks_in_the_middle_of_an_optimizers_steps", "test_killed_while_saving", "test_resumed_at_every_cut",

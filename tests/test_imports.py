@@ -125,13 +125,20 @@ def test_a_copy_under_another_name(tmp_path: Path) -> None:
     assert run(code) is False
 
 
-def test_torch_is_missing() -> None:
+@pytest.mark.parametrize(
+    ("module", "missing", "says"),
+    [
+        ("torch", "torch", "fusedstep.torch needs PyTorch: pip install torch"),
+        ("mpi", "mpi4py", "fusedstep.mpi needs mpi4py and an MPI: pip install mpi4py mpich"),
+    ],
+)
+def test_a_package_is_missing(module: str, missing: str, says: str) -> None:
     code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "try: import fusedstep.torch\n"
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        f"try: import fusedstep.{module}\n"
         "except ImportError as error: print(repr((str(error), error.name, type(error).__name__)))"
     )
-    assert run(code) == ("fusedstep.torch needs PyTorch: pip install torch", "torch", "ImportError")
+    assert run(code) == (says, missing, "ImportError")
 
 
 def test_hints_name_what_can_be_installed() -> None:

@@ -104,6 +104,7 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used(), py::multiple_interpreters
   module.attr("version") = FUSEDSTEP_VERSION;
   module.attr("compiler") = FUSEDSTEP_COMPILER;
   module.attr("flags") = FUSEDSTEP_FLAGS;
+  module.attr("block") = block;  // elements: what sums of a norm begin with
   module.def("isa", &isa);
   module.def("compiled_isas", &compiled_isas);
   module.def("available_isas", &available_isas);

@@ -137,8 +137,9 @@ class PyOptimizer {
   }
 
   // The gradients by parameter, checked as for a step; those of rows as (values, index).
-  py::list gradients(py::handle grads, bool zero_grads) {
+  py::list gradients(py::handle grads, py::handle zero) {
     const Hold hold(*this, true);
+    const bool zero_grads = flag(zero, "zero_grads");
     References references;
     std::vector<PyObject*> indices;
     const std::vector<PyObject*> found = collect(grads, references, indices, zero_grads);

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 version: str
 compiler: str
 flags: str
+block: int
 
 def isa() -> str: ...
 def compiled_isas() -> list[str]: ...

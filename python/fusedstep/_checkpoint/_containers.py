@@ -53,7 +53,12 @@ class Stored:
 
     def read(self) -> Array:
         """Return the array, in memory of its own."""
-        return _read(self._file, self._offset, self.nbytes).view(self.dtype).reshape(self.shape)
+        return self.read_part(0, math.prod(self.shape)).reshape(self.shape)
+
+    def read_part(self, begin: int, end: int) -> Array:
+        """Return some elements in C order, in memory of their own."""
+        size = self.dtype.itemsize
+        return _read(self._file, self._offset + begin * size, (end - begin) * size).view(self.dtype)
 
 
 class Container(NamedTuple):

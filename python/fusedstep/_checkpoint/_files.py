@@ -15,9 +15,9 @@ from .._load_report import LoadReport
 from .._run import Run
 from ._containers import BLANK, CONTAINERS, Container, Stored
 from ._extra import packed, unpacked
-from ._state import checked, description, write
+from ._state import Restore, checked, description, write
 
-__all__ = ["load", "save"]
+__all__ = ["load", "read", "save"]
 
 _PIECE = 2**20
 """Bytes of a file that are read at once where all of it is read."""
@@ -99,12 +99,20 @@ def _keep_owner_and_mode(descriptor: int, old: os.stat_result) -> None:
 
 def load(run: Run, path: str | os.PathLike[str], strict: bool = True) -> tuple[LoadReport, Any]:
     """Restore ``run`` from the file ``path``; see ``Optimizer.load``."""
+    with run.core:
+        restore, extra, _ = read(run, path, strict)
+        write(run, restore)
+    return restore.report, extra
+
+
+def read(run: Run, path: str | os.PathLike[str], strict: bool = True) -> tuple[Restore, Any, str]:
+    """Return what loading ``path`` writes, the caller's own data, and the file's checksum."""
     path = os.fsdecode(path)
     container = _container(path)
-    with _opened(path) as file, run.core:
+    with _opened(path) as file:
         try:
             before = _version(file)
-            about, arrays = _parsed(container, file)
+            checksum, about, arrays = _parsed(container, file)
             values = about.pop("extra", None)
             pointers = {_name(key[6:]): arrays.pop(key) for key in list(arrays) if key.startswith("extra.")}
             restore = checked(run, about | _by_name(arrays), strict).read()
@@ -113,8 +121,7 @@ def load(run: Run, path: str | os.PathLike[str], strict: bool = True) -> tuple[L
                 raise ValueError("the file was changed while it was read")
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        write(run, restore)
-    return restore.report, extra
+    return restore, extra, checksum
 
 
 def _opened(path: str) -> BufferedIOBase:
@@ -141,8 +148,8 @@ def _container(path: str) -> Container:
     return CONTAINERS[ending]
 
 
-def _parsed(container: Container, file: BufferedIOBase) -> tuple[dict[str, Any], dict[str, Stored]]:
-    """Return the JSON and the index of a file whose checksum is right."""
+def _parsed(container: Container, file: BufferedIOBase) -> tuple[str, dict[str, Any], dict[str, Stored]]:
+    """Return the checksum, the JSON and the index of a file whose checksum is right."""
     size = os.fstat(file.fileno()).st_size
     place = container.place_of_checksum(file, size)
     if place < 0:
@@ -152,7 +159,7 @@ def _parsed(container: Container, file: BufferedIOBase) -> tuple[dict[str, Any],
         raise ValueError("the checksum is wrong: the file was cut, damaged or altered")
     try:
         about, arrays = container.read_index(file, size)
-        return {key: value for key, value in about.items() if key != "sha256"}, arrays
+        return checksum[0].decode(), {key: value for key, value in about.items() if key != "sha256"}, arrays
     except (MemoryError, ImportError):
         raise
     except Exception as error:  # of any kind: whoever made this file knows how to make checksums

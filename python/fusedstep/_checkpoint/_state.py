@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +18,7 @@ from .._storage import checked_seed
 from . import _version1
 from ._containers import Stored
 
-__all__ = ["Restore", "checked", "description", "load_state_dict", "reset", "state_dict", "write"]
+__all__ = ["Piece", "Restore", "checked", "description", "load_state_dict", "reset", "state_dict", "write"]
 
 Array = NDArray[Any]
 
@@ -91,11 +92,39 @@ def _hyperparameters(run: Run, index: int, group: Mapping[str, Any]) -> dict[str
         raise ValueError(f"group {index}: {error}") from error
 
 
+class Piece(NamedTuple):
+    """A state of which this process has only some elements, and others the rest."""
+
+    array: Array
+    """The elements, in one dimension."""
+    begin: int
+    """The first one's place in the C order of all."""
+    shape: tuple[int, ...]
+    """That of all."""
+    gather: Callable[[], Array]
+    """Return all of them."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.array.dtype
+
+    @property
+    def flags(self) -> Any:
+        return self.array.flags
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __array__(self, *args: Any, **options: Any) -> Array:
+        return self.gather()
+
+
 class Restore(NamedTuple):
     """Everything that a checked checkpoint writes."""
 
-    arrays: list[tuple[Array, Any]]
-    """Live arrays with their new values: arrays, stored ones, or where a state starts."""
+    arrays: list[tuple[Any, Any]]
+    """Live arrays, or pieces, with their new values: arrays, stored ones, or where a state starts."""
     groups: list[dict[str, Any] | None]
     """None for a group that keeps its hyperparameters."""
     step: int
@@ -106,12 +135,19 @@ class Restore(NamedTuple):
 
     def read(self) -> Restore:
         """Return a copy whose values have their own memory."""
-        return self._replace(
-            arrays=[
-                (live, value.read() if isinstance(value, Stored | _version1.Computed) else np.array(value, live.dtype))
-                for live, value in self.arrays
-            ]
-        )
+        return self._replace(arrays=[_read(live, value) for live, value in self.arrays])
+
+
+def _read(live: Array | Piece, value: Any) -> tuple[Array, Array]:
+    """Return the array that is written, and its new values."""
+    if not isinstance(live, Piece):
+        stored = isinstance(value, Stored | _version1.Computed)
+        return live, value.read() if stored else np.array(value, live.dtype)
+    end = live.begin + live.array.size
+    if isinstance(value, Stored):
+        return live.array, value.read_part(live.begin, end)
+    whole = value.read() if isinstance(value, _version1.Computed) else np.asarray(value, live.dtype)
+    return live.array, np.array(whole.reshape(-1)[live.begin : end] if whole.ndim else whole)
 
 
 def checked(run: Run, saved: Any, strict: bool = True) -> Restore:
