@@ -323,6 +323,22 @@ def load_version_1(folder: Path) -> None:
             assert_same(state[key], states, f"{name}: {key}")
 
 
+# ---------------------------------------------------------------------------------------------------------- docstrings
+
+
+def docstrings(folder: Path) -> None:
+    """As those of the other modules; here, because MPI must not start in the process that runs all tests."""
+    import test_docstrings
+
+    test_docstrings.MODULES[:] = ["fusedstep.mpi"]
+    test_docstrings.PUBLIC.update(found := dict(test_docstrings.public()))
+    assert "fusedstep.mpi.Sharded.step" in found
+    for name in found:
+        test_docstrings.test_docstrings_are_numpydocs(name)
+        if name.startswith("fusedstep.mpi."):
+            test_docstrings.test_examples_run(name)
+
+
 # -------------------------------------------------------------------------------------------------------------- errors
 
 

@@ -203,6 +203,8 @@ def check_command(words: list[str]) -> None:
         bench_parser().parse_args(words[3:])
     elif (program, words[1:3]) == ("python", ["-m", "pytest"]):
         assert all((ROOT / word).exists() for word in words[3:] if word.startswith("tests/"))
+    elif program == "mpiexec":
+        check_command(words[3:])
     elif program == "python" and words[1].endswith(".py"):
         assert (ROOT / words[1]).is_file(), words
     elif (program, words[1:2]) == ("pip", ["install"]):

@@ -7,6 +7,7 @@ waits for ever is a failure.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -72,6 +73,23 @@ def test_equal_gradients(ranks: int, tmp_path: Path) -> None:
 
 def test_buckets(tmp_path: Path) -> None:
     run(2, "buckets_only_bound_memory", tmp_path)
+
+
+def test_docstrings(tmp_path: Path) -> None:
+    pytest.importorskip("numpydoc.validate")
+    run(1, "docstrings", tmp_path)
+
+
+def test_the_example() -> None:
+    """It fits, and prints the same bits for any number of ranks."""
+    program = Path(__file__).parents[1] / "examples" / "mpi_trainer.py"
+    if not program.is_file():
+        pytest.skip("the example is not here")
+    [(status, said), *others] = [start(ranks, program) for ranks in (1, 2, 3)]
+    assert status == 0, said
+    before, after = map(float, re.findall(r"\d\.\d+", said))
+    assert after < before / 4
+    assert others == [(status, said)] * len(others)
 
 
 def test_no_communicator(tmp_path: Path) -> None:
