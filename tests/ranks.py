@@ -369,6 +369,8 @@ def refused(folder: Path) -> None:
         "dtype": (lambda: opt.step({**good, "w": on_last(np.zeros((70, 50)), good["w"])}), TypeError,
                   (f"rank {last}: ", "'w'", "float64")),
         "name": (lambda: opt.step(on_last({"w": good["w"]}, good)), ValueError, (f"rank {last}: ", "'s'")),
+        "rows": (lambda: opt.step({**good, "w": fs.Rows(np.array([1, 2]), np.ones((2, 50), np.float32))}), ValueError,
+                 ("rank 0: ", "'w'", "rows")),
         "overlap": (lambda: opt.step({**good, "w": on_last(params["w"], good["w"])}), ValueError,
                     (f"rank {last}: ", "shares memory")),
         "clip_norm": (lambda: opt.step(good, clip_norm=-1.0), ValueError, ("rank 0: ", "clip_norm", "-1")),

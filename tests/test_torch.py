@@ -11,6 +11,8 @@ import io
 import itertools
 import pickle
 import runpy
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -1059,3 +1061,19 @@ def test_misspelt_arguments(name):
     param = torch.nn.Parameter(torch.ones(3))
     with pytest.raises(TypeError, match=r"'learning_rate' \(did you mean 'lr'\?\)"):
         getattr(ft, name)([param], learning_rate=0.1)
+
+
+@pytest.mark.slow
+def test_zero_redundancy_optimizer(tmp_path: Path) -> None:
+    """torch's own class splits the states over two processes: the bits of one process, and its state dict."""
+    if not torch.distributed.is_available():
+        pytest.skip("this torch has no torch.distributed")
+    with contextlib.ExitStack() as stack:
+        ranks = []
+        for rank in range(2):
+            command = [sys.executable, Path(__file__).with_name("zero.py"), str(rank), tmp_path / "meet"]
+            ranks.append(stack.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True)))
+            stack.callback(ranks[-1].kill)
+        for each in ranks:
+            _, errors = each.communicate(timeout=300)
+            assert each.returncode == 0, errors

@@ -379,8 +379,8 @@ class Sharded:
     def save(self, path: str | os.PathLike[str], extra: Any = None) -> None:
         """Write a checkpoint to a file: byte for byte the one that a single process writes.
 
-        Rank 0 writes it, see ``Optimizer.save``. It receives one state after the other, so that it never holds all of
-        them at once.
+        Rank 0 writes it, see ``Optimizer.save``, and receives one state after the other. For ``.npz`` it holds one state
+        at a time; for ``.safetensors`` it needs memory for all of them, because that package writes whole files.
 
         Parameters
         ----------
