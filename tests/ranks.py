@@ -385,6 +385,7 @@ def refused(folder: Path) -> None:
         "lanes of a type": (lambda: make(lanes=4.0), TypeError, ("rank 0: ", "lanes", "float")),
         "reduce": (lambda: make(reduce="max"), ValueError, ("rank 0: ", "reduce", "max")),
         "verify": (lambda: make(verify="first"), ValueError, ("rank 0: ", "verify", "first")),
+        "mask": (lambda: make([{"params": parameters(), "mask": np.zeros(1, bool)}]), ValueError, ("rank 0: ", "mask")),
         "cls": (lambda: make(cls=dict), TypeError, ("rank 0: ", "cls", "dict")),
         "an option": (lambda: make(lrr=1.0), TypeError, ("rank 0: ", "lrr")),
         "GRprop": (lambda: make(cls=fs.Rprop, variant="grprop-slr"), ValueError, ("rank 0: ", "rprop", "element")),

@@ -79,8 +79,8 @@ class Sharded:
     TypeError, ValueError
         As in ``Optimizer``, and: not a communicator; parameters, hyperparameters or arguments that differ between
         ranks; lanes that are no power of two or fewer than ranks; hyperparameters that choose one element of all arrays
-        (GRprop); ``verify``. If one rank refuses, all raise the error of the lowest such rank, and none has written
-        anything. The text starts with the rank: ``"rank 1: gradient of ..."``.
+        (GRprop); ``verify``; masks; ``Rows``. If one rank refuses, all raise the error of the lowest such rank, and
+        none has written anything. The text starts with the rank: ``"rank 1: gradient of ..."``.
 
     References
     ----------
@@ -123,6 +123,8 @@ class Sharded:
             self._divisor = count if reduce == "mean" else 1
             self._sums: dict[Node, list[Any]] = {}
             self._front = front = Front(params)
+            if any(own.get("mask") is not None for own in front.options):
+                raise ValueError("mask: expected none, got one in a group; elements are masked in one process only")
             self._cut = Cut([array.size for array in front.arrays], peers.size)
             self._places = self._cut.pieces(peers.rank)
             self._pieces = [flat(array)[begin:end] for array, (begin, end) in self._placed()]
@@ -379,8 +381,8 @@ class Sharded:
     def save(self, path: str | os.PathLike[str], extra: Any = None) -> None:
         """Write a checkpoint to a file: byte for byte the one that a single process writes.
 
-        Rank 0 writes it, see ``Optimizer.save``, and receives one state after the other. For ``.npz`` it holds one state
-        at a time; for ``.safetensors`` it needs memory for all of them, because that package writes whole files.
+        Rank 0 writes it, see ``Optimizer.save``, and receives one state after the other. For ``.npz`` it holds one
+        state at a time; for ``.safetensors`` it needs memory for all, because that package writes whole files.
 
         Parameters
         ----------
