@@ -13,7 +13,7 @@ from typing import Any
 
 from fusedstep._terminal import progress
 
-from . import history, plot, report, rows
+from . import history, plot, report, rows, sparse
 from .cases import CASES
 from .rows import Row, Setting
 
@@ -31,6 +31,7 @@ def case_name(text: str) -> str:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     scope = made.add_mutually_exclusive_group()
+    scope.add_argument("--sparse", action="store_true", help="gradients of some rows, beside those of others; a minute")
     scope.add_argument("--quick", action="store_true", help="three sizes on one thread; a minute")
     scope.add_argument(
         "--table",
@@ -101,6 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, ImportError) as problem:
         print(f"bench: {problem}", file=sys.stderr)
         return 2
+    if options.sparse:
+        for line in sparse.report(options.seconds or 1.0):
+            print(line, flush=True)
+        return 0
     started = time.perf_counter()
     facts = rows.machine()
     groups = rows.groups(setting_of(options))

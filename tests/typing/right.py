@@ -57,6 +57,10 @@ like: fs.RMSprop = fs.RMSprop.like("keras", flat, 0.1, weight_decay=0.004, cente
 fs.Rprop.like("torch", single, etas=(0.5, 1.2))
 fs.Adagrad.like("keras", [{"params": single, "lr": 0.5}], initial_accumulator_value=0.1)
 
+some = fs.Rows(np.zeros(2, np.int64), single)
+rmsprop.step({"layers": [some, None]})
+adagrad.step([some, double])
+fs.adagrad_(single, single, single, lr=0.1, rows=np.zeros(3, np.uint32))
 report: fs.StepReport = rmsprop.step({"layers": [double, None]}, clip_norm=1.0, nonfinite="skip", zero_grads=True)
 rmsprop.step(nested, mask={"layers": [double > 0, None]})
 norm: float | None = report.grad_norm
