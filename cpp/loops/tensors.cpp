@@ -148,8 +148,8 @@ struct Tile {
 };
 
 template <class T, class F>
-void along(std::int64_t n, char* at, std::int64_t step, T* dense, std::int64_t dense_step, F f) {
-  for (std::int64_t i = 0; i < n; ++i) f(*reinterpret_cast<T*>(at + i * step), dense[i * dense_step]);
+void along(std::int64_t n, char* at, std::int64_t step, T* dense, std::int64_t k, std::int64_t k_step, F f) {
+  for (std::int64_t i = 0; i < n; ++i) f(*reinterpret_cast<T*>(at + i * step), dense, k + i * k_step);
 }
 
 // The elements of a stream in a tile, `across` bytes between columns and `down` between rows, each with its place in the
@@ -157,9 +157,9 @@ void along(std::int64_t n, char* at, std::int64_t step, T* dense, std::int64_t d
 template <class T, class F>
 void each(Tile tile, char* at, std::int64_t across, std::int64_t down, T* dense, F f) {
   if (tile.rows > 1 && std::abs(down) < std::abs(across)) {
-    for (std::int64_t c = 0; c < tile.columns; ++c) along(tile.rows, at + c * across, down, dense + c, tile.columns, f);
+    for (std::int64_t c = 0; c < tile.columns; ++c) along(tile.rows, at + c * across, down, dense, c, tile.columns, f);
   } else {
-    for (std::int64_t r = 0; r < tile.rows; ++r) along(tile.columns, at + r * down, across, dense + r * tile.columns, 1, f);
+    for (std::int64_t r = 0; r < tile.rows; ++r) along(tile.columns, at + r * down, across, dense, r * tile.columns, 1, f);
   }
 }
 
@@ -171,9 +171,9 @@ void each(std::int64_t item_size, Tile tile, char* at, std::int64_t across, std:
   if (item_size == 8) each(tile, at, across, down, static_cast<double*>(dense), f);
 }
 
-constexpr auto load = [](auto& strided, auto& dense) { dense = strided; };
-constexpr auto store = [](auto& strided, auto& dense) { strided = dense; };
-constexpr auto zero = [](auto& strided, auto&) { strided = 0; };
+constexpr auto load = [](auto& strided, auto* dense, std::int64_t k) { dense[k] = strided; };
+constexpr auto store = [](auto& strided, auto* dense, std::int64_t k) { strided = dense[k]; };
+constexpr auto zero = [](auto& strided, auto*, std::int64_t) { strided = 0; };  // there may be no dense copy
 
 // One stream of a tile with its dense copy, whose rows are `step` bytes apart.
 struct Copied {

@@ -244,7 +244,7 @@ def _through_scipy(
     if unknown := sorted(options.keys() - known):
         hints = ", ".join(f"{name}{did_you_mean(name, known)}" for name in unknown)
         warnings.warn(f"Unknown solver options: {hints}", _scipy_optimize().OptimizeWarning, stacklevel=3)
-    tolerances = {} if tol is None else dict.fromkeys(("xtol", "gtol", "ftol"), tol)
+    tolerances: dict[str, Any] = {} if tol is None else dict.fromkeys(("xtol", "gtol", "ftol"), tol)
     return minimize(fun, x0, method, jac, **{**tolerances, **{k: options[k] for k in options if k in known}})
 
 
@@ -282,7 +282,7 @@ class _Objective:
                 f"got {jac!r}; there is no gradient by differences here"
             )
         self._fun = fun
-        self._jac = jac
+        self._jac: Any = jac
         self._args = args if isinstance(args, tuple) else (args,)
         found = parse(x0)
         if all(map(_is_number, found.arrays)) and (_is_number(x0) or type(x0) in (list, tuple)):
