@@ -148,7 +148,11 @@ def _check(
 ) -> None:
     clip_coef = 1.0
     if report.grad_norm is not None:
-        grads = [snapshot.summed() for snapshot in snapshots if snapshot.grad is not None]
+        grads = [
+            reference.widened(snapshot.summed(), reference.compute_type(snapshot.live["param"]))
+            for snapshot in snapshots
+            if snapshot.grad is not None
+        ]
         norm = reference.norm(grads, grad_scale=grad_scale, clip_value=clip_value)
         _compare("the norm", np.asarray(report.grad_norm), np.asarray(norm))
         if clip_norm is not None and not math.isinf(clip_norm):
