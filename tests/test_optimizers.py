@@ -498,6 +498,22 @@ def test_a_reset_optimizer_is_like_a_new_one(case: Case) -> None:
     assert opt.state_dict()["times"] == {"0": 3, "1": 3}
 
 
+def test_the_low_halves_of_masters_are_part_of_the_parameter() -> None:
+    """They outlast a reset, and where a mask freezes the parameter they are frozen with it."""
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    w = np.ones(4, ml_dtypes.bfloat16)
+    g = np.ones(4, np.float32)
+    opt = fs.RMSprop(w, lr=1e-4, master=True)
+    for _ in range(3):
+        opt.step(g)
+    before = {"param": w.copy(), "param_low": opt.state["0"]["param_low"].copy()}
+    assert before["param_low"].any()
+    opt.reset()
+    opt.step(g, mask=np.zeros(4, bool))
+    assert_same({"param": w, "param_low": opt.state["0"]["param_low"]}, before, "a reset, and a step of nothing")
+    assert not opt.state["0"]["square_avg"].any()
+
+
 def test_a_reset_forgets_the_last_loss() -> None:
     w = np.zeros(1)
     opt = fs.Rprop(w, variant="irprop+")

@@ -60,7 +60,8 @@ def reset(run: Run) -> None:
         for index, (group, names) in enumerate(zip(run.groups, run.names, strict=True)):
             options = {**group, **{key: value for each, key, value in run.starts if each is group}}
             for name in names:
-                arrays += [(array, _start(run, index, key, options)) for key, array in run.state[name].items()]
+                states = {key: array for key, array in run.state[name].items() if key != "param_low"}  # the parameter's
+                arrays += [(array, _start(run, index, key, options)) for key, array in states.items()]
         nothing = LoadReport((), tuple(run.params), ())
         counts = [0] * len(run.params)
         write(run, Restore(arrays, [None] * len(run.groups), 0, counts, None, run.core.seed, nothing).read())
