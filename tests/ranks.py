@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 import fusedstep as fs
 import fusedstep.mpi
 from checks import Mirror, Unchanged, assert_same, memory_of
-from registry import CASES, CONTAINERS, FULLEST_OF_RULE, STEP_OPTIONS, Case, loss
+from registry import CASES, CONTAINERS, FULLEST_OF_RULE, STEP_OPTIONS, STORAGES, Case, loss
 
 Array = NDArray[Any]
 Grads = dict[str, Array | None]
@@ -139,6 +139,31 @@ def gradients_are_added_in_a_tree(folder: Path) -> None:
         expected = dict.fromkeys(grads, 0) if options.get("zero_grads") else gradients(opt.steps - 1 + COMM.rank)
         for key, gradient in grads.items():
             assert np.array_equal(gradient, np.broadcast_to(expected[key], gradient.shape)), (name, key)
+
+
+def narrow_storage(folder: Path) -> None:
+    """Arrays of 16 bits: a lone gradient travels as it is, sums in the compute type; the noise counts from the start of
+    the whole parameter."""
+    for case in (case.as_stored(storage) for case in FULLEST for storage in STORAGES):
+        storage = case.storage
+        assert storage is not None
+        params, same = ({name: p.astype(storage.param) for name, p in parameters().items()} for _ in range(2))
+        opt = fs.mpi.Sharded(case.cls, params, comm=COMM, lanes=LANES, **case.class_options)
+        one = case.new(same)
+        for t, options in options_of_steps():
+            grads = [
+                {name: None if g is None else g.astype(storage.grad) for name, g in gradients(LANES * t + lane).items()}
+                for lane in range(LANES)
+            ]
+            for lane in opt.lanes:
+                opt.add(lane, grads[lane])
+            wide = [{n: None if g is None else g.astype(storage.compute) for n, g in each.items()} for each in grads]
+            report = opt.step(loss=loss(t), **options)
+            assert report == one.step(mean(wide), loss=loss(t), **options), (case, t)
+        state = whole_state(opt, params)
+        for name in params:
+            found, expected = {"p": params[name], **state[name]}, {"p": same[name], **one.state[name]}
+            assert_same(found, expected, f"{case}: {name}")
 
 
 def containers(folder: Path) -> None:
@@ -519,6 +544,9 @@ def costs(folder: Path) -> None:
     ideal = 2 * (ranks - 1) * whole  # of all ranks together: each byte of the gradient and of the parameter once
     assert COMM.allreduce(Counting.sent) == ideal
     assert Counting.small < 200
+    Counting.sent = 0
+    opt.step({name: grad.astype(np.float16) for name, grad in grads.items()})
+    assert COMM.allreduce(Counting.sent) == ideal * 3 // 4
 
 
 def main() -> None:

@@ -71,6 +71,12 @@ def test_equal_gradients(ranks: int, tmp_path: Path) -> None:
     run(ranks, "equal_gradients_give_the_bits_of_one_process", tmp_path)
 
 
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_arrays_of_16_bits(ranks: int, tmp_path: Path) -> None:
+    pytest.importorskip("ml_dtypes")
+    run(ranks, "narrow_storage", tmp_path)
+
+
 def test_buckets(tmp_path: Path) -> None:
     run(2, "buckets_only_bound_memory", tmp_path)
 

@@ -122,6 +122,7 @@ class Sharded:
             self._held = [range(r * count // peers.size, (r + 1) * count // peers.size) for r in ranks]
             self._divisor = count if reduce == "mean" else 1
             self._sums: dict[Node, list[Any]] = {}
+            self._types: list[Any] = []  # of the gradients in the lanes
             self._front = front = Front(params)
             if any(own.get("mask") is not None for own in front.options):
                 raise ValueError("mask: expected none, got one in a group; elements are masked in one process only")
@@ -134,6 +135,7 @@ class Sharded:
             self._summed = [np.empty(piece.size, sum_type(piece.dtype)) for piece in self._pieces]
             self._exchange: tuple[Any, Exchange | None] = None, None
             own = {"cls": cls.__qualname__, "lanes": lanes, "reduce": reduce, "parameters": front.names_of_groups}
+            own |= {key: str(value) for key, value in options.items()}
             peers.agree({**own, **self._hyperparameters(), **_identity(front)})
 
     def _placed(self) -> Iterator[tuple[Array, tuple[int, int]]]:
@@ -247,10 +249,12 @@ class Sharded:
                 f"lane: {lane} was added already; call step, which applies all lanes, before the next batch"
             )
         found = self._front.gradients(grads, False)
-        others = next(iter(self._sums.values()), found)
-        for name, gradient, other in zip(self._front.names, found, others, strict=True):
-            if (gradient is None) != (other is None):
-                raise ValueError(f"gradient of parameter {name!r}: None in some lanes only; pass it in all, or in none")
+        types = [None if array is None else array.dtype for array in found]
+        before = self._types if self._sums else types
+        for name, kind, other in zip(self._front.names, map(_name, types), map(_name, before), strict=True):
+            if kind != other:
+                raise ValueError(f"gradient of parameter {name!r}: {kind} in lane {lane}, {other} in those before")
+        self._types = types
         first, n = int(lane), 1
         sums: list[Any] = [None if array is None else np.array(array, order="C").reshape(-1) for array in found]
         with quiet():
@@ -314,9 +318,10 @@ class Sharded:
         front, peers = self._front, self._peers
         with peers.telling():
             found, sums = self._gradients(grads, zero_grads)
-            exchange = self._exchange_for(found)
+            kinds = self._types if self._has_lanes else [None if array is None else array.dtype for array in found]
+            exchange = self._exchange_for(kinds)
             types = {
-                f"gradient of parameter {name!r}": _type(array) for name, array in zip(front.names, found, strict=True)
+                f"gradient of parameter {name!r}": _name(kind) for name, kind in zip(front.names, kinds, strict=True)
             }
             peers.agree({**options, "zero_grads": zero_grads, **self._hyperparameters(), **types})
             for array, piece, (begin, end) in self._copies():
@@ -324,8 +329,8 @@ class Sharded:
             with quiet():
                 exchange.sum_gradients(sums, self._divisor, self._summed)
             given = {
-                name: None if array is None else summed
-                for name, array, summed in zip(front.names, found, self._summed, strict=True)
+                name: None if kind is None else summed
+                for name, kind, summed in zip(front.names, kinds, self._summed, strict=True)
             }
             shared = [{name: given[name] for name in names} for names in self._run.names]
             report = self._own.step(shared if front.grouped else shared[0], **options)
@@ -341,7 +346,7 @@ class Sharded:
         return report
 
     def _gradients(self, grads: Grads, zero_grads: bool) -> tuple[list[Array | None], dict[Node, list[Any]]]:
-        """Return gradients of the right types, and sums by node; without lanes each rank is a lane."""
+        """Return the caller's gradients, and sums by node; without lanes each rank is a lane."""
         rank = self._peers.rank
         if not self._has_lanes:
             found = self._front.gradients(grads, zero_grads)
@@ -357,15 +362,14 @@ class Sharded:
             raise ValueError(
                 f"lane: {missing[0]} is missing; call add(lane, grads) for each of opt.lanes, {self.lanes}"
             )
-        return next(iter(self._sums.values())), self._sums
+        return [], self._sums
 
-    def _exchange_for(self, grads: list[Array | None]) -> Exchange:
+    def _exchange_for(self, types: list[Any]) -> Exchange:
         """Return what is to be sent and received; as in the last step if that had gradients of the same types."""
-        names = list(map(_type, grads))  # a dtype of float64 equals None
+        names = list(map(_name, types))  # a dtype of float64 equals None
         kept, exchange = self._exchange
         if exchange is None or kept != names:
             params = [piece.dtype for piece in self._pieces]
-            types = [None if array is None else array.dtype for array in grads]
             exchange = Exchange(self._peers, self._cut, params, types, self._held)
             self._exchange = names, exchange
         return exchange
@@ -519,5 +523,5 @@ def _identity(front: Front) -> dict[str, Any]:
     return found
 
 
-def _type(array: Array | None) -> str | None:
-    return None if array is None else str(array.dtype)
+def _name(kind: Any) -> str | None:
+    return None if kind is None else str(kind)
