@@ -5,6 +5,7 @@
 #include <cstring>
 #include <map>
 #include <stdexcept>
+#include <utility>
 
 #include "loops/noise.hpp"
 #include "parallel.hpp"
@@ -25,6 +26,11 @@ void set_to_zero(char* data, std::span<const std::int64_t> shape, const std::int
   for (std::int64_t i = 0; i < shape[0]; ++i) {
     set_to_zero(data + i * strides[0], shape.subspan(1), strides + 1, item_size);
   }
+}
+
+// What a gradient of this norm is multiplied by; 0 and inf do not clip.
+double clip_coef(double limit, double norm) {
+  return limit == 0 || std::isinf(limit) ? 1.0 : limit / (norm < limit ? limit : norm);
 }
 
 void set_to_zero(const Array& array) { set_to_zero(array.data, array.shape, array.strides, array.item_size()); }
@@ -365,19 +371,23 @@ OptimizerCore::Measured OptimizerCore::measure(const StepOptions& options, StepR
   }
   const Norm measured = norm(gradients, options, gather_);
   report.grad_norm = measured.norm;
-  double clip_coef = 1.0;
-  if (options.clip_norm != 0 && !std::isinf(options.clip_norm)) {
-    clip_coef = options.clip_norm / (measured.norm < options.clip_norm ? options.clip_norm : measured.norm);
+  std::vector<double> clip_coefs{clip_coef(options.clip_norm, measured.norm)};
+  if (options.clip_norm_each != 0) {
+    clip_coefs.clear();
+    for (const NormOperand& gradient : gradients) {
+      clip_coefs.push_back(clip_coef(options.clip_norm_each, norm({&gradient, 1}, options, gather_).norm));
+    }
   }
   std::size_t next = 0;
   for (std::size_t k = 0; k < gradients.size(); ++k) {
     const bool nonfinite = next < measured.nonfinite.size() && measured.nonfinite[next] == k;
     next += nonfinite;
     const bool overflows = options.nonfinite != Nonfinite::propagate && schema_.squares_gradient &&
-                           a_square_overflows(gradients[k], measured.largest[k], options, clip_coef, gather_);
+                           a_square_overflows(gradients[k], measured.largest[k], options,
+                                              clip_coefs.size() > 1 ? clip_coefs[k] : clip_coefs[0], gather_);
     if (nonfinite || overflows) report.nonfinite.push_back(members[k]);
   }
-  return {clip_coef, report.nonfinite.size() > measured.nonfinite.size()};
+  return {std::move(clip_coefs), report.nonfinite.size() > measured.nonfinite.size()};
 }
 
 // What is to be done to member i and those of its kind, at one step count where the rule uses it.
@@ -394,7 +404,7 @@ std::int32_t OptimizerCore::part_for(std::size_t i, std::int64_t step, const Ste
   return static_cast<std::int32_t>(parts_.size() - 1);
 }
 
-void OptimizerCore::prepare(const StepOptions& options, double clip_coef) {
+void OptimizerCore::prepare(const StepOptions& options, std::span<const double> clip_coefs) {
   parts_.clear();
   present_elements_ = 0;
   std::vector<char> uses_step(groups_.size());
@@ -403,14 +413,17 @@ void OptimizerCore::prepare(const StepOptions& options, double clip_coef) {
   std::int32_t part = -1;  // most members need what the one before needed
   std::size_t last_kind = 0;
   std::int64_t last_step = 0;
+  std::size_t next = 0;
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     if (!present_[i]) continue;
     present_elements_ += (members_[i].by_rows ? members_[i].rows->elements() : tensors_[i].size) + tensor_overhead;
     const std::size_t kind = kinds_[i];
     const std::int64_t step = uses_step[kind / (type_count * type_count)] ? counts_[i] + 1 : 0;
-    if (part < 0 || kind != last_kind || step != last_step) {
+    if (clip_coefs.size() > 1) {
+      part = part_for(i, step, options, clip_coefs[next++]);
+    } else if (part < 0 || kind != last_kind || step != last_step) {
       const auto [found, is_new] = parts.try_emplace({kind, step}, 0);
-      if (is_new) found->second = part_for(i, step, options, clip_coef);
+      if (is_new) found->second = part_for(i, step, options, clip_coefs[0]);
       part = found->second;
       last_kind = kind;
       last_step = step;
@@ -489,7 +502,8 @@ StepReport OptimizerCore::step(const StepOptions& options) {
     }
   }
   if (options.zero_grads) check_gradients_disjoint();
-  const bool measures = options.clip_norm != 0 || options.nonfinite != Nonfinite::propagate;
+  const bool clips = options.clip_norm != 0 || options.clip_norm_each != 0;
+  const bool measures = clips || options.nonfinite != Nonfinite::propagate;
   each_of_rows([&](std::size_t, RowGradient& rows) {
     rows.sort(threads_for(rows.elements()));
     if (measures) rows.sum(threads_for(rows.elements()));
@@ -497,10 +511,10 @@ StepReport OptimizerCore::step(const StepOptions& options) {
 
   StepReport report;
   report.step = steps_;
-  double clip_coef = 1.0;
+  std::vector<double> clip_coefs{1.0};
   if (measures) {
-    const Measured measured = measure(options, report);
-    clip_coef = measured.clip_coef;
+    Measured measured = measure(options, report);
+    clip_coefs = std::move(measured.clip_coefs);
     if (!report.nonfinite.empty() && options.nonfinite == Nonfinite::raise) {
       std::string names;
       for (const std::size_t i : report.nonfinite) names += (names.empty() ? "'" : ", '") + name(i) + "'";
@@ -515,7 +529,7 @@ StepReport OptimizerCore::step(const StepOptions& options) {
       return report;
     }
   }
-  prepare(options, clip_coef);
+  prepare(options, clip_coefs);
   const int threads = threads_for(present_elements_);  // may throw: before anything is written
   const bool reduces = std::any_of(parts_.begin(), parts_.end(), [](const Part& part) {
     return part.work.kernel.reduce != nullptr;

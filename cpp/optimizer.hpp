@@ -144,11 +144,11 @@ class OptimizerCore {
   template <class F>
   void each_of_rows(F f);
   struct Measured {
-    double clip_coef;
+    std::vector<double> clip_coefs;  // of each gradient there is, or one of all
     bool a_square_overflows;
   };
   Measured measure(const StepOptions& options, StepReport& report) const;
-  void prepare(const StepOptions& options, double clip_coef);
+  void prepare(const StepOptions& options, std::span<const double> clip_coefs);
   std::int32_t part_for(std::size_t i, std::int64_t step, const StepOptions& options, double clip_coef);
   void update_all(int threads);
   void update_dense(int threads);

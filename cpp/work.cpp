@@ -16,12 +16,20 @@ void check_positive(double x, const char* name) {
   refuse(std::string(name) + ": expected a finite number with " + name + " > 0, got " + schema::text(x));
 }
 
+// 0: none; inf: the norm is asked for, but nothing is clipped.
+void check_limit(double x, const char* name) {
+  if (x != 0 && !(std::isinf(x) && x > 0)) check_positive(x, name);
+}
+
 }  // namespace
 
 void check(const StepOptions& options) {
   check_positive(options.grad_scale, "grad_scale");
-  if (options.clip_norm != 0 && !(std::isinf(options.clip_norm) && options.clip_norm > 0)) {
-    check_positive(options.clip_norm, "clip_norm");
+  check_limit(options.clip_norm, "clip_norm");
+  check_limit(options.clip_norm_each, "clip_norm_each");
+  if (options.clip_norm != 0 && options.clip_norm_each != 0) {
+    refuse("clip_norm, clip_norm_each: expected one of them, got " + schema::text(options.clip_norm) + " and " +
+           schema::text(options.clip_norm_each));
   }
   if (options.clip_value != 0) check_positive(options.clip_value, "clip_value");
 }

@@ -252,19 +252,33 @@ class Mirror:
         clip_value: float | None = None,
         zero_grads: bool = False,
         nonfinite: str = "propagate",
+        clip_norm_each: float | None = None,
     ) -> float | None:
         """Do a step; return the norm where an option asks for it."""
+
+        def clipped(norm: float, limit: float | None) -> float:
+            if limit is None or math.isinf(limit):
+                return 1.0
+            return limit / (norm if norm > limit or math.isnan(norm) else limit)
+
         norm = None
-        coef = 1.0
-        if clip_norm is not None or nonfinite != "propagate":
-            present = [
-                fs.reference.widened(self._summed(name, grad), fs.reference.compute_type(self.arrays[name]["param"]))
+        coefs = dict.fromkeys(grads, 1.0)
+        if clip_norm is not None or clip_norm_each is not None or nonfinite != "propagate":
+            present = {
+                name: fs.reference.widened(
+                    self._summed(name, grad), fs.reference.compute_type(self.arrays[name]["param"])
+                )
                 for name, grad in grads.items()
                 if grad is not None
-            ]
-            norm = fs.reference.norm(present, grad_scale=grad_scale, clip_value=clip_value)
-            if clip_norm is not None and not math.isinf(clip_norm):
-                coef = clip_norm / (norm if norm > clip_norm or math.isnan(norm) else clip_norm)
+            }
+            scaling = {"grad_scale": grad_scale, "clip_value": clip_value}
+            norm = fs.reference.norm(present.values(), **scaling)
+            coefs = dict.fromkeys(grads, clipped(norm, clip_norm))
+            if clip_norm_each is not None:
+                coefs = {
+                    name: clipped(fs.reference.norm([grad], **scaling), clip_norm_each)
+                    for name, grad in present.items()
+                }
         members = {}
         for name, grad in grads.items():
             if grad is None:
@@ -280,7 +294,7 @@ class Mirror:
             }
             if self.case.storage and self.case.storage.stochastic:
                 options["key"] = fs.noise_key(own.get("seed", 0), t, name)
-            prologue = dict(zip(STEP_PROLOGUE, (grad_scale, clip_value, coef), strict=True))
+            prologue = dict(zip(STEP_PROLOGUE, (grad_scale, clip_value, coefs[name]), strict=True))
             rows = {"rows": grad.index} if isinstance(grad, fs.Rows) else {}
             values = grad.values if isinstance(grad, fs.Rows) else grad
             members[name] = (self.arrays[name], values, self._of_reference(options) | prologue | rows)

@@ -1261,6 +1261,9 @@ STEP_OPTIONS: dict[str, dict[str, Any]] = {
     "clip_norm that clips": {"clip_norm": 0.5},
     "clip_norm below float32": {"clip_norm": 1e-300},
     "clip_norm that does not": {"clip_norm": 1e9},
+    "clip_norm_each that clips some": {"clip_norm_each": 2.0},
+    "clip_norm_each that does not": {"clip_norm_each": math.inf},
+    "clip both, each": {"grad_scale": 0.7, "clip_value": 0.4, "clip_norm_each": 0.3, "nonfinite": "skip"},
     "clip_value that clips": {"clip_value": 0.1},
     "clip_value beyond float32": {"clip_value": 1e200},
     "clip_value below float32": {"clip_value": 1e-300},
@@ -1459,6 +1462,7 @@ _POSITIVE = (*(bad for bad in NONNEGATIVE if bad.value is not None), *_bad((0, 0
 BAD_STEP_OPTIONS: dict[str, tuple[Bad, ...]] = {
     "grad_scale": _POSITIVE,
     "clip_norm": tuple(bad for bad in _POSITIVE if bad.value != math.inf),
+    "clip_norm_each": tuple(bad for bad in _POSITIVE if bad.value != math.inf),
     "clip_value": _POSITIVE,
     "zero_grads": FLAG,
     "nonfinite": _bad(("", "Skip", "ignore", None, True, 3), ValueError),

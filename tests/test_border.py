@@ -550,6 +550,15 @@ def test_step_refuses_bad_options(case: Case, name: str) -> None:
     assert optimizer.step(grads, **loss_of(case)).step == 1
 
 
+@pytest.mark.parametrize("verify", ["never", "every"])
+def test_one_norm_clips(verify: Any) -> None:
+    """The norm of all gradients or that of each, not both."""
+    param, grad = np.ones(3), np.ones(3)
+    optimizer = fs.RMSprop([param], verify=verify)
+    with refused(ValueError, ["clip_norm, clip_norm_each", "0.5", "2.5"], memory_of(optimizer, grad)):
+        optimizer.step([grad], clip_norm=0.5, clip_norm_each=2.5)
+
+
 def test_the_loss_where_it_is_needed() -> None:
     """``irprop+`` asks for the loss; without it nothing is written. That of a step that was skipped does not count, and
     one that stayed the same did not rise."""

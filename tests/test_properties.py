@@ -351,9 +351,10 @@ class Run(RuleBasedStateMachine):
     def finite(self, grad: Array, present: dict[str, Array], options: dict[str, Any], policy: str) -> bool:
         """Whether all of a gradient is finite, and, where it matters, its squares, too."""
         scaling = {key: options.get(key) for key in ("grad_scale", "clip_value")}
-        coef, clip_norm = 1.0, options.get("clip_norm")
-        if clip_norm is not None:
-            coef = clip_norm / max(fs.reference.norm(present.values(), **scaling), clip_norm)
+        coef = 1.0
+        for option, clipped in (("clip_norm", present.values()), ("clip_norm_each", [grad])):
+            if (limit := options.get(option)) is not None and not math.isinf(limit):
+                coef = limit / max(fs.reference.norm(clipped, **scaling), limit)
         with np.errstate(all="ignore"):
             unscaled = fs.reference.gradient(grad, grad, grad_scale=options.get("grad_scale"))
             g = fs.reference.gradient(grad, grad, **scaling, clip_coef=coef)

@@ -34,7 +34,10 @@ def draw(case: Case, rng: np.random.Generator, scale: float = 1.0) -> dict[str, 
 
 
 def steps() -> list[dict[str, Any]]:
-    return [{}, {"grad_scale": 4.0}, {"clip_norm": 0.5}, {"clip_value": 0.3, "nonfinite": "skip"}, {"zero_grads": True}]
+    return [
+        {}, {"grad_scale": 4.0}, {"clip_norm": 0.5}, {"clip_norm_each": 0.5}, {"clip_value": 0.3, "nonfinite": "skip"},
+        {"zero_grads": True},
+    ]  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------ the noise

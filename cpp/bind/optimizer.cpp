@@ -105,14 +105,12 @@ class PyOptimizer {
   // In this order: everything that may run Python code, and all objects owned; then a look at the memory, with nothing of
   // Python's run in between; then the work.
   PyObject* step(py::handle grads, py::handle groups, py::handle loss, py::handle grad_scale, py::handle clip_norm,
-                 py::handle clip_value, py::handle zero_grads, py::handle nonfinite) {
+                 py::handle clip_value, py::handle zero_grads, py::handle nonfinite, py::handle clip_norm_each) {
     const Hold hold(*this, true);
     StepOptions options;
     if (!grad_scale.is_none()) options.grad_scale = positive(grad_scale, "grad_scale");
-    if (!clip_norm.is_none()) {
-      options.clip_norm = real(clip_norm, "clip_norm");
-      if (!(std::isinf(options.clip_norm) && options.clip_norm > 0)) positive(clip_norm, "clip_norm");
-    }
+    if (!clip_norm.is_none()) options.clip_norm = positive_or_inf(clip_norm, "clip_norm");
+    if (!clip_norm_each.is_none()) options.clip_norm_each = positive_or_inf(clip_norm_each, "clip_norm_each");
     if (!clip_value.is_none()) options.clip_value = positive(clip_value, "clip_value");
     options.zero_grads = flag(zero_grads, "zero_grads");
     options.nonfinite = policy(nonfinite);
@@ -278,6 +276,11 @@ class PyOptimizer {
       if (name == name_of(static_cast<Type>(k))) return static_cast<Type>(k);
     }
     throw py::value_error("state_dtype: expected None or 'bfloat16', got '" + name + "'");
+  }
+
+  static double positive_or_inf(py::handle value, const char* name) {
+    const double x = real(value, name);
+    return std::isinf(x) && x > 0 ? x : positive(value, name);
   }
 
   static Nonfinite policy(py::handle value) {
@@ -450,16 +453,17 @@ class PyOptimizer {
 
 PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   return raising([&]() -> PyObject* {
-    if (count != 8) throw py::type_error("step() takes 8 arguments, got " + std::to_string(count));
+    if (count != 9) throw py::type_error("step() takes 9 arguments, got " + std::to_string(count));
     auto& optimizer = *py::cast<PyOptimizer*>(py::handle(self));
     return optimizer.step(arguments[0], arguments[1], arguments[2], arguments[3], arguments[4], arguments[5],
-                          arguments[6], arguments[7]);
+                          arguments[6], arguments[7], arguments[8]);
   });
 }
 
 PyMethodDef step_definition = {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)),
                                METH_FASTCALL,
-                               "step(grads, groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)"};
+                               "step(grads, groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite, "
+                               "clip_norm_each)"};
 
 PyStructSequence_Field report_fields[] = {
     {"step", "steps taken so far, this one included"},

@@ -93,5 +93,6 @@ class OptimizerCore(metaclass=_PybindType):
         clip_value: float | None,
         zero_grads: bool,
         nonfinite: str,
+        clip_norm_each: float | None,
         /,
     ) -> StepReport: ...

@@ -332,6 +332,7 @@ class Optimizer:
         clip_value: float | None = None,
         zero_grads: bool = False,
         nonfinite: Nonfinite = "propagate",
+        clip_norm_each: float | None = None,
         mask: Grads = None,
     ) -> StepReport:
         """Update every parameter in place from its gradient, in one call.
@@ -360,6 +361,9 @@ class Optimizer:
         nonfinite : {"propagate", "skip", "raise"}
             What to do about an inf or a NaN in a gradient: update anyway; skip the step and say so in the report; or
             raise an error.
+        clip_norm_each : float, optional
+            Largest norm of each gradient by itself, ``clip_norm_each > 0``; not together with ``clip_norm``. It comes
+            after ``clip_value``. ``report.grad_norm`` is still the norm of all gradients together.
         mask : ndarray of bool or containers of them, optional
             The containers of ``params``, with an array for each parameter that broadcasts to its shape, or None.
             **True is updated.** Where it is False, the parameter and its states keep every bit, and the gradient counts
@@ -370,7 +374,7 @@ class Optimizer:
         -------
         StepReport
             ``step``, ``grad_norm``, ``skipped`` and ``nonfinite`` (names of parameters). The norm and the names are
-            None unless ``clip_norm`` or ``nonfinite`` asked for them.
+            None unless ``clip_norm``, ``clip_norm_each`` or ``nonfinite`` asked for them.
 
         Raises
         ------
@@ -394,8 +398,12 @@ class Optimizer:
             if group.get(key) is not value:
                 run.check_starts()
         if self._verify == "never" and mask is None and not run.masked:
-            return run.core.step(given, run.groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)
-        return self._other_step(given, mask, zero_grads, loss, grad_scale, clip_norm, clip_value, nonfinite)
+            return run.core.step(
+                given, run.groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite, clip_norm_each
+            )
+        return self._other_step(
+            given, mask, zero_grads, loss, grad_scale, clip_norm, clip_value, nonfinite, clip_norm_each
+        )
 
     def _other_step(
         self,
@@ -407,16 +415,18 @@ class Optimizer:
         clip_norm: float | None,
         clip_value: float | None,
         nonfinite: str,
+        clip_norm_each: float | None,
     ) -> StepReport:
         """Do a step beside the reference, or with a mask."""
         run = self._run
 
         def step(grads: Any, zero_grads: bool) -> StepReport:
+            options = (loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite, clip_norm_each)
             if self._verify == "never":
-                return run.core.step(grads, run.groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)
+                return run.core.step(grads, run.groups, *options)
             from ._verification import _step
 
-            return _step.verified_step(run, grads, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)
+            return _step.verified_step(run, grads, *options)
 
         with run.core:
             if mask is None and not run.masked:

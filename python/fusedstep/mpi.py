@@ -274,6 +274,7 @@ class Sharded:
         clip_value: float | None = None,
         zero_grads: bool = False,
         nonfinite: Nonfinite = "propagate",
+        clip_norm_each: float | None = None,
     ) -> StepReport:
         """Update every parameter on all ranks, from the gradients of all.
 
@@ -285,7 +286,7 @@ class Sharded:
         grads : ndarray or containers of ndarrays
             This rank's gradients, as in ``Optimizer.step``; None for the same parameters on all ranks. Omitted with
             lanes, whose gradients were added.
-        loss, grad_scale, clip_norm, clip_value, nonfinite
+        loss, grad_scale, clip_norm, clip_value, nonfinite, clip_norm_each
             As in ``Optimizer.step``, for the mean or sum of the gradients; the same on all ranks. The mean of the loss
             over the ranks is the caller's to compute.
         zero_grads : bool
@@ -313,7 +314,7 @@ class Sharded:
         """
         options: dict[str, Any] = {
             "loss": loss, "grad_scale": grad_scale, "clip_norm": clip_norm, "clip_value": clip_value,
-            "nonfinite": nonfinite,
+            "nonfinite": nonfinite, "clip_norm_each": clip_norm_each,
         }  # fmt: skip
         front, peers = self._front, self._peers
         with peers.telling():

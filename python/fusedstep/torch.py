@@ -113,7 +113,7 @@ class _Bound:
         present = [i for i, grad in enumerate(grads) if grad is not None]
         if not present:
             return
-        self._core.step(self._arrays(grads, options), options, None, grad_scale, None, None, False, "propagate")
+        self._core.step(self._arrays(grads, options), options, None, grad_scale, None, None, False, "propagate", None)
         if len(present) == len(params):
             self._steps += 1
         else:

@@ -217,12 +217,13 @@ struct StepOptions {
   bool zero_grads = false;  ///< set the gradients to 0 in the same pass
   Nonfinite nonfinite = Nonfinite::propagate;
   std::optional<double> loss{};  ///< the loss at these gradients: Rprop's irprop+ needs it
+  double clip_norm_each = 0.0;   ///< largest norm of each gradient; not together with clip_norm
 };
 
 /// What a step did.
 struct StepReport {
   std::int64_t step = 0;                 ///< steps taken so far, this one included
-  std::optional<double> grad_norm{};     ///< after unscaling and clip_value, where clip_norm or nonfinite asked for it
+  std::optional<double> grad_norm{};     ///< of all, after unscaling and clip_value, where asked for
   std::vector<std::size_t> nonfinite{};  ///< parameters with an inf or a NaN in their gradient, where asked for
   bool skipped = false;                  ///< nothing was changed
 };

@@ -221,7 +221,7 @@ def run_fused(case: Case, inputs: Inputs) -> Written:
     grads, norm = {}, None
     for step, loss in enumerate(LOSSES):
         grads = inputs.gradients(case, step)
-        norm = run.core.step(grads, run.groups, loss, scale, clip, value, bool(zero), "propagate").grad_norm
+        norm = run.core.step(grads, run.groups, loss, scale, clip, value, bool(zero), "propagate", None).grad_norm
     return Written(around, run.state, grads, norm)
 
 
@@ -244,7 +244,7 @@ def run_reference(case: Case, inputs: Inputs) -> Written:
             Snapshot(case.schema, name, params[name], run.state[name], grad, run.groups[0], step + 1, rises)
             for name, grad in present.items()
         ]
-        apply_reference(case.schema, snapshots, prologue)
+        apply_reference(case.schema, snapshots, [prologue] * len(snapshots))
         for snapshot in snapshots:
             for key, array in snapshot.live.items():
                 array[...] = snapshot.before[key]

@@ -108,6 +108,7 @@ def verified_step(
     clip_value: float | None,
     zero_grads: bool,
     nonfinite: str,
+    clip_norm_each: float | None,
 ) -> StepReport:
     """Take a step like ``OptimizerCore.step``, and raise ``VerificationError`` if a bit differs from the reference."""
     run.check_groups()
@@ -124,9 +125,10 @@ def verified_step(
         )
     ]
     given = trees if run.grouped else trees[0]
-    report = run.core.step(given, run.groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite)
+    options = (loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite, clip_norm_each)
+    report = run.core.step(given, run.groups, *options)
     with default_floating_point():
-        _check(run.schema, snapshots, report, grad_scale, clip_norm, clip_value, zero_grads)
+        _check(run.schema, snapshots, report, grad_scale, clip_norm, clip_value, zero_grads, clip_norm_each)
     return report
 
 
@@ -145,21 +147,22 @@ def _check(
     clip_norm: float | None,
     clip_value: float | None,
     zero_grads: bool,
+    clip_norm_each: float | None,
 ) -> None:
-    clip_coef = 1.0
+    present = [snapshot for snapshot in snapshots if snapshot.grad is not None]
+    clip_coefs = [1.0] * len(present)
     if report.grad_norm is not None:
-        grads = [
-            reference.widened(snapshot.summed(), reference.compute_type(snapshot.live["param"]))
-            for snapshot in snapshots
-            if snapshot.grad is not None
-        ]
+        grads = [reference.widened(each.summed(), reference.compute_type(each.live["param"])) for each in present]
         norm = reference.norm(grads, grad_scale=grad_scale, clip_value=clip_value)
         _compare("the norm", np.asarray(report.grad_norm), np.asarray(norm))
         if clip_norm is not None and not math.isinf(clip_norm):
-            clip_coef = clip_norm / max(norm, clip_norm)
+            clip_coefs = [clip_norm / max(norm, clip_norm)] * len(present)
+        if clip_norm_each is not None and not math.isinf(clip_norm_each):
+            norms = [reference.norm([grad], grad_scale=grad_scale, clip_value=clip_value) for grad in grads]
+            clip_coefs = [clip_norm_each / max(own, clip_norm_each) for own in norms]
     if not report.skipped:
-        prologue = {"grad_scale": grad_scale, "clip_value": clip_value, "clip_coef": clip_coef}
-        apply_reference(schema, [s for s in snapshots if s.grad is not None], prologue)
+        prologue = {"grad_scale": grad_scale, "clip_value": clip_value}
+        apply_reference(schema, present, [{**prologue, "clip_coef": coef} for coef in clip_coefs])
     for snapshot in snapshots:
         for key, array in snapshot.live.items():
             what = "" if key == "param" else f"{key} of "
@@ -169,9 +172,9 @@ def _check(
             _compare(f"the gradient of parameter {snapshot.name!r}", snapshot.live_grad, expected)
 
 
-def apply_reference(schema: Schema, snapshots: list[Snapshot], prologue: dict[str, Any]) -> None:
+def apply_reference(schema: Schema, snapshots: list[Snapshot], prologues: list[dict[str, Any]]) -> None:
     """Apply the reference to what the snapshots hold; each has a gradient."""
-    arguments = [snapshot.arguments(schema) | prologue for snapshot in snapshots]
+    arguments = [each.arguments(schema) | prologue for each, prologue in zip(snapshots, prologues, strict=True)]
     # GRprop's sum runs over all parameters that follow it.
     asking = [k for k, each in enumerate(arguments) if str(each.get("variant", "")).startswith("grprop")]
     members: list[Any] = []
