@@ -42,8 +42,10 @@ std::vector<std::string> AnyRule::states() const {
   return names;
 }
 
-void step(const AnyRule& rule, std::int64_t step, const AnySpan& parameter, const AnySpan& gradient,
-          std::span<const AnySpan> states, const Narrow& narrow) {
+namespace {
+
+void step_by(const AnyRule& rule, std::int64_t step, const AnySpan& parameter, const AnySpan& gradient,
+             std::span<const AnySpan> states, const Array& index, const Narrow& narrow) {
   const RuleSchema& schema = RuleAccess::schema(rule);
   const Options options = RuleAccess::options(rule);
   check(schema, options);
@@ -66,7 +68,20 @@ void step(const AnyRule& rule, std::int64_t step, const AnySpan& parameter, cons
   if (narrow.param_low.data != nullptr || narrow.param_low.dimensions > 0) {
     s[low_half] = checked_low_halves(checked(narrow.param_low, {low_halves.name}, Type::uint16, true), p);
   }
-  SingleUpdate(RuleAccess::id(rule), options, step, p, g, s, {}, narrow.key).run();
+  SingleUpdate(RuleAccess::id(rule), options, step, p, g, s, index, narrow.key).run();
+}
+
+}  // namespace
+
+void step(const AnyRule& rule, std::int64_t step, const AnySpan& parameter, const AnySpan& gradient,
+          std::span<const AnySpan> states, const Narrow& narrow) {
+  step_by(rule, step, parameter, gradient, states, {}, narrow);
+}
+
+void step(const AnyRule& rule, std::int64_t step, const AnySpan& parameter, const Rows& gradient,
+          std::span<const AnySpan> states) {
+  const Array index = checked(gradient.index, {"rows"}, gradient.index.type, false);
+  step_by(rule, step, parameter, gradient.values, states, index, {});
 }
 
 std::uint64_t noise_key(std::uint64_t seed, std::int64_t step, std::string_view name) {
@@ -90,6 +105,11 @@ struct Optimizer::Impl {
   OptimizerCore core;
   std::vector<AnySpan> accepted;  // the gradients of last time, null where there was none
   bool accepted_as_written = false;
+
+  bool take(std::size_t i, const AnySpan& gradient, bool known, bool written);
+  bool take(std::size_t i, const Rows& gradient, bool known, bool written);
+  template <class F>
+  StepReport step(std::size_t count, const StepOptions& options, F take_one);
 };
 
 Optimizer::Optimizer(std::vector<AnyRule> groups, const std::vector<Parameter>& parameters,
@@ -118,35 +138,59 @@ Optimizer::~Optimizer() = default;
 Optimizer::Optimizer(Optimizer&&) noexcept = default;
 Optimizer& Optimizer::operator=(Optimizer&&) noexcept = default;
 
-StepReport Optimizer::step(std::span<const AnySpan> gradients, const StepOptions& options) {
-  OptimizerCore& core = impl_->core;
-  if (gradients.size() != core.size()) {
+// `known`: a gradient that is the array of last time was checked then as it would be now.
+bool Optimizer::Impl::take(std::size_t i, const AnySpan& gradient, bool known, bool written) {
+  if (known && accepted[i].data != nullptr && same(gradient, accepted[i])) {
+    core.keep(i);
+    return false;
+  }
+  accepted[i] = {};
+  // An empty array may have no data either, but it has a shape.
+  if (gradient.data == nullptr && (gradient.dimensions == 0 || core.parameter(i).size() != 0)) {
+    core.leave_out(i);
+    return true;
+  }
+  core.accept(i, checked(gradient, core.gradient(i).label, gradient_types(core.parameter(i).type), written), written);
+  accepted[i] = gradient;
+  return true;
+}
+
+bool Optimizer::Impl::take(std::size_t i, const Rows& gradient, bool, bool written) {
+  accepted[i] = {};
+  Label index = core.gradient(i).label;
+  Label values = index;
+  index.role = "index";
+  values.role = "values";
+  core.accept_rows(i, checked(gradient.index, index, gradient.index.type, false),
+                   checked(gradient.values, values, core.parameter(i).type, written), written);
+  return true;
+}
+
+// take_one(i, known) takes the gradient of a parameter, and says whether it is a new one.
+template <class F>
+StepReport Optimizer::Impl::step(std::size_t count, const StepOptions& options, F take_one) {
+  if (count != core.size()) {
     refuse("gradients: expected one for each of " + std::to_string(core.size()) + " parameters, got " +
-           std::to_string(gradients.size()));
+           std::to_string(count));
   }
-  // A gradient that is the array of last time was checked then.
-  const bool writable = std::exchange(impl_->accepted_as_written, false);
+  const bool writable = std::exchange(accepted_as_written, false);
   bool any_new = false;
-  for (std::size_t i = 0; i < core.size(); ++i) {
-    AnySpan& accepted = impl_->accepted[i];
-    if ((writable || !options.zero_grads) && accepted.data != nullptr && same(gradients[i], accepted)) {
-      core.keep(i);
-      continue;
-    }
-    accepted = {};
-    any_new = true;
-    // An empty array may have no data either, but it has a shape.
-    if (gradients[i].data == nullptr && (gradients[i].dimensions == 0 || core.parameter(i).size() != 0)) {
-      core.leave_out(i);
-      continue;
-    }
-    const Array gradient = checked(gradients[i], core.gradient(i).label, gradient_types(core.parameter(i).type),
-                                   options.zero_grads);
-    core.accept(i, gradient, options.zero_grads);
-    accepted = gradients[i];
-  }
-  impl_->accepted_as_written = options.zero_grads || (writable && !any_new);
+  for (std::size_t i = 0; i < count; ++i) any_new |= take_one(i, writable || !options.zero_grads);
+  accepted_as_written = options.zero_grads || (writable && !any_new);
   return core.step(options);
+}
+
+StepReport Optimizer::step(std::span<const AnySpan> gradients, const StepOptions& options) {
+  return impl_->step(gradients.size(), options, [&](std::size_t i, bool known) {
+    return impl_->take(i, gradients[i], known, options.zero_grads);
+  });
+}
+
+StepReport Optimizer::step(std::span<const Gradient> gradients, const StepOptions& options) {
+  return impl_->step(gradients.size(), options, [&](std::size_t i, bool known) {
+    return std::visit([&](const auto& gradient) { return impl_->take(i, gradient, known, options.zero_grads); },
+                      gradients[i]);
+  });
 }
 
 void Optimizer::set_rule(std::size_t group, const AnyRule& rule) {

@@ -33,6 +33,8 @@ std::int32_t guarded(F f) noexcept {
   try {
     f();
     return FUSEDSTEP_OK;
+  } catch (const std::out_of_range& error) {
+    return fail(FUSEDSTEP_INVALID_ARGUMENT, error.what());
   } catch (const std::invalid_argument& error) {
     return fail(FUSEDSTEP_INVALID_ARGUMENT, error.what());
   } catch (const std::domain_error& error) {
@@ -59,9 +61,11 @@ std::uint64_t checked_size(std::uint64_t size, std::uint64_t known, const char* 
                               std::to_string(size) + "; " + hint);
 }
 
+static_assert(static_cast<int>(Type::bfloat16) == FUSEDSTEP_BFLOAT16 && static_cast<int>(Type::uint64) == FUSEDSTEP_UINT64);
+
 AnySpan span_from(const fusedstep_array& array) {
-  if (array.dtype < FUSEDSTEP_FLOAT32 || array.dtype > FUSEDSTEP_UINT16) {
-    refuse("array: expected a dtype from 0 to 5, got " + std::to_string(array.dtype));
+  if (array.dtype < FUSEDSTEP_FLOAT32 || array.dtype > FUSEDSTEP_UINT64) {
+    refuse("array: expected a dtype from 0 to 9, got " + std::to_string(array.dtype));
   }
   if (array.dimensions < 0 || array.dimensions > static_cast<int>(max_span_dimensions)) {
     refuse("array: expected at most 8 dimensions, got " + std::to_string(array.dimensions));
@@ -125,6 +129,19 @@ StepOptions step_options_from(const fusedstep_step_options* options) {
   result.zero_grads = known.zero_grads != 0;
   result.nonfinite = static_cast<Nonfinite>(known.nonfinite);
   return result;
+}
+
+// Writes what a step did, as far as the caller's struct has room for it.
+template <class F>
+void reported(fusedstep_step_report* report, F step) {
+  if (report != nullptr) {
+    checked_size(report->size, sizeof(fusedstep_step_report), "report", "set it to sizeof the struct");
+  }
+  const StepReport done = step();
+  if (report == nullptr) return;
+  const fusedstep_step_report full{report->size, done.step,
+                                   done.grad_norm.value_or(std::numeric_limits<double>::quiet_NaN()), done.skipped};
+  std::memcpy(report, &full, report->size);
 }
 
 }  // namespace
@@ -277,6 +294,16 @@ std::int32_t fusedstep_noise_key(std::uint64_t seed, std::int64_t step, const ch
   });
 }
 
+std::int32_t fusedstep_step_rows(const fusedstep_rule* rule, std::int64_t step, const fusedstep_array* parameter,
+                                 const fusedstep_array* index, const fusedstep_array* values,
+                                 const fusedstep_array* states, std::int32_t count) {
+  return guarded([&] {
+    const Rows rows{span_from(given(index, "index")), span_from(given(values, "values"))};
+    fusedstep::step(given(rule, "rule").any(), step, span_from(given(parameter, "parameter")), rows,
+                    spans_from(states, count));
+  });
+}
+
 std::int32_t fusedstep_norm(const fusedstep_array* gradients, std::int64_t count, double* norm) {
   return guarded([&] {
     given(norm, "norm") = fusedstep::norm(spans_from(gradients, count));
@@ -327,15 +354,24 @@ std::int32_t fusedstep_optimizer_step(fusedstep_optimizer* optimizer, const fuse
                                       std::int64_t count, const fusedstep_step_options* options,
                                       fusedstep_step_report* report) {
   return guarded([&] {
-    if (report != nullptr) {
-      checked_size(report->size, sizeof(fusedstep_step_report), "report", "set it to sizeof the struct");
+    reported(report, [&] {
+      return given(optimizer, "optimizer").optimizer.step(spans_from(gradients, count), step_options_from(options));
+    });
+  });
+}
+
+std::int32_t fusedstep_optimizer_step_rows(fusedstep_optimizer* optimizer, const fusedstep_array* indices,
+                                           const fusedstep_array* gradients, std::int64_t count,
+                                           const fusedstep_step_options* options, fusedstep_step_report* report) {
+  return guarded([&] {
+    const std::vector<AnySpan> index = spans_from(indices, count);
+    const std::vector<AnySpan> values = spans_from(gradients, count);
+    std::vector<Gradient> list;
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      const bool dense = index[i].data == nullptr && index[i].dimensions == 0;
+      list.push_back(dense ? Gradient(values[i]) : Gradient(Rows{index[i], values[i]}));
     }
-    const StepReport done =
-        given(optimizer, "optimizer").optimizer.step(spans_from(gradients, count), step_options_from(options));
-    if (report == nullptr) return;
-    const fusedstep_step_report full{report->size, done.step,
-                                     done.grad_norm.value_or(std::numeric_limits<double>::quiet_NaN()), done.skipped};
-    std::memcpy(report, &full, report->size);
+    reported(report, [&] { return given(optimizer, "optimizer").optimizer.step(list, step_options_from(options)); });
   });
 }
 

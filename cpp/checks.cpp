@@ -62,6 +62,11 @@ void check_reach(const Array& array) {
   }
 }
 
+void check_has_rows(const Array& parameter) {
+  if (!parameter.shape.empty()) return;
+  refuse(parameter.label.text() + ": expected at least one dimension, of rows, got shape ()");
+}
+
 void check_shape(const Array& array, const Array& parameter) {
   if (std::equal(array.shape.begin(), array.shape.end(), parameter.shape.begin(), parameter.shape.end())) return;
   refuse(array.label.text() + ": shape " + shape_text(array.shape) + " differs from shape " +

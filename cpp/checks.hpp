@@ -62,4 +62,7 @@ constexpr TypeSet gradient_types(Type parameter) {
 void check_reach(const Array& array);
 void check_shape(const Array& array, const Array& parameter);
 
+// At least one dimension.
+void check_has_rows(const Array& parameter);
+
 }  // namespace fusedstep

@@ -22,7 +22,7 @@ constexpr Kernel kernel() {
     kernel.update = Erased<Rule, T, Before>::update;
     if constexpr (Rule::divides) kernel.update_apart = Erased<Rule, T, Before>::update_apart;
   }
-  if constexpr (requires(typename Rule::template Constants<T> c) { Rule::template settle<T>(0.0, T(), c); }) {
+  if constexpr (requires(typename Rule::template Constants<T> c) { Rule::template settle<T>(0.0, 1, T(), c); }) {
     kernel.reduce = Reduction::reduce;
     kernel.settle = Reduction::settle;
   }

@@ -118,9 +118,9 @@ OptimizerCore::Member& OptimizerCore::add_member(const NewParameter& parameter) 
   if (!parameter.states) return member;
   for (std::size_t s = 0; s < state_arrays; ++s) {
     if ((*parameter.states)[s].data == nullptr) continue;
-    const schema::State& state = s == low_half ? low_halves : schema_.states[s];
-    member.states[s] = own((*parameter.states)[s], state.name, member);
-    check_state(state, member.states[s], member.parameter);
+    const bool low = s == low_half;
+    member.states[s] = own((*parameter.states)[s], low ? low_halves.name : schema_.states[s].name, member);
+    check_state(low ? low_halves.storage : schema_.storage(groups_[member.group], s), member.states[s], member.parameter);
   }
   return member;
 }
@@ -132,6 +132,7 @@ void OptimizerCore::check_storage(const Member& member) const {
     refuse(std::string(option) + ": expected " + what + " for " + member.parameter.label.text() + " of dtype " + name_of(type) +
            ", got " + found);
   };
+  if (size_of(member.parameter.type) == 2 && schema_.is_per_row(groups_[member.group])) expected("per", "'row'", "'array'");
   if (storage.master && member.parameter.type != Type::bfloat16) {
     expected("master", "True", "False (only a bfloat16 has low halves)");
   }
@@ -196,12 +197,13 @@ void OptimizerCore::make_states(std::size_t first_member, std::span<const NewPar
       const bool used = s == low_half ? storage_[member.group].master
                                       : s < schema_.states.size() && schema_.uses(groups_[member.group], s);
       if (!used) continue;
-      const schema::State& state = s == low_half ? low_halves : schema_.states[s];
       Array& array = member.states[s];
       array.label = {state_name(member, s), &member.name, member.parameter.label.group};
       array.type = type_of_state(member, s);
-      if (state.storage != schema::Storage::scalar) {
-        array.shape = member.parameter.shape;
+      const schema::Storage storage = s == low_half ? low_halves.storage : schema_.storage(groups_[member.group], s);
+      if (storage == schema::Storage::row) check_has_rows(member.parameter);
+      if (storage != schema::Storage::scalar) {
+        array.shape = member.parameter.shape.first(storage == schema::Storage::row ? 1 : member.parameter.shape.size());
         array.strides = geometry_
                             .emplace_back(dense_strides(array.shape, member.parameter.strides, array.item_size()))
                             .data();
@@ -275,12 +277,21 @@ void OptimizerCore::check_states(std::size_t group, const Options& options) cons
 void OptimizerCore::share(std::span<const Piece> pieces, Gather gather) {
   gather_ = std::move(gather);
   for (std::size_t i = 0; i < members_.size(); ++i) members_[i].piece = pieces[i];
-  for (std::size_t i = 0; i < members_.size(); ++i) part_for(i, 1, {}, 1.0);
+  for (std::size_t i = 0; i < members_.size(); ++i) {
+    if (schema_.is_per_row(groups_[members_[i].group])) {
+      refuse("per: expected 'array' over several processes, got 'row'; pieces of an array are no rows");
+    }
+    part_for(i, 1, {}, 1.0);
+  }
   parts_.clear();
 }
 
 void OptimizerCore::accept(std::size_t i, const Array& gradient, bool written) {
   Member& member = members_[i];
+  if (schema_.is_per_row(groups_[member.group])) {
+    accept_rows(i, {}, gradient, written);
+    return;
+  }
   check_shape(gradient, member.parameter);
   if (written) check_distinct_elements(gradient);
   written_->check_disjoint_from(gradient);
@@ -308,16 +319,18 @@ void OptimizerCore::accept(std::size_t i, const Array& gradient, bool written) {
 
 void OptimizerCore::accept_rows(std::size_t i, const Array& index, const Array& values, bool written) {
   Member& member = members_[i];
-  if (!schema_.takes_rows) {
+  const bool dense = !is_given(index);
+  if (!dense && !schema_.takes_rows) {
     refuse(member.gradient.label.text() + ": expected a dense one, got rows; " + schema_.name +
            " remembers a gradient of 0, too, so that each element needs one");
   }
-  if (storage_[member.group].state_type || size_of(member.parameter.type) == 2) {
+  if (dense && values.type != member.parameter.type) refuse_type(values, member.parameter.type);
+  if (!dense && (storage_[member.group].state_type || size_of(member.parameter.type) == 2)) {
     refuse(member.gradient.label.text() + ": expected a dense one for arrays of 16 bits, got rows");
   }
   if (gather_) refuse(member.gradient.label.text() + ": expected a dense one, got rows, which processes can't share");
   if (written) check_distinct_elements(values);
-  written_->check_disjoint_from(index);
+  if (!dense) written_->check_disjoint_from(index);
   written_->check_disjoint_from(values);
   if (member.rows == nullptr) member.rows = std::make_unique<RowGradient>();
   member.rows->bind(index, values, member.parameter);
@@ -339,7 +352,9 @@ void OptimizerCore::check_gradients_disjoint() {
     if (present_[i]) gradients.push_back(members_[i].by_rows ? members_[i].rows->values() : members_[i].gradient);
   }
   const WrittenMemory written(std::move(gradients));
-  each_of_rows([&](std::size_t, const RowGradient& rows) { written.check_disjoint_from(rows.index()); });
+  each_of_rows([&](std::size_t, const RowGradient& rows) {
+    if (is_given(rows.index())) written.check_disjoint_from(rows.index());
+  });
   gradients_are_disjoint_ = true;
 }
 
@@ -532,7 +547,7 @@ StepReport OptimizerCore::step(const StepOptions& options) {
   prepare(options, clip_coefs);
   const int threads = threads_for(present_elements_);  // may throw: before anything is written
   const bool reduces = std::any_of(parts_.begin(), parts_.end(), [](const Part& part) {
-    return part.work.kernel.reduce != nullptr;
+    return part.work.kernel.reduce != nullptr && !part.work.per_row;
   });
   if (reduces) {
     reduce_and_update_all(threads);

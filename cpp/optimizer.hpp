@@ -69,7 +69,7 @@ class OptimizerCore {
   }
   void leave_out(std::size_t i) { present_[i] = false; }
 
-  // The same, of some of its rows; what the index holds is checked in the step.
+  // The same, of some of its rows, or of all where no index is given; what it holds is checked in the step.
   void accept_rows(std::size_t i, const Array& index, const Array& values, bool written);
 
   // Throws if gradients, which are to be written, share memory with each other.

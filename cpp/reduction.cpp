@@ -103,7 +103,7 @@ Reduction::Reduction(std::span<const Operand> operands, const Gather& gather) {
 void Reduction::settle() {
   for (const OfArray& each : of_arrays_) {
     Work& work = *each.operand->work;
-    work.kernel.settle(each.sum, each.operand->stream[first_state]->data, work.prepared);
+    work.kernel.settle(each.sum, each.operand->whole, each.operand->stream[first_state]->data, work.prepared);
   }
 }
 

@@ -38,7 +38,7 @@ struct Operand {
   std::uint64_t key;       // of its noise,
   std::int64_t first = 0;  // which counts from here
 
-  bool needs_reduction() const { return work->kernel.reduce != nullptr; }
+  bool needs_reduction() const { return work->kernel.reduce != nullptr && !work->per_row; }
 };
 
 class Reduction {

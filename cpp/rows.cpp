@@ -107,15 +107,18 @@ void check_index_type(const Array& index) {
 
 void RowGradient::bind(const Array& index, const Array& values, const Array& parameter) {
   constexpr std::int64_t most = std::int64_t{1} << 32;
-  if (parameter.shape.empty()) {
-    refuse(parameter.label.text() + ": expected at least one dimension for a gradient of rows, got shape ()");
-  }
-  check_index_type(index);
-  if (index.shape.size() != 1) {
-    refuse(index.label.text() + ": expected one dimension, got shape " + shape_text(index.shape));
+  check_has_rows(parameter);
+  const bool all = !is_given(index);
+  if (all) {
+    check_shape(values, parameter);
+  } else {
+    check_index_type(index);
+    if (index.shape.size() != 1) {
+      refuse(index.label.text() + ": expected one dimension, got shape " + shape_text(index.shape));
+    }
   }
   std::vector<std::int64_t> expected(parameter.shape.begin(), parameter.shape.end());
-  expected[0] = index.shape[0];
+  if (!all) expected[0] = index.shape[0];
   if (!std::ranges::equal(values.shape, expected)) {
     refuse(values.label.text() + ": expected shape " + shape_text(expected) + ", a row of the parameter for each of the " +
            std::to_string(expected[0]) + " entries of the index, got shape " + shape_text(values.shape));
@@ -128,13 +131,13 @@ void RowGradient::bind(const Array& index, const Array& values, const Array& par
   row_size_ = rows_ == 0 ? 0 : parameter.size() / rows_;
   geometry_.assign(expected.begin(), expected.end());
   geometry_.insert(geometry_.end(), values.strides, values.strides + values.shape.size());
-  geometry_.push_back(index.strides[0]);
+  geometry_.push_back(all ? 0 : index.strides[0]);
   const std::int64_t* const at = geometry_.data();
   values_ = values;
   values_.shape = {at, expected.size()};
   values_.strides = at + expected.size();
   index_ = index;
-  index_.shape = {at, 1};
+  index_.shape = {at, all ? 0u : 1u};
   index_.strides = at + 2 * expected.size();
   dense_values_ = rows_are_dense(values_);
   sums_.array.data = nullptr;
@@ -175,10 +178,16 @@ void RowGradient::sort(int threads) {
   constexpr int few = 14;  // bits of a count
   constexpr int bits_in_bucket = 12;
   sums_.array.data = nullptr;
-  const std::int64_t n = index_.shape[0];
+  const std::int64_t n = values_.shape[0];
   Entry* from = buffers_[0].of(n);
   Entry* to = buffers_[1].of(n);
   first_.of(n + 1);
+  if (all_rows()) {
+    for (std::int64_t k = 0; k < n; ++k) from[k] = {static_cast<std::uint32_t>(k), static_cast<std::uint32_t>(k)};
+    entries_ = from;
+    find_groups();
+    return;
+  }
   read(from);
   const int bits = width(std::max<std::int64_t>(rows_ - 1, 0));
   const int bits_of_n = width(n);
@@ -204,7 +213,7 @@ void RowGradient::sort(int threads) {
 }
 
 void RowGradient::find_groups() {
-  const std::int64_t n = index_.shape[0];
+  const std::int64_t n = values_.shape[0];
   std::uint32_t* const first = first_.data();
   std::int64_t group = 0;
   for (std::int64_t k = 0; k < n; ++k) {
@@ -228,6 +237,11 @@ void RowGradient::sum_elements(std::int64_t group, std::int64_t n, T* sums) cons
 // Columns [column, column + columns) of the sums of n groups.
 void RowGradient::sum_piece(std::int64_t group, std::int64_t n, std::int64_t column, std::int64_t columns,
                             char* sums) const {
+  if (all_rows()) {  // nothing to add, not even 0, which would turn -0 into 0
+    const std::int64_t bytes = columns * values_.item_size();
+    for (std::int64_t k = 0; k < n; ++k) gather_row(values_, group + k, column, columns, sums + k * bytes);
+    return;
+  }
   if (row_size_ == 1) {
     if (values_.type == Type::float32) sum_elements(group, n, reinterpret_cast<float*>(sums));
     if (values_.type == Type::float64) sum_elements(group, n, reinterpret_cast<double*>(sums));
@@ -303,10 +317,39 @@ const Array& RowGradient::rows_of(const Array& array) {
   return rows_read_.array;
 }
 
+namespace {
+
+// The sum of numbers that come one by one, as of a tree of neighbours in pairs.
+class PairwiseSum {
+ public:
+  void add(double x) {
+    for (std::int64_t n = count_++; n % 2 != 0; n /= 2) x = part_[--parts_] + x;
+    part_[parts_++] = x;
+  }
+
+  double value() const {
+    if (parts_ == 0) return 0;
+    double sum = part_[parts_ - 1];
+    for (int k = parts_ - 1; k-- > 0;) sum = part_[k] + sum;
+    return sum;
+  }
+
+ private:
+  double part_[64];  // of halving sizes
+  int parts_ = 0;
+  std::int64_t count_ = 0;
+};
+
+}  // namespace
+
 // The update of some groups, by one thread.
 class RowGradient::Update {
  public:
-  Update(const RowGradient& gradient, const Array* const* streams, const Work& work) : gradient_(gradient), work_(work) {
+  Update(const RowGradient& gradient, const Array* const* streams, const Work& work)
+      : gradient_(gradient),
+        work_(work),
+        prepared_(work.prepared),
+        scalars_(work.per_row ? streams[first_state] : nullptr) {
     in_place_ = gradient.row_size_ >= long_row;
     for (std::size_t s = 0; s < max_arrays; ++s) {
       if (!work.storage.uses(static_cast<int>(s)) || s == gradient_stream) continue;
@@ -323,7 +366,15 @@ class RowGradient::Update {
         update_gathered(group, n, column, columns);
       }
     };
-    gradient_.each_piece(first, last, in_place_ ? 1 : most_gathered, piece);
+    if (scalars_ == nullptr) {
+      gradient_.each_piece(first, last, in_place_ ? 1 : most_gathered, piece);
+      return;
+    }
+    for (std::int64_t group = first; group < last; ++group) {
+      prepared_ = work_.prepared;
+      settle(group);
+      gradient_.each_piece(group, group + 1, 1, piece);
+    }
   }
 
  private:
@@ -346,11 +397,37 @@ class RowGradient::Update {
     return scratch_.stream(gradient_stream);
   }
 
+  // Completes the constants of a row by its scalar, which it updates.
+  void settle(std::int64_t group) {
+    PairwiseSum total;
+    gradient_.each_piece(group, group + 1, 1, [&](std::int64_t, std::int64_t, std::int64_t column, std::int64_t columns) {
+      void* streams[max_streams] = {};
+      gather_row(*stream_[0].array, gradient_.row(group), column, columns, scratch_.stream(0));
+      streams[0] = scratch_.stream(0);
+      streams[gradient_stream] = sums(group, 1, column, columns);
+      total.add(work_.kernel.reduce(prepared_, columns, streams).sum);
+    });
+    char* const scalar = scalars_->data + gradient_.row(group) * scalars_->strides[0];
+    work_.kernel.settle(total.value(), gradient_.row_size_, scalar, prepared_);
+  }
+
   template <int locality>
   void fetch(std::int64_t group) const {
     if (group >= gradient_.groups_) return;
     for (const Stream& stream : stream_) {
       if (stream.array != nullptr) prefetch<locality>(stream.row(gradient_.row(group)), gradient_.row_size_ * stream.item);
+    }
+  }
+
+  // The first lines of the rows of the next piece, and of their first values.
+  void fetch_next(std::int64_t group, std::int64_t n) const {
+    for (const Stream& stream : stream_) {
+      for (std::int64_t k = 0; stream.array != nullptr && k < n; ++k) {
+        __builtin_prefetch(stream.row(gradient_.row(group + k)), 1, 3);
+      }
+    }
+    for (std::int64_t k = 0; gradient_.sums().data == nullptr && k < n; ++k) {
+      __builtin_prefetch(gradient_.value(gradient_.first_.data()[group + k]), 0, 3);
     }
   }
 
@@ -364,15 +441,13 @@ class RowGradient::Update {
     for (std::size_t s = 0; s < max_arrays; ++s) {
       if (stream_[s].array != nullptr) streams[s] = stream_[s].row(gradient_.row(group), column);
     }
-    work_.kernel.update(work_.prepared, columns, streams);
+    work_.kernel.update(prepared_, columns, streams);
   }
 
   void update_gathered(std::int64_t group, std::int64_t n, std::int64_t column, std::int64_t columns) {
     std::int64_t rows[most_gathered];
-    for (std::int64_t k = 0; k < n; ++k) {
-      rows[k] = gradient_.row(group + k);
-      fetch<3>(group + n + k);
-    }
+    for (std::int64_t k = 0; k < n; ++k) rows[k] = gradient_.row(group + k);
+    fetch_next(group + n, std::min(n, gradient_.groups_ - group - n));
     void* streams[max_streams] = {};
     streams[gradient_stream] = sums(group, n, column, columns);
     for (std::size_t s = 0; s < max_arrays; ++s) {
@@ -380,7 +455,7 @@ class RowGradient::Update {
       streams[s] = scratch_.stream(s);
       copy<true>(stream_[s], rows, n, column, columns, scratch_.stream(s));
     }
-    work_.kernel.update(work_.prepared, n * columns, streams);
+    work_.kernel.update(prepared_, n * columns, streams);
     for (std::size_t s = 0; s < max_arrays; ++s) {
       if (stream_[s].array != nullptr) copy<false>(stream_[s], rows, n, column, columns, scratch_.stream(s));
     }
@@ -426,6 +501,8 @@ class RowGradient::Update {
 
   const RowGradient& gradient_;
   const Work& work_;
+  Prepared prepared_;     // of a row, where it has its own scalar
+  const Array* scalars_;  // one for each row; null: there are none
   Stream stream_[max_arrays];
   bool in_place_;
   Scratch scratch_;

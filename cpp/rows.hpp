@@ -12,6 +12,9 @@
 
 namespace fusedstep {
 
+// Whether there is an index: an empty one may have no data, but it has a shape.
+inline bool is_given(const Array& index) { return index.data != nullptr || !index.shape.empty(); }
+
 // int32, int64, uint32 or uint64.
 void check_index_type(const Array& index);
 
@@ -35,8 +38,8 @@ class Buffer {
 
 class RowGradient {
  public:
-  // Checks all but what the index holds. What the arrays point at must stay where it is until the update is done; shapes and
-  // strides are copied.
+  // Checks all but what the index holds; one that is not given stands for all rows, of which the values are the dense
+  // gradient. What the arrays point at must stay where it is until the update is done; shapes and strides are copied.
   void bind(const Array& index, const Array& values, const Array& parameter);
 
   // Reads the index. std::out_of_range, with the place and the value, for a row that the parameter does not have.
@@ -71,6 +74,8 @@ class RowGradient {
     Array array;  // without data: not made
   };
   class Update;
+
+  bool all_rows() const { return !is_given(index_); }
 
   void read(Entry* entries) const;
   [[noreturn]] void refuse_row() const;

@@ -59,7 +59,7 @@ constexpr RuleSchema erased_schema() {
                 "Schema::fields: expected each member of the rule's struct, once");
   static_assert(schema::names_are_unique(About::fields), "Schema::fields: a member stands there twice");
   static_assert(schema::states_name_fields(About::states, About::fields),
-                "Schema::states: used_with, starts_at or renamed_with names no field");
+                "Schema::states: used_with, starts_at, per_row_with or renamed_with names no field");
   static_assert(std::size(About::states) <= max_states, "Schema::states: more than max_states");
   RuleSchema made{
       .name = About::name,
@@ -67,6 +67,7 @@ constexpr RuleSchema erased_schema() {
       .fields = About::fields,
       .states = About::states,
       .used_with = {},
+      .per_row_with = {},
       .renamed_with = {},
       .uses_otherwise = nullptr,
       .step_in_formula = false,
@@ -90,6 +91,7 @@ constexpr RuleSchema erased_schema() {
   };
   for (std::size_t s = 0; s < std::size(About::states); ++s) {
     made.used_with[s] = field_of<Rule>(About::states[s].used_with);
+    made.per_row_with[s] = field_of<Rule>(About::states[s].per_row_with);
     made.renamed_with[s] = field_of<Rule>(About::states[s].renamed_with);
   }
   if constexpr (requires(const Rule& o) { About::uses(o, 0); }) {
@@ -157,8 +159,9 @@ bool Options::is_on(const Field& field) const {
       return at<double>(field) != 0;
     case Kind::flag:
       return at<bool>(field);
-    case Kind::pair:
     case Kind::choice:
+      return at<std::uint8_t>(field) != 0;
+    case Kind::pair:
       break;
   }
   return true;

@@ -31,7 +31,7 @@ struct alignas(8) Options {
     return *reinterpret_cast<const T*>(bytes + field.offset);
   }
 
-  // Whether a field is anything but 0 or false.
+  // Whether a field is anything but 0, false or the first choice.
   bool is_on(const schema::Field& field) const;
 };
 
@@ -49,6 +49,7 @@ struct RuleSchema {
   std::span<const schema::Field> fields;
   std::span<const schema::State> states;
   const schema::Field* used_with[max_states];  // of a state; null: it is always used
+  const schema::Field* per_row_with[max_states];
   const schema::Field* renamed_with[max_states];
   bool (*uses_otherwise)(const Options& options, int state);  // null: as `used_with` says
   bool step_in_formula;
@@ -70,6 +71,18 @@ struct RuleSchema {
   bool uses(const Options& options, std::size_t state) const {
     if (uses_otherwise != nullptr) return uses_otherwise(options, static_cast<int>(state));
     return used_with[state] == nullptr || options.is_on(*used_with[state]);
+  }
+
+  schema::Storage storage(const Options& options, std::size_t state) const {
+    const schema::Field* with = per_row_with[state];
+    return with != nullptr && options.is_on(*with) ? schema::Storage::row : states[state].storage;
+  }
+
+  // Whether a state is one for each row.
+  bool is_per_row(const Options& options) const {
+    bool found = false;
+    for (std::size_t s = 0; s < states.size(); ++s) found |= storage(options, s) == schema::Storage::row;
+    return found;
   }
 
   // What the state is called with these options.

@@ -70,6 +70,7 @@ Work make_work(RuleId rule, const Options& options, std::int64_t step, const Sto
   }
   work.kernel.prepare(options.bytes, prologue, step, work.prepared);
   work.zero_gradient = step_options.zero_grads;
+  work.per_row = schema.is_per_row(options);
   return work;
 }
 
@@ -90,8 +91,15 @@ Array checked_low_halves(const Array& low, const Array& parameter) {
          ", got an array; only a bfloat16 has low halves");
 }
 
-void check_state(const schema::State& state, const Array& array, const Array& parameter) {
-  if (state.storage != schema::Storage::scalar) {
+void check_state(schema::Storage storage, const Array& array, const Array& parameter) {
+  if (storage == schema::Storage::row) {
+    check_has_rows(parameter);
+    if (array.shape.size() != 1 || array.shape[0] != parameter.shape[0]) {
+      refuse(array.label.text() + ": shape " + shape_text(array.shape) + " differs from shape " +
+             shape_text(parameter.shape.first(1)) + "; it is one number for each row");
+    }
+    check_distinct_elements(array);
+  } else if (storage != schema::Storage::scalar) {
     check_shape(array, parameter);
     check_distinct_elements(array);
   } else if (!array.shape.empty()) {
@@ -130,27 +138,30 @@ SingleUpdate::SingleUpdate(RuleId rule, const Options& options, std::int64_t ste
                            std::optional<std::uint64_t> key) {
   const RuleSchema& schema = schema_of(rule);
   check_distinct_elements(parameter);
-  if (index.data != nullptr) {
+  if (is_given(index) || schema.is_per_row(options)) {
     if (!schema.takes_rows) refuse(index.label.text() + ": " + schema.name + " takes no rows");
     rows_.emplace().bind(index, gradient, parameter);
-    check_disjoint(index, parameter);
+    if (is_given(index)) check_disjoint(index, parameter);
   } else {
     check_shape(gradient, parameter);
   }
   check_disjoint(gradient, parameter);
   for (std::size_t s = 0; s < states.size(); ++s) {
     if (states[s].data == nullptr) continue;
-    check_state(s == low_half ? low_halves : schema.states[s], states[s], parameter);
+    check_state(s == low_half ? low_halves.storage : schema.storage(options, s), states[s], parameter);
     check_disjoint(states[s], parameter);
     check_disjoint(gradient, states[s]);
-    if (rows_) check_disjoint(index, states[s]);
+    if (is_given(index)) check_disjoint(index, states[s]);
     for (std::size_t other = 0; other < s; ++other) {
       if (states[other].data != nullptr) check_disjoint(states[s], states[other]);
     }
   }
   const Rounding rounding = key ? Rounding::stochastic : Rounding::nearest;
   const Storage storage = storage_of(schema, options, parameter, gradient, states, rounding);
-  if (rows_ && storage.is_narrow()) refuse(index.label.text() + ": expected None for arrays of 16 bits, got an index");
+  if (rows_ && storage.is_narrow()) {
+    refuse(is_given(index) ? index.label.text() + ": expected None for arrays of 16 bits, got an index"
+                           : "per: expected 'array' for arrays of 16 bits or mixed types, got 'row'");
+  }
   const auto first = storage.needs_noise() ? std::optional<std::int64_t>(0) : std::nullopt;
   if (!rows_ && !arrange(schema, parameter, gradient, states, first, tensor_, layout_)) tensor_.layout = &layout_;
   tensor_.key = key.value_or(0);
@@ -183,7 +194,7 @@ void SingleUpdate::run() {
   const DefaultFloatingPoint guard;
   const int threads = threads_for(rows_ ? rows_->elements() : tensor_.size);
   if (rows_) rows_->sort(threads);
-  if (work_.kernel.reduce == nullptr) {
+  if (work_.kernel.reduce == nullptr || work_.per_row) {
     update_all(work_, threads);
     return;
   }

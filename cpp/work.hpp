@@ -36,7 +36,7 @@ inline constexpr schema::State low_halves{.name = "param_low"};
 Array checked_low_halves(const Array& low, const Array& parameter);
 
 // That a state has the shape it should have and can be written.
-void check_state(const schema::State& state, const Array& array, const Array& parameter);
+void check_state(schema::Storage storage, const Array& array, const Array& parameter);
 
 // Arranges the streams of an update: true if each is one dense run. `first` is the index of the first element in the whole
 // parameter, of which this may be a piece; null: the update takes no noise.

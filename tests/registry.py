@@ -68,8 +68,11 @@ class State:
     scalar: bool = False
     """Whether it is one number for the whole array; otherwise it has the parameter's shape."""
 
+    per_row: bool = False
+    """Whether it is one number for each row."""
+
     def shape(self, param: Shape) -> Shape:
-        return () if self.scalar else param
+        return () if self.scalar else param[:1] if self.per_row else param
 
     def dtype(self, param: np.dtype[Any]) -> np.dtype[Any]:
         return np.dtype(np.int8) if self.sign else param
@@ -267,6 +270,8 @@ class Entry:
     needs_loss: Callable[[Options], bool] = lambda options: False
     across: Callable[[list[Member]], list[dict[str, Any]]] = _alone
     dialects: Dialects | None = None
+    cases_of_rows: Mapping[str, Options] = field(default_factory=dict)
+    """More cases, for parameters of at least one dimension."""
 
     def missing(self) -> list[str]:
         """Say what is not there yet of all that makes a rule."""
@@ -310,6 +315,10 @@ class Entry:
             takes = "step" in function and (counted == "" or bool(counted and value[counted]))
             return {**risen, **({"step": t} if takes else {})}
 
+        def per_row(state: Mapping[str, Any]) -> bool:
+            with_ = state["per_row_with"]
+            return with_ is not None and value[with_] != fields[with_]["choices"][0]
+
         return Case(
             name=f"{self.rule}-{name}",
             rule=self.rule,
@@ -322,7 +331,8 @@ class Entry:
                     state["starts_at"],
                     negative=key in self.signed,
                     sign=state["storage"] == "int8",
-                    scalar=state["storage"] == "scalar",
+                    scalar=state["storage"] == "scalar" and not per_row(state),
+                    per_row=per_row(state),
                 )
                 for key, state in states.items()
                 if not state["used_with"] or value[state["used_with"]]
@@ -692,6 +702,12 @@ ADAGRAD_NORM = Entry(
         "eps 0, decoupled decay": {"eps": 0.0, "initial_accumulator_value": 1.0, **DECOUPLED},
         "maximize, decoupled decay": {"maximize": True, **DECOUPLED},
     },
+    cases_of_rows={
+        "per row": {"per": "row"},
+        "per row, mean, coupled decay": {"per": "row", "mean": True, "initial_accumulator_value": 0.5,
+                                         "weight_decay": 0.1, "maximize": True},
+        "per row, decoupled decay": {"per": "row", "mean": True, **DECOUPLED},
+    },
     bad={**_DECAY, "eps": NONNEGATIVE, "initial_accumulator_value": NONNEGATIVE},
     loops=(
         Loop("AdagradNormRule", 1, "sub mul div", "half"),
@@ -881,7 +897,6 @@ ONE_OF_STORAGE = tuple(
         for case in sorted(FULLEST_OF_RULE, key=lambda case: len(case.states))
     }.values()
 )
-BY_ROWS = tuple(case for case in FUNCTIONS if DECLARED[case.rule]["rows"])
 # How arrays may be stored: those that have loops of their own, then those that are converted.
 _F16, _HOW = np.float16, (False, True)
 STORAGES = (
@@ -895,6 +910,8 @@ STORAGES = (
     Storage(np.float32, _F16, np.float32),
     *(Storage(np.float64, grad, np.float64) for grad in (np.float32, _F16, BFLOAT16)),
 )  # fmt: skip
+PER_ROW = tuple(entry.case(name, options) for entry in _WHOLE for name, options in entry.cases_of_rows.items())
+BY_ROWS = (*(case for case in FUNCTIONS if DECLARED[case.rule]["rows"]), *PER_ROW)
 # Of each rule two cases, without and with decay: how arrays are walked depends on nothing else.
 WALKED = tuple(
     case

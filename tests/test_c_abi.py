@@ -433,8 +433,8 @@ def test_bad_calls_of_a_step_say_what_is_wrong_and_write_nothing(lib: Library) -
         ({"states": changed(v, data=NULL)}, "square_avg: expected data, got NULL"),
         ({"param": changed(p, shape=NULL)}, "shape: expected a pointer, got NULL"),
         ({"param": changed(p, shape=[-1])}, "param: expected extents >= 0, got -1"),
-        ({"param": changed(p, dtype=6)}, "expected a dtype from 0 to 5, got 6"),
-        ({"param": changed(p, dtype=-1)}, "expected a dtype from 0 to 5, got -1"),
+        ({"param": changed(p, dtype=10)}, "expected a dtype from 0 to 9, got 10"),
+        ({"param": changed(p, dtype=-1)}, "expected a dtype from 0 to 9, got -1"),
         ({"param": changed(p, dtype=INT8)}, "param: expected dtype float32, float64, bfloat16 or float16, got int8"),
         ({"grad": changed(g, dtype=INT8)}, "grad: expected dtype float32, float64, bfloat16 or float16, got int8"),
         ({"param": changed(p, dimensions=9)}, "at most 8 dimensions, got 9"),
@@ -653,3 +653,51 @@ def test_versions_threads_and_instruction_sets(lib: Library) -> None:
     assert lib.force_isa(b"") == OK
     assert ffi.string(lib.isa()).decode() == fs.available_isas()[-1]
     assert lib.force_isa(NULL) == INVALID_ARGUMENT
+
+
+# ---------------------------------------------------------------------------------------------------------------- rows
+
+
+def rows_of(*arrays: Array) -> Any:
+    """Return arrays whose type is that of an index."""
+    codes = {np.dtype(np.int32): 6, np.dtype(np.int64): 7, np.dtype(np.uint32): 8, np.dtype(np.uint64): 9}
+    row = borrow(*(array.view(f"f{array.itemsize}") for array in arrays))
+    for slot, array in zip(row, arrays, strict=True):
+        slot.dtype = codes[array.dtype]
+    return row
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint32, np.uint64])
+def test_gradients_of_rows(lib: Library, dtype: Any) -> None:
+    """A function and an optimizer, beside a dense gradient, have Python's bits; a row too many is refused."""
+    rng = np.random.default_rng(12)
+    table, bias = rng.standard_normal((9, 4)), rng.standard_normal(3)
+    index, values, grad = rng.integers(0, 9, 12).astype(dtype), rng.standard_normal((12, 4)), rng.standard_normal(3)
+    found, expected = {"w": table.copy(), "b": bias.copy()}, {"w": table.copy(), "b": bias.copy()}
+    sums = [np.zeros((9, 4)), np.zeros((9, 4))]
+    rule = lib.rule("adagrad", {"lr": 0.1})
+    code = lib.step_rows(rule, 1, borrow(found["w"]), rows_of(index), borrow(values), borrow(sums[0]), 1)
+    assert code == OK, lib.error()
+    fs.adagrad_(expected["w"], values, sums[1], lr=0.1, rows=index)
+    assert_same({"w": found["w"], "sum": sums[0]}, {"w": expected["w"], "sum": sums[1]}, "function")
+
+    parameters = ffi.new("fusedstep_parameter[]", 2)
+    names, arrays = [ffi.new("char[]", name.encode()) for name in found], borrow(*found.values())
+    for slot, name, array in zip(parameters, names, arrays, strict=True):
+        slot.name, slot.array = name, array
+    made = ffi.new("fusedstep_optimizer **")
+    assert lib.optimizer_create(ffi.new("fusedstep_rule *[]", [rule]), 1, parameters, 2, made) == OK, lib.error()
+    optimizer = ffi.gc(made[0], lib.optimizer_destroy)
+    indices = ffi.new("fusedstep_array[]", 2)
+    given = rows_of(index)
+    indices[0] = given[0]
+    python = fs.Adagrad(expected, lr=0.1)
+    for _ in range(3):
+        code = lib.optimizer_step_rows(optimizer, indices, borrow(values, grad), 2, NULL, NULL)
+        assert code == OK, lib.error()
+        python.step({"w": fs.Rows(index, values), "b": grad})
+        assert_same(found, expected, "optimizer")
+    index[5] = 9
+    assert lib.optimizer_step_rows(optimizer, indices, borrow(values, grad), 2, NULL, NULL) == INVALID_ARGUMENT
+    assert "place 5" in lib.error()
+    assert_same(found, expected, "refused")

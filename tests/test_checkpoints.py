@@ -1327,7 +1327,8 @@ def test_files_of_version_1(name: str) -> None:
     assert saved["last_loss"] == about["last_loss"]
     for key, group in enumerate(about["groups"]):
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in group.items()}
-        assert {**saved["groups"][key], "params": None} == {**values, "params": None}
+        later = {"per": "array", "mean": False} if case == "adagrad_norm" else {}
+        assert {**saved["groups"][key], "params": None} == {**values, **later, "params": None}
     for new, old in zip(opt.state, about["times"], strict=True):
         assert bits(saved["params"][new]).tobytes() == bits(arrays[f"params.{old}"]).tobytes()
         for state, array in opt.state[new].items():

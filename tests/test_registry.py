@@ -113,7 +113,8 @@ def test_every_option_has_values_that_are_refused(entry: Entry) -> None:
 def test_every_option_and_state_is_in_a_case(entry: Entry) -> None:
     """Each option has another value than its default in some case, so that none goes unused."""
     fields, states = DECLARED[entry.rule]["fields"], DECLARED[entry.rule]["states"]
-    changed = {key for options in entry.cases.values() for key, value in options.items()
+    cases = (*entry.cases.values(), *entry.cases_of_rows.values())
+    changed = {key for options in cases for key, value in options.items()
                if value != fields[key]["default"]}  # fmt: skip
     options = {key for key, spec in fields.items() if spec["purpose"] != "loss" and key != "lr"}
     try:

@@ -6,7 +6,9 @@ all index types, strides, orders and duplicates, row shapes, layouts, threads an
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +26,7 @@ from registry import (
     INDICES,
     ISAS,
     LAYOUTS,
+    PER_ROW,
     ROW_SHAPES,
     RULES,
     STEP_OPTIONS,
@@ -34,10 +37,11 @@ from registry import (
     Case,
     Shape,
     of_rows,
+    ordinary,
 )
 
-each_walked = pytest.mark.parametrize("case", [case for case in WALKED if case in BY_ROWS], ids=str)
-ONE_OF_RULE = [case for case in FIRST_OF_RULE if case in BY_ROWS]
+each_walked = pytest.mark.parametrize("case", [*(case for case in WALKED if case in BY_ROWS), *PER_ROW], ids=str)
+ONE_OF_RULE = [*(case for case in FIRST_OF_RULE if case in BY_ROWS), *PER_ROW]
 each_rule = pytest.mark.parametrize("case", ONE_OF_RULE, ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_isa = pytest.mark.parametrize("isa", ISAS)
@@ -131,6 +135,48 @@ def test_adagrad_equals_the_dense_step(row: Shape, dtype: np.dtype[Any]) -> None
         by_all.step(grad)
         assert not difference(sparse, dense)
         assert not difference(by_rows.state["0"]["square_sum"], by_all.state["0"]["square_sum"])
+
+
+@each_dtype
+@pytest.mark.parametrize("case", PER_ROW, ids=str)
+def test_dense_gradients_row_by_row(case: Case, dtype: np.dtype[Any]) -> None:
+    """A number for each row, and a dense gradient: row shapes, layouts, -0, threads, instruction sets."""
+    for k, (layout, row) in enumerate(itertools.product(LAYOUTS, ROW_SHAPES)):
+        shape = (11, *row)
+        values = ordinary(case, dtype, shape, np.random.default_rng(k))
+        for array in (values.param, *values.grads):
+            array[array < -1] = -0.0
+        wanted = solve(case, dtype, shape, values)
+        with fs.use_isa(ISAS[k % len(ISAS)]), threads(THREADS[k % len(THREADS)]):
+            run_function(wanted, f"{case} {dtype} {fs.isa()}, {shape} {layout}", layout, LAYOUTS[k % len(LAYOUTS)])
+
+
+def test_what_is_per_row_stays_so() -> None:
+    """It can't change, needs a dimension, and goes through copies, pickles and checkpoints."""
+    with pytest.raises(ValueError, match=r"one dimension.*\(\)"):
+        fs.AdagradNorm(np.array(1.0), per="row")
+    with pytest.raises(ValueError, match="per 'row'"):
+        fs.AdagradNorm(np.ones(3), mean=True)
+    w, square_sum = np.ones((3, 2)), np.ones((3, 2))
+    with pytest.raises(ValueError, match=r"square_sum.*\(3, 2\).*\(3,\)"):
+        fs.adagrad_norm_(w, w.copy(), square_sum, lr=0.1, per="row")
+    rng = np.random.default_rng(2)
+    runs: list[Any] = [fs.AdagradNorm({"w": np.ones((4, 3))}, per="row", mean=True)]
+    rows = fs.Rows(np.array([1, 3, 1]), rng.standard_normal((3, 3)))
+    runs[0].step({"w": rows})
+    runs += [copy.deepcopy(runs[0]), pickle.loads(pickle.dumps(runs[0]))]
+    other = fs.AdagradNorm({"w": np.zeros((4, 3))}, per="row", mean=True)
+    other.load_state_dict(runs[0].state_dict())
+    for optimizer in (*runs, other):
+        assert optimizer.state["w"]["square_sum"].shape == (4,)
+        optimizer.step({"w": rows})
+        optimizer.step({"w": np.ones((4, 3))})
+        assert not difference(optimizer.parameters["w"], runs[0].parameters["w"])
+    for key, value in (("per", "array"), ("mean", False)):
+        runs[0].param_groups[0][key] = value
+        with pytest.raises(ValueError, match=r"after the start|per 'row'"):
+            runs[0].step({"w": None})
+        runs[0].param_groups[0][key] = {"per": "row", "mean": True}[key]
 
 
 # ---------------------------------------------------------------------------------------------------------- optimizers
@@ -391,3 +437,22 @@ def test_pytorchs_sparse_adagrad_step_by_step() -> None:
         optimizer.step(fs.Rows(index, values))
         assert np.allclose(ours, theirs.detach().numpy(), rtol=1e-13, atol=1e-14), t
         assert np.allclose(optimizer.state["0"]["square_sum"], other.state[theirs]["sum"].numpy(), rtol=1e-14), t
+
+
+def test_row_wise_adagrad_of_fbgemm() -> None:
+    """FBGEMM, fbgemm_gpu/docs and its CPU reference of EXACT_ROWWISE_ADAGRAD: m[r] += mean(g[r]^2), then
+    w[r] -= lr / (sqrt(m[r]) + eps) g[r], where g[r] is the sum of all gradients of a row."""
+    rng = np.random.default_rng(10)
+    weights = rng.standard_normal((20, 8))
+    ours = weights.copy()
+    moments = np.zeros(20)
+    optimizer = fs.AdagradNorm({"w": ours}, lr=0.05, eps=1e-8, per="row", mean=True)
+    for _ in range(10):
+        index, values = rng.integers(0, 20, 30), rng.standard_normal((30, 8))
+        optimizer.step({"w": fs.Rows(index, values)})
+        for row in set(index.tolist()):
+            g = values[index == row].sum(axis=0)
+            moments[row] += np.mean(g * g)
+            weights[row] -= 0.05 / (np.sqrt(moments[row]) + 1e-8) * g
+        assert np.allclose(ours, weights, rtol=1e-12, atol=1e-14)
+        assert np.allclose(optimizer.state["w"]["square_sum"], moments, rtol=1e-13)

@@ -95,7 +95,8 @@ def choices() -> dict[str, tuple[str, ...]]:
 
 def test_words_are_those_of_the_rules() -> None:
     """The types of choices list what the rules accept."""
-    types = {"momentum_form": fusedstep.typing.MomentumForm, "variant": fusedstep.typing.Variant}
+    names = {"momentum_form": "MomentumForm", "variant": "Variant", "per": "Per"}
+    types = {name: getattr(fusedstep.typing, alias) for name, alias in names.items()}
     assert {name: get_args(alias) for name, alias in types.items()} == choices()
 
 

@@ -18,8 +18,8 @@ static_assert(sizeof(py::ssize_t) == sizeof(std::int64_t));
 // NumPy's, by Type. bfloat16 is ml_dtypes', whose number is not fixed.
 constexpr int half_number = 23;
 constexpr int none = -1;
-constexpr int type_numbers[] = {npy::NPY_FLOAT_, npy::NPY_DOUBLE_, npy::NPY_BYTE_, none,        none,
-                                none,            none,             none,           half_number, npy::NPY_USHORT_};
+constexpr int type_numbers[] = {npy::NPY_FLOAT_, npy::NPY_DOUBLE_, npy::NPY_BYTE_, none, half_number, npy::NPY_USHORT_,
+                                none,            none,             none,           none};
 static_assert(std::size(type_numbers) == type_count);
 constexpr char foreign_byte_order = std::endian::native == std::endian::little ? '>' : '<';
 

@@ -60,6 +60,7 @@ py::dict rules() {
       made["storage"] = storages[static_cast<int>(state.storage)];
       made["used_with"] = text_or_none(state.used_with);
       made["starts_at"] = text_or_none(state.starts_at);
+      made["per_row_with"] = text_or_none(state.per_row_with);
       made["renamed_with"] = text_or_none(state.renamed_with);
       made["renamed"] = text_or_none(state.renamed);
       states[state.name] = made;

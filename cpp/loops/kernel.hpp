@@ -128,8 +128,9 @@ struct Storage {
   }
 };
 
-// The last three are null unless the rule needs a reduction over all elements before it updates any. Over an array: then
-// settle() updates the rule's scalar by the sum and completes the constants. Over the whole list of arrays: then
+// The last three are null unless the rule needs a reduction over all elements before it updates any. Over an array, or a
+// row, of n elements: then settle() updates the rule's scalar by the sum and completes the constants. Over the whole list
+// of arrays: then
 // update_chosen() takes the place of the update of the one element found.
 struct Kernel {
   // The constants for update number `step` of a parameter.
@@ -138,7 +139,7 @@ struct Kernel {
   // The same where elements lie apart, so many bytes in each stream. Null for a rule whose loop is then not vectorised.
   void (*update_apart)(const Prepared& prepared, std::int64_t n, void* const* streams, const std::int64_t* strides) noexcept;
   Reduced (*reduce)(const Prepared& prepared, std::int64_t n, void* const* streams) noexcept;
-  void (*settle)(double sum, void* scalar, Prepared& prepared) noexcept;
+  void (*settle)(double sum, std::int64_t n, void* scalar, Prepared& prepared) noexcept;
   void (*update_chosen)(double sum, const Prepared& prepared, void* const* streams) noexcept;
 };
 

@@ -94,10 +94,10 @@ struct ErasedReduction {
     });
   }
 
-  static void settle(double sum, void* scalar, Prepared& prepared) noexcept {
+  static void settle(double sum, std::int64_t n, void* scalar, Prepared& prepared) noexcept {
     Constants c = as<Constants>(prepared);
     T& s = *static_cast<T*>(scalar);
-    s = Rule::template settle<T>(sum, s, c.rule);
+    s = Rule::template settle<T>(sum, n, s, c.rule);
     new (prepared.bytes) Constants(c);
   }
 

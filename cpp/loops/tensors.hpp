@@ -16,6 +16,7 @@ struct Work {
   NarrowUpdate narrow;  // over those that there are, if there is such a loop
   Prepared prepared;
   bool zero_gradient;
+  bool per_row;  // each row is reduced by itself
 };
 
 struct Tensor {

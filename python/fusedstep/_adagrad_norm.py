@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ._functional import fused
 from ._optimizer import Optimizer, Options
-from .typing import Float, Index, Params, Rounding, StateDtype, Verify
+from .typing import Float, Index, Params, Per, Rounding, StateDtype, Verify
 
 __all__ = ["AdagradNorm", "AdagradNormOptions", "adagrad_norm_"]
 
@@ -16,6 +16,8 @@ class AdagradNormOptions(Options, total=False):
     """The hyperparameters of ``AdagradNorm``, except ``lr``."""
 
     eps: float
+    per: Per
+    mean: bool
     initial_accumulator_value: float
 
 
@@ -27,6 +29,8 @@ def adagrad_norm_(
     *,
     lr: float,
     eps: float = 1e-10,
+    per: Per = "array",
+    mean: bool = False,
     weight_decay: float = 0.0,
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
@@ -48,9 +52,9 @@ def adagrad_norm_(
     grad : ndarray
         ``g``, shape of ``param``, a floating-point type that its computation holds exactly; only read.
         With ``rows``, one row for each of them.
-    square_sum : 0-d ndarray
+    square_sum : 0-d ndarray, or of shape ``(len(param),)`` with ``per="row"``
         ``s``, the sum of squared norms, dtype of ``param``; written. Starts at 0.
-    lr, eps, weight_decay, decoupled_weight_decay, maximize
+    lr, eps, per, mean, weight_decay, decoupled_weight_decay, maximize
         As in ``AdagradNorm``.
     rows : 1-D ndarray of int32, int64, uint32 or uint64, optional
         The rows of ``param`` whose gradients these are; only they are updated, see ``Rows``.
@@ -97,6 +101,12 @@ class AdagradNorm(Optimizer, rule="adagrad_norm"):
         Step size, ``lr >= 0``.
     eps : float
         Added to the root, ``eps >= 0``.
+    per : {"array", "row"}
+        One ``s`` for the whole array, or one for each row ``p[i]``. The second needs 4 or 8 bytes a row, where Adagrad
+        needs them for each element. Not for arrays of 16 bits. Fixed when the optimizer is made.
+    mean : bool
+        With ``per="row"``, the mean of the row's squares instead of their sum, as in the row-wise Adagrad of FBGEMM and
+        TorchRec. Fixed when the optimizer is made.
     initial_accumulator_value : float
         Where ``s`` starts, ``>= 0``. The paper's ``b_0^2``.
     weight_decay, decoupled_weight_decay, maximize, state_dtype, rounding, seed, master, verify
@@ -123,6 +133,8 @@ class AdagradNorm(Optimizer, rule="adagrad_norm"):
     """
 
     eps: float
+    per: Per
+    mean: bool
 
     def __init__(
         self,
@@ -130,6 +142,8 @@ class AdagradNorm(Optimizer, rule="adagrad_norm"):
         lr: float = 1e-2,
         *,
         eps: float = 1e-10,
+        per: Per = "array",
+        mean: bool = False,
         initial_accumulator_value: float = 0.0,
         weight_decay: float = 0.0,
         decoupled_weight_decay: bool = False,

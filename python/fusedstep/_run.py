@@ -287,7 +287,7 @@ class Run:
             parts["groups"], parts["names"], parts["trees"], run.storage, strict=True
         ):
             saved = [parts["state"][name] for name in names]
-            options = run._options_with(saved[0] if saved else {})
+            options = run._options_with(saved[0] if saved else {}, group)
             given = group["params"]
             usable = tuple(map(_usable, given))
             if any(array is not one for array, one in zip(usable, given, strict=True)):
@@ -312,10 +312,12 @@ class Run:
         run.core.last_loss = parts["last_loss"]
         return run
 
-    def _options_with(self, states: Collection[str]) -> dict[str, Any]:
-        """Return hyperparameters that make the core allocate just these states."""
+    def _options_with(self, states: Collection[str], group: Mapping[str, Any]) -> dict[str, Any]:
+        """Return hyperparameters that make the core allocate just these states, of the group's shapes."""
         options = {}
         for name, state in self.schema.states.items():
+            if (switch := state["per_row_with"]) is not None:
+                options[switch] = group[switch]
             if (switch := state["used_with"]) is not None:
                 on, off = (True, False) if self.schema.fields[switch]["kind"] == "flag" else (1.0, 0.0)
                 options[switch] = on if name in states else off

@@ -436,16 +436,22 @@ def adagrad_norm_(
     *,
     lr: float,
     eps: float = 1e-10,
+    per: str = "array",
+    mean: bool = False,
     rows: Array | None = None,
     **prologue: Any,
 ) -> None:
-    """Update in place by Adagrad-Norm, one step size for the array (Ward, Wu & Bottou 2019)."""
+    """Update in place by Adagrad-Norm, one step size for the array or for each row (Ward, Wu & Bottou 2019)."""
     T = param.dtype.type
     with _touched(rows, param, grad, square_sum) as (param, grad, square_sum):
         g = gradient(param, grad, lr=lr, **prologue)
         x = g.astype(np.float64)
-        square_sum[...] = square_sum + T(_tree_sum(_block_sums(x * x)))
+        parts = [x] if per == "array" else list(x)
+        totals = np.array([_tree_sum(_block_sums(part * part)) for part in parts])
+        totals = totals / max(x.size // max(len(parts), 1), 1) if mean else totals
+        square_sum[...] = square_sum + totals.astype(T).reshape(square_sum.shape)
         d = np.sqrt(square_sum) + T(eps)
+        d = d if per == "array" else d.reshape(-1, *(1,) * (x.ndim - 1))
         param[...] = param - T(lr) * g / d
 
 

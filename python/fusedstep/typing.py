@@ -18,6 +18,7 @@ __all__ = [
     "MomentumForm",
     "Nonfinite",
     "Params",
+    "Per",
     "Rounding",
     "StateDtype",
     "SupportsDLPack",
@@ -32,6 +33,7 @@ Float = TypeVar("Float", np.float32, np.float64)
 MomentumForm: TypeAlias = Literal["torch", "tf"]
 Variant: TypeAlias = Literal["rprop-", "rprop+", "irprop-", "irprop-move", "irprop+", "grprop-slr", "grprop-sag"]
 Method: TypeAlias = Literal[Variant, "rmsprop", "adagrad", "adagrad-norm"]
+Per: TypeAlias = Literal["array", "row"]
 Verify: TypeAlias = Literal["never", "first", "every"]
 Nonfinite: TypeAlias = Literal["propagate", "skip", "raise"]
 Rounding: TypeAlias = Literal["nearest", "stochastic"]

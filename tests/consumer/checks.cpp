@@ -412,6 +412,51 @@ void check_narrow() {
   CHECK(message([&] { fs::Optimizer({rule}, {{"w", fs::span{wide}}}, master); }).find("master") != std::string::npos);
 }
 
+// Rows of a table: for Adagrad the sums of their gradients, given as a dense one, make the same step.
+void check_rows() {
+  const std::size_t rows = 40, width = 24;
+  std::vector<float> table = random_values<float>(rows * width, 1), dense_table = table;
+  std::vector<float> sum(table.size()), dense_sum(table.size()), values = random_values<float>(5 * width, 2), dense(table.size());
+  const std::vector<std::int64_t> index{7, 39, 7, 0, 7};
+  for (std::size_t k = 0; k < index.size(); ++k) {
+    for (std::size_t c = 0; c < width; ++c) dense[static_cast<std::size_t>(index[k]) * width + c] += values[k * width + c];
+  }
+  const auto matrix = [](std::vector<float>& x) {
+    return fs::span(x.data(), {static_cast<std::int64_t>(x.size()) / 24, 24}, {24, 1});
+  };
+  const fs::Adagrad rule{.lr = 0.1};
+  const fs::Rows gradient{fs::span{index}, matrix(values)};
+  const std::array<fs::AnySpan, 1> states{matrix(sum)};
+  fs::step(rule, 1, matrix(table), gradient, states);
+  fs::step(rule, 1, matrix(dense_table), matrix(dense), matrix(dense_sum));
+  CHECK(same(table, dense_table) && same(sum, dense_sum));
+
+  fs::Optimizer some({rule}, {{"table", matrix(table)}}), all({rule}, {{"table", matrix(dense_table)}});
+  for (int k = 0; k < 3; ++k) {
+    some.step(std::array<fs::Gradient, 1>{gradient}, {.clip_norm = 1.0});
+    all.step(std::array<fs::AnySpan, 1>{matrix(dense)}, {.clip_norm = 1e30});
+  }
+  CHECK(!same(table, dense_table));  // it clipped
+  const std::vector<float> before = table;
+  some.step(std::array<fs::Gradient, 1>{fs::AnySpan()});
+  CHECK(same(table, before));
+  for (const std::int64_t wrong : {std::int64_t{40}, std::int64_t{-1}}) {
+    const std::vector<std::int64_t> beyond{0, 0, 0, wrong, 0};
+    const fs::Rows bad{fs::span{beyond}, matrix(values)};
+    for (const std::string& told : {message<std::out_of_range>([&] { some.step(std::array<fs::Gradient, 1>{bad}); }),
+                                    message<std::out_of_range>([&] { fs::step(rule, 1, matrix(table), bad, states); })}) {
+      CHECK(told.find("got " + std::to_string(wrong)) != std::string::npos && told.find("place 3") != std::string::npos);
+    }
+  }
+  const std::vector<double> no_index(5);
+  CHECK(message([&] { some.step(std::array<fs::Gradient, 1>{fs::Rows{fs::span{no_index}, matrix(values)}}); })
+            .find("int64") != std::string::npos);
+  CHECK(same(table, before));
+  values[3] = 1.0f;
+  some.step(std::array<fs::Gradient, 1>{gradient}, {.zero_grads = true});
+  CHECK(values == std::vector<float>(5 * width, 0.0f));
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -429,6 +474,7 @@ int main(int argc, char** argv) {
     check_lists();
     check_prologue();
     check_narrow();
+    check_rows();
   }
   if (failures != 0) std::fprintf(stderr, "%d checks failed\n", failures);
   return failures == 0 ? 0 : 1;

@@ -61,6 +61,7 @@ some = fs.Rows(np.zeros(2, np.int64), single)
 rmsprop.step({"layers": [some, None]})
 adagrad.step([some, double])
 fs.adagrad_(single, single, single, lr=0.1, rows=np.zeros(3, np.uint32))
+fs.AdagradNorm(single, per="row", mean=True)
 report: fs.StepReport = rmsprop.step({"layers": [double, None]}, clip_norm=1.0, nonfinite="skip", zero_grads=True)
 rmsprop.step(nested, mask={"layers": [double > 0, None]})
 norm: float | None = report.grad_norm

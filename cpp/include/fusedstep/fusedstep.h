@@ -49,7 +49,11 @@ enum {
   FUSEDSTEP_INT8 = 2,
   FUSEDSTEP_BFLOAT16 = 3,
   FUSEDSTEP_FLOAT16 = 4,
-  FUSEDSTEP_UINT16 = 5
+  FUSEDSTEP_UINT16 = 5,
+  FUSEDSTEP_INT32 = 6, /* from here on: an index of rows */
+  FUSEDSTEP_INT64 = 7,
+  FUSEDSTEP_UINT32 = 8,
+  FUSEDSTEP_UINT64 = 9
 };
 
 /* How numbers of 16 bits are rounded: to nearest, ties to even; or up or down, right in the mean. */
@@ -110,6 +114,13 @@ FUSEDSTEP_API int32_t fusedstep_step_narrow(const fusedstep_rule* rule, int64_t 
 /* The key that an optimizer uses at update number `step` of the parameter `name`. */
 FUSEDSTEP_API int32_t fusedstep_noise_key(uint64_t seed, int64_t step, const char* name, uint64_t* key);
 
+/* The same from the gradients of some rows: row index[k] has values[k], which are added where a row is there twice, in this
+ * order. `index` has one dimension; `values` has the parameter's shape, but for the first extent, which is that of the index.
+ * The other rows are not updated. */
+FUSEDSTEP_API int32_t fusedstep_step_rows(const fusedstep_rule* rule, int64_t step, const fusedstep_array* parameter,
+                                          const fusedstep_array* index, const fusedstep_array* values,
+                                          const fusedstep_array* states, int32_t count);
+
 /* The norm of all gradients together. */
 FUSEDSTEP_API int32_t fusedstep_norm(const fusedstep_array* gradients, int64_t count, double* norm);
 
@@ -167,6 +178,13 @@ FUSEDSTEP_API int32_t fusedstep_step_options_init(fusedstep_step_options* option
 FUSEDSTEP_API int32_t fusedstep_optimizer_step(fusedstep_optimizer* optimizer, const fusedstep_array* gradients,
                                                int64_t count, const fusedstep_step_options* options,
                                                fusedstep_step_report* report);
+
+/* The same, where gradients may be those of some rows: `indices` has an index for each gradient; one of no dimensions whose
+ * data is NULL says that the gradient is dense. */
+FUSEDSTEP_API int32_t fusedstep_optimizer_step_rows(fusedstep_optimizer* optimizer, const fusedstep_array* indices,
+                                                    const fusedstep_array* gradients, int64_t count,
+                                                    const fusedstep_step_options* options,
+                                                    fusedstep_step_report* report);
 
 /* New options for a group, from the next step on. */
 FUSEDSTEP_API int32_t fusedstep_optimizer_set(fusedstep_optimizer* optimizer, int64_t group,

@@ -22,6 +22,7 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <variant>
 #include <vector>
 
 #include "rules.hpp"
@@ -32,20 +33,18 @@ namespace fusedstep {
 /// The most dimensions that an array may have.
 inline constexpr std::size_t max_span_dimensions = 8;
 
-/// The element types of arrays.
+/// The element types of arrays, in the order of Type.
+using Elements = TypeList<float, double, std::int8_t, bfloat16, float16, std::uint16_t, std::int32_t, std::int64_t,
+                          std::uint32_t, std::uint64_t>;
+static_assert(Elements::size == type_count);
+
+/// One of them.
 template <class T>
-concept Element = std::same_as<std::remove_const_t<T>, float> || std::same_as<std::remove_const_t<T>, double> ||
-                  std::same_as<std::remove_const_t<T>, std::int8_t> || std::same_as<std::remove_const_t<T>, bfloat16> ||
-                  std::same_as<std::remove_const_t<T>, float16> || std::same_as<std::remove_const_t<T>, std::uint16_t>;
+concept Element = (index_in<std::remove_const_t<T>>(Elements{}) < Elements::size);
 
 /// The Type of an element.
 template <Element T>
-inline constexpr Type type_of = std::same_as<std::remove_const_t<T>, float>         ? Type::float32
-                                : std::same_as<std::remove_const_t<T>, double>      ? Type::float64
-                                : std::same_as<std::remove_const_t<T>, std::int8_t> ? Type::int8
-                                : std::same_as<std::remove_const_t<T>, bfloat16>    ? Type::bfloat16
-                                : std::same_as<std::remove_const_t<T>, float16>     ? Type::float16
-                                                                                    : Type::uint16;
+inline constexpr Type type_of = static_cast<Type>(index_in<std::remove_const_t<T>>(Elements{}));
 
 /// An array of any shape and strides (in elements) in somebody else's memory.
 template <Element T>
@@ -138,6 +137,16 @@ struct AnySpan {
   }
 };
 
+/// The gradient of some rows of a parameter: row index[k] has values[k], which are added where a row is there twice, in this
+/// order. The other rows are not updated.
+struct Rows {
+  AnySpan index;   ///< one dimension, of int32, int64, uint32 or uint64
+  AnySpan values;  ///< the parameter's shape, but for the first extent, which is that of the index
+};
+
+/// A gradient of a parameter; an AnySpan without data: there is none.
+using Gradient = std::variant<AnySpan, Rows>;
+
 /// Any rule with its options. Options are checked when the rule is used.
 class FUSEDSTEP_API AnyRule {
  public:
@@ -182,6 +191,10 @@ FUSEDSTEP_API std::uint64_t noise_key(std::uint64_t seed, std::int64_t step, std
 /// was written.
 FUSEDSTEP_API void step(const AnyRule& rule, std::int64_t step, const AnySpan& parameter, const AnySpan& gradient,
                         std::span<const AnySpan> states, const Narrow& narrow = {});
+
+/// The same from a gradient of some rows. std::out_of_range for a row that the parameter does not have; nothing was written.
+FUSEDSTEP_API void step(const AnyRule& rule, std::int64_t step, const AnySpan& parameter, const Rows& gradient,
+                        std::span<const AnySpan> states);
 
 /// The same, with a span for each state; the first update.
 template <class Rule, Element T, Element G, Element... S>
@@ -260,6 +273,9 @@ class FUSEDSTEP_API Optimizer {
   /// Takes one gradient per parameter, in the same order; an AnySpan without data leaves its parameter out. Throws
   /// std::invalid_argument before anything is written, std::domain_error for Nonfinite::raise.
   StepReport step(std::span<const AnySpan> gradients, const StepOptions& options = {});
+
+  /// The same, where gradients may be those of some rows. std::out_of_range for a row that is not there; nothing was written.
+  StepReport step(std::span<const Gradient> gradients, const StepOptions& options = {});
 
   /// Changes the hyperparameters of a group, from the next step on; its states stay. std::invalid_argument for another
   /// rule, a value out of range, or one that needs a state which was not made.

@@ -18,20 +18,20 @@ namespace fusedstep {
 [[noreturn]] FUSEDSTEP_API void refuse(const std::string& why);
 
 /// The element type of an array. int8 is the type of Rprop's prev_sign, uint16 that of the low halves of a master parameter,
-/// the other integers are those of an index of rows.
-enum class Type : std::uint8_t { float32, float64, int8, int32, int64, uint32, uint64, bfloat16, float16, uint16 };
+/// the other integers are those of an index of rows. The C interface has the same numbers.
+enum class Type : std::uint8_t { float32, float64, int8, bfloat16, float16, uint16, int32, int64, uint32, uint64 };
 inline constexpr int type_count = 10;
 
 /// The size of an element in bytes.
 constexpr std::int64_t size_of(Type type) {
-  constexpr std::int64_t sizes[] = {4, 8, 1, 4, 8, 4, 8, 2, 2, 2};
+  constexpr std::int64_t sizes[] = {4, 8, 1, 2, 2, 2, 4, 8, 4, 8};
   return sizes[static_cast<int>(type)];
 }
 
 /// NumPy's name of the type.
 constexpr const char* name_of(Type type) {
-  constexpr const char* names[] = {"float32", "float64", "int8",     "int32",   "int64",
-                                   "uint32",  "uint64",  "bfloat16", "float16", "uint16"};
+  constexpr const char* names[] = {"float32", "float64", "int8",  "bfloat16", "float16",
+                                   "uint16",  "int32",   "int64", "uint32",   "uint64"};
   return names[static_cast<int>(type)];
 }
 

@@ -25,6 +25,9 @@ Array = NDArray[Any]
 FORMAT_VERSION = 2
 
 _KEYS = ("format_version", "class", "groups", "step", "times", "last_loss", "seed", "params", "state")
+_LATER = {"per": "array", "mean": False}
+"""Hyperparameters that older checkpoints do not have, as these did without."""
+
 _LARGEST_COUNT = 2**53
 """Doubles, and so the JSON of every language, count exactly up to here."""
 
@@ -232,7 +235,7 @@ def _start(run: Run, index: int, state: str, options: Mapping[str, Any]) -> Any:
 
 def _groups_that_fit(run: Run, saved: Mapping[str, Any]) -> list[dict[str, Any] | None]:
     """Return the hyperparameters of the saved groups with the same names and the same states as the live ones."""
-    by_names = _groups_by_names(saved["groups"])
+    by_names = _groups_by_names(run, saved["groups"])
     found: list[dict[str, Any] | None] = []
     for index, own in enumerate(run.names):
         matches = by_names.get(frozenset(own))
@@ -244,21 +247,22 @@ def _groups_that_fit(run: Run, saved: Mapping[str, Any]) -> list[dict[str, Any] 
     return found
 
 
-def _groups_by_names(saved: Any) -> dict[frozenset[str], list[Mapping[str, Any]]]:
+def _groups_by_names(run: Run, saved: Any) -> dict[frozenset[str], list[Mapping[str, Any]]]:
     if not isinstance(saved, list | tuple):
         raise ValueError(f"groups: expected a list, got {type(saved).__name__}")
+    older = {key: value for key, value in _LATER.items() if key in run.schema.options}
     by_names: dict[frozenset[str], list[Mapping[str, Any]]] = {}
     for index, group in enumerate(saved):
         names = group.get("params") if isinstance(group, Mapping) else None
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"group {index}: expected a mapping with a list of names 'params'")
-        by_names.setdefault(frozenset(names), []).append(group)
+        by_names.setdefault(frozenset(names), []).append({**older, **group})
     return by_names
 
 
 def _checked_groups(run: Run, saved: Any) -> list[dict[str, Any]]:
     """Return the hyperparameters for each group of ``run``: those of the saved group with the same parameters."""
-    by_names = _groups_by_names(saved)
+    by_names = _groups_by_names(run, saved)
     _check_names("groups", run.params, dict.fromkeys(name for names in by_names for name in names))
     found = []
     for index, own in enumerate(run.names):

@@ -84,14 +84,16 @@ constexpr Field field(const char* name, std::size_t offset, std::span<const char
   return {name, Kind::choice, offset, {}, choices};
 }
 
-/// A state has an element for each of the parameter's, of the parameter's type or int8; or it is one scalar.
-enum class Storage : std::uint8_t { as_parameter, int8, scalar };
+/// A state has an element for each of the parameter's, of the parameter's type or int8; or it is one scalar, or one for each
+/// row.
+enum class Storage : std::uint8_t { as_parameter, int8, scalar, row };
 
 struct State {
   const char* name;
   Storage storage = Storage::as_parameter;
   const char* used_with = nullptr;  ///< the option without which (0, false) the rule does without this state
   const char* starts_at = nullptr;  ///< the option at which an optimizer starts it; otherwise 0
+  const char* per_row_with = nullptr;  ///< the option with which a scalar is one for each row instead
   const char* renamed_with = nullptr;  ///< the option with which the state holds something else,
   const char* renamed = nullptr;       ///< and is called this
 };
@@ -178,7 +180,7 @@ constexpr bool names_are_unique(std::span<const Field> fields) {
 
 constexpr bool states_name_fields(std::span<const State> states, std::span<const Field> fields) {
   for (const State& state : states) {
-    for (const char* name : {state.used_with, state.starts_at, state.renamed_with}) {
+    for (const char* name : {state.used_with, state.starts_at, state.per_row_with, state.renamed_with}) {
       if (!is_field(fields, name)) return false;
     }
   }
