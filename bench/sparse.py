@@ -95,7 +95,9 @@ def argsort_reduceat(table: Array, total: Array) -> Update:
 def numba_argsort(table: Array, total: Array) -> Update:
     import numba
 
-    @numba.njit(error_model="numpy")
+    jit: Any = numba.njit(error_model="numpy")
+
+    @jit  # type: ignore[untyped-decorator]
     def loop(table: Array, total: Array, order: Array, index: Array, values: Array, lr: Any, eps: Any) -> None:
         n, d = values.shape
         row = np.empty(d, np.float32)

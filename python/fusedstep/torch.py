@@ -282,7 +282,7 @@ class _Optimizer(torch.optim.Optimizer):
                     raise TypeError(
                         f"{cls.__name__}() got an unexpected keyword argument {name!r}{did_you_mean(name, known)}"
                     )
-        made = super().__new__(cls)
+        made: Self = super().__new__(cls)
         made._lock = threading.RLock()
         return made
 
