@@ -385,14 +385,14 @@ void check_narrow() {
   std::vector<fs::bfloat16> w(n, fs::bfloat16{0x3F80}), v(n), w2 = w;
   std::vector<fs::bfloat16> high = w;
   std::vector<float> wide(n, 1.0f);
-  const fs::RMSprop rule{.lr = 1e-3};
+  const fs::RMSprop rmsprop{.lr = 1e-3};
   const std::array<fs::GroupStorage, 1> narrow{{{.state_type = fs::Type::bfloat16}}}, master{{{.master = true}}};
-  fs::Optimizer optimizer({rule}, {{"w", fs::span{w2}}}, narrow, 5);
-  fs::Optimizer of_halves({rule}, {{"w", fs::span{high}}}, master), of_floats({rule}, {{"w", fs::span{wide}}});
+  fs::Optimizer optimizer({rmsprop}, {{"w", fs::span{w2}}}, narrow, 5);
+  fs::Optimizer of_halves({rmsprop}, {{"w", fs::span{high}}}, master), of_floats({rmsprop}, {{"w", fs::span{wide}}});
   const std::array<fs::AnySpan, 1> gradients{fs::span{g}};
   for (std::int64_t t = 1; t <= 3; ++t) {
     const std::array<fs::AnySpan, 1> states{fs::span{v}};
-    fs::step(fs::AnyRule(rule), t, fs::span{w}, fs::span{g}, states, {.key = fs::noise_key(5, t, "w")});
+    fs::step(fs::AnyRule(rmsprop), t, fs::span{w}, fs::span{g}, states, {.key = fs::noise_key(5, t, "w")});
     optimizer.step(gradients);
     of_halves.step(gradients);
     of_floats.step(gradients);
@@ -409,7 +409,7 @@ void check_narrow() {
   of_halves.sync_master(0);
   CHECK(low[0] == 0);
   CHECK(message([&] { of_floats.sync_master(0); }).find("master") != std::string::npos);
-  CHECK(message([&] { fs::Optimizer({rule}, {{"w", fs::span{wide}}}, master); }).find("master") != std::string::npos);
+  CHECK(message([&] { fs::Optimizer({rmsprop}, {{"w", fs::span{wide}}}, master); }).find("master") != std::string::npos);
 }
 
 // Rows of a table: for Adagrad the sums of their gradients, given as a dense one, make the same step.
@@ -424,14 +424,14 @@ void check_rows() {
   const auto matrix = [](std::vector<float>& x) {
     return fs::span(x.data(), {static_cast<std::int64_t>(x.size()) / 24, 24}, {24, 1});
   };
-  const fs::Adagrad rule{.lr = 0.1};
+  const fs::Adagrad adagrad{.lr = 0.1};
   const fs::Rows gradient{fs::span{index}, matrix(values)};
   const std::array<fs::AnySpan, 1> states{matrix(sum)};
-  fs::step(rule, 1, matrix(table), gradient, states);
-  fs::step(rule, 1, matrix(dense_table), matrix(dense), matrix(dense_sum));
+  fs::step(adagrad, 1, matrix(table), gradient, states);
+  fs::step(adagrad, 1, matrix(dense_table), matrix(dense), matrix(dense_sum));
   CHECK(same(table, dense_table) && same(sum, dense_sum));
 
-  fs::Optimizer some({rule}, {{"table", matrix(table)}}), all({rule}, {{"table", matrix(dense_table)}});
+  fs::Optimizer some({adagrad}, {{"table", matrix(table)}}), all({adagrad}, {{"table", matrix(dense_table)}});
   for (int k = 0; k < 3; ++k) {
     some.step(std::array<fs::Gradient, 1>{gradient}, {.clip_norm = 1.0});
     all.step(std::array<fs::AnySpan, 1>{matrix(dense)}, {.clip_norm = 1e30});
@@ -444,7 +444,7 @@ void check_rows() {
     const std::vector<std::int64_t> beyond{0, 0, 0, wrong, 0};
     const fs::Rows bad{fs::span{beyond}, matrix(values)};
     for (const std::string& told : {message<std::out_of_range>([&] { some.step(std::array<fs::Gradient, 1>{bad}); }),
-                                    message<std::out_of_range>([&] { fs::step(rule, 1, matrix(table), bad, states); })}) {
+                                    message<std::out_of_range>([&] { fs::step(adagrad, 1, matrix(table), bad, states); })}) {
       CHECK(told.find("got " + std::to_string(wrong)) != std::string::npos && told.find("place 3") != std::string::npos);
     }
   }
