@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 import stat
 from io import BufferedIOBase
@@ -195,9 +196,17 @@ def _key(name: str) -> str:
     return name.encode("unicode_escape").decode("ascii")
 
 
+# What _key() writes for a character. Python only warns of an escape sequence that it does not know.
+_ESCAPES = re.compile(r"([^\\]|\\([\\tnr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}))*", re.DOTALL)
+
+
 def _name(key: str) -> str:
+    if "\\" not in key and key.isascii():
+        return key
+    if not _ESCAPES.fullmatch(key):
+        raise ValueError(f"not a checkpoint of fusedstep: {key!r} is no name's key")
     try:
-        return key.encode("ascii").decode("unicode_escape") if "\\" in key or not key.isascii() else key
+        return key.encode("ascii").decode("unicode_escape")
     except UnicodeError as error:
         raise ValueError(f"not a checkpoint of fusedstep: {error}") from error
 
