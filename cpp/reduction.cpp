@@ -9,8 +9,14 @@
 namespace fusedstep {
 namespace {
 
+// A function of its own, because the wide copies need as much of the stack as all the rest.
+[[gnu::noinline]] Reduced reduce_narrow(const Work& work, std::int64_t n, void* const* streams) {
+  return work.kernel.reduce(work.prepared, n, Converted(work, n, streams).streams());
+}
+
 Reduced reduce_block(const Operand& operand, std::int64_t index) {
-  alignas(64) char dense[max_arrays][block * sizeof(double)];
+  constexpr std::size_t apart = block * sizeof(double);
+  alignas(64) char dense[low_stream * apart + block * sizeof(std::uint16_t)];  // low halves are the last
   const Work& work = *operand.work;
   const std::int64_t begin = index * block;
   const std::int64_t n = std::min(block, operand.stream[0]->size() - begin);
@@ -19,11 +25,10 @@ Reduced reduce_block(const Operand& operand, std::int64_t index) {
     const std::int64_t item_size = work.storage.item_size[s];
     if (item_size == 0) continue;
     const Array& array = *operand.stream[s];
-    gather(array.shape, array.strides, array.data, item_size, begin, n, dense[s]);
-    streams[s] = dense[s];
+    gather(array.shape, array.strides, array.data, item_size, begin, n, dense + s * apart);
+    streams[s] = dense + s * apart;
   }
-  Reduced reduced = work.is_narrow ? work.kernel.reduce(work.prepared, n, Converted(work, n, streams).streams())
-                                   : work.kernel.reduce(work.prepared, n, streams);
+  Reduced reduced = work.is_narrow ? reduce_narrow(work, n, streams) : work.kernel.reduce(work.prepared, n, streams);
   if (reduced.position >= 0) reduced.position += begin;
   return reduced;
 }

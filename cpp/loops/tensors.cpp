@@ -18,7 +18,7 @@ constexpr std::int64_t cache_line = 64;
 // in a page, a load seems to depend on the last store to another buffer.
 struct Scratch {
   static constexpr std::size_t apart = block * sizeof(double) + cache_line;
-  alignas(cache_line) char bytes[max_arrays * apart];
+  alignas(cache_line) char bytes[low_stream * apart + block * sizeof(std::uint16_t)];  // low halves are the last
 
   char* stream(const Layout& layout, int s) {
     return layout.one_transposed ? bytes : bytes + static_cast<std::size_t>(s) * apart;
