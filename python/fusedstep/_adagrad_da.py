@@ -62,13 +62,8 @@ def adagrad_da_(
         ``t``, the number of this update, counted from 1.
     lr, l1, l2, weight_decay, decoupled_weight_decay, maximize
         As in ``AdagradDA``.
-    rows : 1-D ndarray of int32, int64, uint32 or uint64, optional
-        The rows of ``param`` whose gradients these are; only they are updated, see ``Rows``.
-    key : int, optional
-        The key of the noise that rounds arrays of 16 bits stochastically, see ``noise_key``; None: to nearest. States
-        of floating point have the dtype of ``param`` (float32 if that has 16 bits), or bfloat16 unless it is float64.
-    param_low : ndarray of uint16, optional
-        The low halves of a bfloat16 parameter; written. Together the two are a float32 parameter.
+    rows, key, param_low
+        As in ``rmsprop_``.
 
     Raises
     ------

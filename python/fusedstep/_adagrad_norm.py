@@ -56,13 +56,8 @@ def adagrad_norm_(
         ``s``, the sum of squared norms, dtype of ``param``; written. Starts at 0.
     lr, eps, per, mean, weight_decay, decoupled_weight_decay, maximize
         As in ``AdagradNorm``.
-    rows : 1-D ndarray of int32, int64, uint32 or uint64, optional
-        The rows of ``param`` whose gradients these are; only they are updated, see ``Rows``.
-    key : int, optional
-        The key of the noise that rounds arrays of 16 bits stochastically, see ``noise_key``; None: to nearest. States
-        of floating point have the dtype of ``param`` (float32 if that has 16 bits), or bfloat16 unless it is float64.
-    param_low : ndarray of uint16, optional
-        The low halves of a bfloat16 parameter; written. Together the two are a float32 parameter.
+    rows, key, param_low
+        As in ``rmsprop_``.
 
     Raises
     ------

@@ -75,11 +75,8 @@ def rprop_(
         Only needed by decoupled weight decay.
     etas, step_sizes, weight_decay, decoupled_weight_decay, maximize
         As in ``Rprop``.
-    key : int, optional
-        The key of the noise that rounds arrays of 16 bits stochastically, see ``noise_key``; None: to nearest. States
-        of floating point have the dtype of ``param`` (float32 if that has 16 bits), or bfloat16 unless it is float64.
-    param_low : ndarray of uint16, optional
-        The low halves of a bfloat16 parameter; written. Together the two are a float32 parameter.
+    key, param_low
+        As in ``rmsprop_``.
 
     Raises
     ------

@@ -115,7 +115,7 @@ FUSEDSTEP_API int32_t fusedstep_step_narrow(const fusedstep_rule* rule, int64_t 
 FUSEDSTEP_API int32_t fusedstep_noise_key(uint64_t seed, int64_t step, const char* name, uint64_t* key);
 
 /* The same from the gradients of some rows: row index[k] has values[k], which are added where a row is there twice, in this
- * order. `index` has one dimension; `values` has the parameter's shape, but for the first extent, which is that of the index.
+ * order. `index` has one dimension; `values` has the parameter's shape, except that the first extent is that of the index.
  * The other rows are not updated. */
 FUSEDSTEP_API int32_t fusedstep_step_rows(const fusedstep_rule* rule, int64_t step, const fusedstep_array* parameter,
                                           const fusedstep_array* index, const fusedstep_array* values,

@@ -141,7 +141,7 @@ struct AnySpan {
 /// order. The other rows are not updated.
 struct Rows {
   AnySpan index;   ///< one dimension, of int32, int64, uint32 or uint64
-  AnySpan values;  ///< the parameter's shape, but for the first extent, which is that of the index
+  AnySpan values;  ///< the parameter's shape, except that the first extent is that of the index
 };
 
 /// A gradient of a parameter; an AnySpan without data: there is none.
