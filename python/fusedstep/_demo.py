@@ -218,8 +218,8 @@ COLUMNS = (
     ("images", "per step", 9),
     ("test", "accuracy", 10),
     ("final", "loss", 9),
-    ("us per step", "fused", 11),
-    ("us per step", "reference", 11),
+    ("us per step", "fused", 13),
+    ("us per step", "reference", 13),
     ("speed-up", "", 10),
     ("final weights", "equal bit for bit", 0),
 )
