@@ -110,7 +110,7 @@ def installed() -> Path:
 def subproject() -> Path:
     """Build the consumer with the shared library as a part of it; return the build folder."""
     build = scratch("subproject")
-    cmake_build(CONSUMER, build, f"-DFUSEDSTEP_SOURCE={sources()}", "-DBUILD_SHARED_LIBS=ON")
+    cmake_build(CONSUMER, build, f"-DFUSEDSTEP_SOURCE={sources()}", "-DFUSEDSTEP_WERROR=ON", "-DBUILD_SHARED_LIBS=ON")
     return build
 
 

@@ -247,10 +247,10 @@ def test_the_shared_library_exports_only_the_public_api() -> None:
     assert {name for name in names if "::" not in name} == of_c
     of_cpp = {re.sub(r"\[abi:\w+\]", "", name).partition("(")[0] for name in names if "::" in name}
     functions = {"step", "norm", "isa", "available_isas", "force_isa", "num_threads", "set_num_threads", "set_executor",
-                 "refuse", "schema::text"}  # fmt: skip
+                 "noise_key", "refuse", "schema::text"}  # fmt: skip
     methods = {"AnyRule::AnyRule", "AnyRule::named", "AnyRule::name", "AnyRule::states", "Optimizer::Optimizer",
                "Optimizer::~Optimizer", "Optimizer::operator=", "Optimizer::step", "Optimizer::set_rule",
-               "Optimizer::state"}  # fmt: skip
+               "Optimizer::state", "Optimizer::sync_master"}  # fmt: skip
     assert of_cpp == {f"fusedstep::{name}" for name in functions | methods}
 
 

@@ -155,8 +155,14 @@ def faults(case: Case, dtype: np.dtype[Any], arrays: dict[str, Array]) -> set[ty
         return {TypeError}
     kinds = {"param": (shape, param), "grad": (shape, param)}
     kinds |= {state.name: (state.shape(shape), state.dtype(param)) for state in case.states}
+    by_row = any(state.per_row for state in case.states)
+    if by_row and shape == ():
+        found.add(ValueError)  # it has no rows
     for name, array in arrays.items():
-        if array.dtype != kinds[name][1] or not array.dtype.isnative:
+        if name == "grad" and array.dtype in DTYPES and np.can_cast(array.dtype, param):
+            if by_row and array.dtype != param:
+                found.add(ValueError)
+        elif array.dtype != kinds[name][1] or not array.dtype.isnative:
             found.add(TypeError)
         if array.shape != kinds[name][0] or not array.flags.aligned:
             found.add(ValueError)

@@ -154,7 +154,7 @@ def test_a_whole_step_past_2_31() -> None:
     core.set_tree([0, 1])
     core.own(groups)
     with threads(1):
-        report = core.step([made["grad"].array, grad], groups, None, None, 100.0, None, False, "raise")
+        report = core.step([made["grad"].array, grad], groups, None, None, 100.0, None, False, "raise", None)
     assert report == (1, norm, False, ())
     check_past(made, expected, windows, "an optimizer")
     beside = {"param": np.ones(5, np.float32), "square_sum": np.zeros(5, np.float32)}
