@@ -8,8 +8,10 @@
 namespace fusedstep {
 
 extern const Kernels kernels_baseline;
-#ifdef FUSEDSTEP_X86
+#ifdef FUSEDSTEP_HAS_AVX2
 extern const Kernels kernels_avx2;
+#endif
+#ifdef FUSEDSTEP_HAS_AVX512
 extern const Kernels kernels_avx512;
 #endif
 
@@ -23,8 +25,10 @@ struct Isa {
 
 constexpr Isa isas[] = {
     {"baseline", &kernels_baseline, [] { return true; }},
-#ifdef FUSEDSTEP_X86
+#ifdef FUSEDSTEP_HAS_AVX2
     {"avx2", &kernels_avx2, [] { return Features().avx2(); }},
+#endif
+#ifdef FUSEDSTEP_HAS_AVX512
     {"avx512", &kernels_avx512, [] { return Features().avx512(); }},
 #endif
 };

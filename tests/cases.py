@@ -94,7 +94,7 @@ def write(file: IO[bytes], problem: Problem) -> None:
     held_as = {state.name: state.held_as for state in case.states}
     for name, array in start.items():
         text(held_as.get(name, name))
-        numbers(DTYPE_CODES[array.dtype.char], array.ndim == 0)
+        numbers(DTYPE_CODES[array.dtype.char], array.ndim)
         file.write(array.tobytes())
     numbers(len(problem.after))
     for t, (grad, after) in enumerate(zip(problem.values.grads, problem.after, strict=True), 1):

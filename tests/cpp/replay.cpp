@@ -116,11 +116,11 @@ class Reader {
   std::size_t at_ = 0;
 };
 
-// A dense array of the file: rows x columns in C order, or one number.
+// A dense array of the file: rows x columns in C order, or with fewer dimensions a number for each row, or one number.
 struct Values {
   std::string name;
   std::int32_t dtype;
-  bool scalar;
+  std::int32_t dimensions;
   std::vector<char> bytes;
 };
 
@@ -182,14 +182,14 @@ Case read_case(Reader& file) {
   made.rows = file.number();
   made.columns = file.number();
   const auto read = [&](const Values& v) {
-    const std::int64_t count = v.scalar ? 1 : made.rows * made.columns;
+    const std::int64_t count = (v.dimensions > 0 ? made.rows : 1) * (v.dimensions > 1 ? made.columns : 1);
     return file.elements(static_cast<std::size_t>(count), static_cast<std::size_t>(size_of(v.dtype)));
   };
   for (std::int64_t k = file.number(); k > 0; --k) {
     Values values;
     values.name = file.text();
     values.dtype = static_cast<std::int32_t>(file.number());
-    values.scalar = file.number() != 0;
+    values.dimensions = static_cast<std::int32_t>(file.number());
     values.bytes = read(values);
     made.start.push_back(std::move(values));
   }
@@ -212,7 +212,7 @@ constexpr Layout layouts[] = {Layout::dense,    Layout::offset,     Layout::ever
 class Placed {
  public:
   Placed(const Values& values, std::int64_t rows, std::int64_t columns, Layout layout)
-      : item_(size_of(values.dtype)), shape_{values.scalar ? 1 : rows, values.scalar ? 1 : columns} {
+      : item_(size_of(values.dtype)), shape_{values.dimensions > 0 ? rows : 1, values.dimensions > 1 ? columns : 1} {
     const std::int64_t n = shape_[0], m = shape_[1];
     std::int64_t first = 0;
     strides_[0] = m * item_;
@@ -238,7 +238,7 @@ class Placed {
     memory_.assign(static_cast<std::size_t>((2 * n * (m + 3) + 2) * item_ + 3 * guard), canary);
     const auto misfit = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(memory_.data()) % guard);
     data_ = memory_.data() + 2 * guard - misfit + first * item_;
-    array_ = {data_, shape_, strides_, values.dtype, values.scalar ? 0 : 2};
+    array_ = {data_, shape_, strides_, values.dtype, values.dimensions};
     fill(values.bytes);
     untouched_ = memory_;
   }
