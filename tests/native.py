@@ -6,6 +6,7 @@ import functools
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable
@@ -116,7 +117,8 @@ def subproject() -> Path:
 
 def shared_library() -> Path:
     """Return the shared library."""
-    [library] = subproject().rglob("libfusedstep.so")
+    ending = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
+    [library] = subproject().rglob(f"libfusedstep.{ending}")
     return library
 
 

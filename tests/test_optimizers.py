@@ -1123,6 +1123,36 @@ def test_verification_watches_gradients(zero: bool, monkeypatch: pytest.MonkeyPa
         fs.RMSprop([param], verify="every").step([grad], zero_grads=zero)
 
 
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+@each_full_rule
+def test_a_step_that_cannot_be_verified_is_taken_back(
+    case: Case, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All bytes are as before, and the next step is that of an optimizer to which nothing happened."""
+    rng = np.random.default_rng(4)
+    values = normal(rng, (5, 3), np.dtype(np.float32))
+    params, others = {"w": values, "b": values[0].copy()}, {"w": values.copy(), "b": values[0].copy()}
+    optimizer, other = case.new(params, verify="every"), case.new(others)
+    grads = [{name: normal(rng, p.shape, p.dtype) for name, p in params.items()} for _ in range(3)]
+
+    def out_of_it(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    for t, grad in enumerate(grads, 1):
+        with monkeypatch.context() as patch:
+            patch.setattr(fs.reference, case.function_name, out_of_it)
+            kept = Unchanged([*params.values(), *grad.values(), *memory_of(optimizer)])
+            with pytest.raises(error):
+                optimizer.step(grad, **loss_for(case, 4 - t), clip_norm=1.0, zero_grads=True)
+            kept.check()
+            assert optimizer.steps == t - 1
+        for each in (optimizer, other):
+            each.step({name: g.copy() for name, g in grad.items()}, **loss_for(case, t), clip_norm=1.0)
+    assert_same(params, others, case.name)
+    for name, states in other.state.items():
+        assert_same(optimizer.state[name], states, name)
+
+
 @pytest.mark.parametrize("grouped", [False, True])
 def test_verification_reads_gradients_once(grouped: bool) -> None:
     """Containers that make them anew at each read, exporters and numbers, also zeroed: no false alarm."""

@@ -110,7 +110,10 @@ def verified_step(
     nonfinite: str,
     clip_norm_each: float | None,
 ) -> StepReport:
-    """Take a step like ``OptimizerCore.step``, and raise ``VerificationError`` if a bit differs from the reference."""
+    """Take a step like ``OptimizerCore.step``, and raise ``VerificationError`` if a bit differs from the reference.
+
+    If the comparison cannot be made, for want of memory or because of Ctrl-C, the step is taken back.
+    """
     run.check_groups()
     before = run.core.last_loss
     groups = [group for group, names in zip(run.groups, run.names, strict=True) for _ in names]
@@ -126,9 +129,23 @@ def verified_step(
     ]
     given = trees if run.grouped else trees[0]
     options = (loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite, clip_norm_each)
-    report = run.core.step(given, run.groups, *options)
-    with default_floating_point():
-        _check(run.schema, snapshots, report, grad_scale, clip_norm, clip_value, zero_grads, clip_norm_each)
+    core = run.core
+    saved = [(array, np.copy(array, order="K")) for each in snapshots for array in each.live.values()]
+    for each in snapshots:
+        if zero_grads and each.live_grad is not None and each.grad is not None:
+            saved.append((each.live_grad, each.grad))
+    steps, counts = core.steps, core.counts
+    report = core.step(given, run.groups, *options)
+    try:
+        with default_floating_point():
+            _check(run.schema, snapshots, report, grad_scale, clip_norm, clip_value, zero_grads, clip_norm_each)
+    except VerificationError:
+        raise
+    except BaseException:
+        for array, values in saved:
+            np.copyto(array, values)
+        core.steps, core.counts, core.last_loss = steps, counts, before
+        raise
     return report
 
 
