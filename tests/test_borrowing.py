@@ -153,8 +153,6 @@ def numbers(seed: int, dtype: np.dtype[Any]) -> Array:
 def usable(source: str, dtype: np.dtype[Any]) -> None:
     if source == "jax" and dtype == np.float64:
         pytest.skip("JAX has float64 only if asked before it is imported")
-    if source.startswith(("DLPack", "torch")) and np.lib.NumpyVersion(np.__version__) < "2.1.0":
-        pytest.skip("NumPy takes all DLPack memory for read-only")
 
 
 @each_dtype

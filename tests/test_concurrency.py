@@ -395,17 +395,19 @@ def test_other_interpreters(when: str, tmp_path: Path) -> None:
     if not Path(_core.__file__).is_relative_to(Path(fs.__file__).parent):
         shutil.copy(_core.__file__, copied)
     places = [str(tmp_path), str(Path(np.__file__).parents[1])]
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", textwrap.dedent(IN_ANOTHER_INTERPRETER), when, *places],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+
+    def run(code: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-I", "-S", "-c", textwrap.dedent(code), when, *places]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    done = run(IN_ANOTHER_INTERPRETER)
+    without_us = IN_ANOTHER_INTERPRETER.replace("import fusedstep as fs", "raise ImportError('not needed')")
+    if done.returncode < 0 and run(without_us).returncode < 0:
+        pytest.skip(f"NumPy {np.__version__} by itself ends the process")
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
     assert len(said) == (1 if when == "first" else 3), said
-    known = "works|refused: .*(subinterpreter|module more than once per process)"
+    known = "works|refused: .*(subinterpreter|module more than once per process|Error importing numpy)"
     assert all(re.match(known, line) for line in said), said
 
 
