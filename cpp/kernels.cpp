@@ -1,8 +1,8 @@
 // Compiled once per instruction set (FUSEDSTEP_KERNELS names the table): nothing here but the table and what it points
 // at, all of it local to this object.
 #include "include/fusedstep/rules.hpp"
+#include "loops/conversions.hpp"
 #include "loops/kernel.hpp"
-#include "loops/narrow.hpp"
 #include "loops/reductions.hpp"
 #include "loops/update.hpp"
 
@@ -39,29 +39,6 @@ Kernel update(const void* options, bool with_prologue) {
   });
 }
 
-// Loops over other storage take time to compile: rules that say that they are `rare` do without.
-template <class Rule, template <class> class Before>
-NarrowUpdate narrow_update(const Storage& storage) {
-  if constexpr (requires { typename Rule::Elsewhere; }) {
-    return narrow_update<typename Rule::Elsewhere, Before>(storage);
-  } else if constexpr (requires { requires Rule::rare; }) {
-    return {};
-  } else {
-    return narrow_update<Rule, Before>(Forms{}, storage);
-  }
-}
-
-template <class Options>
-NarrowUpdate narrow_update(const void* options, bool with_prologue, const Storage& storage) {
-  if constexpr (IsRule<Options>) {
-    return compose(*static_cast<const Options*>(options), [&]<class Rule>(Rule) {
-      return with_prologue ? narrow_update<Rule, PrologueConstants>(storage) : narrow_update<Rule, NoPrologue>(storage);
-    });
-  } else {
-    return {};
-  }
-}
-
 // The divider's rate: independent values in registers, enough of them that none waits for the one before.
 template <int roots, int divisions, class T>
 FUSEDSTEP_HALF_WIDTH [[gnu::noinline]] double divide_and_root_loop(std::int64_t n) noexcept {
@@ -80,7 +57,6 @@ template <class... R>
 constexpr Kernels table(TypeList<R...>) {
   return {
       .update = {{update<R, float>, update<R, double>}...},
-      .narrow_update = {narrow_update<R>...},
       .norm = {norm_kernel<float>(), norm_kernel<double>()},
       .conversions = conversions(),
       .add = {add<float>, add<double>},

@@ -49,7 +49,7 @@ Storage storage_of(const RuleSchema& rule, const Options& options, const Array& 
     if (streamed && states[s].data != nullptr) set(first_state + s, states[s]);
   }
   storage.rounding = rounding;
-  if (storage.needs_noise()) storage.item_size[index_stream] = 1;
+  if (storage.draws() > 0) storage.item_size[index_stream] = 1;
   return storage;
 }
 
@@ -63,11 +63,7 @@ Work make_work(RuleId rule, const Options& options, std::int64_t step, const Sto
   prologue.unscale = 1.0 / step_options.grad_scale;
   if (step_options.clip_value != 0) prologue.clip_value = step_options.clip_value;
   prologue.clip_coef = clip_coef;
-  const bool with_prologue = !prologue.idle();
-  work.kernel = kernels().update[rule][static_cast<std::size_t>(storage.compute())](options.bytes, with_prologue);
-  if (work.is_narrow && storage.compute() == Type::float32) {
-    work.narrow = kernels().narrow_update[rule](options.bytes, with_prologue, storage);
-  }
+  work.kernel = kernels().update[rule][static_cast<std::size_t>(storage.compute())](options.bytes, !prologue.idle());
   work.kernel.prepare(options.bytes, prologue, step, work.prepared);
   work.zero_gradient = step_options.zero_grads;
   work.per_row = schema.is_per_row(options);
@@ -162,7 +158,7 @@ SingleUpdate::SingleUpdate(RuleId rule, const Options& options, std::int64_t ste
     refuse(is_given(index) ? index.label.text() + ": expected None for arrays of 16 bits, got an index"
                            : "per: expected 'array' for arrays of 16 bits or mixed types, got 'row'");
   }
-  const auto first = storage.needs_noise() ? std::optional<std::int64_t>(0) : std::nullopt;
+  const auto first = storage.draws() > 0 ? std::optional<std::int64_t>(0) : std::nullopt;
   if (!rows_ && !arrange(schema, parameter, gradient, states, first, tensor_, layout_)) tensor_.layout = &layout_;
   tensor_.key = key.value_or(0);
   const DefaultFloatingPoint guard;

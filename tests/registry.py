@@ -230,12 +230,6 @@ class Loop:
     width: str
     """Of AVX-512's vectors: "half", "full" or "both"."""
     loop: str = "update_loop"
-    types: tuple[str, ...] = ("float", "double")
-
-
-def _narrow(struct: str, variants: int, arithmetic: str) -> Loop:
-    """Return the loops over arrays of 16 bits: one for each of the nine ways to store them that have any."""
-    return Loop(struct, 9 * variants, arithmetic, "full", "narrow_update_loop", ("float",))
 
 
 REQUIRED = object()
@@ -522,10 +516,7 @@ RMSPROP = Entry(
     },
     bad={**_DECAY, "alpha": UNIT, "eps": NONNEGATIVE, "momentum": UNIT, "initial_square_avg": NONNEGATIVE},
     signed=frozenset({"grad_avg", "momentum_buffer"}),
-    loops=(
-        Loop("RMSpropRule", 3 * 2 * 2, "add sub mul div sqrt", "half"),
-        _narrow("RMSpropRule", 2 * 2, "add sub mul div sqrt"),
-    ),
+    loops=(Loop("RMSpropRule", 3 * 2 * 2, "add sub mul div sqrt", "half"),),
     oracles=(
         Oracle(f"{_KERAS}rmsprop_test.py, test_single_step", _TF_START, same([1.0, 6.0, 7.0, 2.0]),
                {1: [-0.5811, 0.4189, 1.4189, 2.4189]}, {"lr": 0.5}, "keras", atol=decimals(4)),
@@ -589,7 +580,6 @@ ADAGRAD = Entry(
     bad={**_DECAY, "eps": NONNEGATIVE, "lr_decay": NONNEGATIVE, "initial_accumulator_value": NONNEGATIVE},
     loops=(
         Loop("AdagradRule", 2, "add sub mul div sqrt", "half"),
-        _narrow("AdagradRule", 2, "add sub mul div sqrt"),
     ),
     oracles=(
         Oracle(f"{_KERAS}adagrad_test.py, test_single_step", _TF_START, same([1.0, 6.0, 7.0, 2.0]),
@@ -819,7 +809,6 @@ RPROP = Entry(
     },
     loops=(
         Loop("RpropRule", 4, "sub mul", "both"),
-        _narrow("RpropRule", 4, "sub mul"),
         Loop("GRpropRule", 2, "", "full", "reduce_loop"),  # asks for the first of the smallest: a scalar loop
     ),
     needs_loss=lambda options: options.get("variant") == "irprop+",

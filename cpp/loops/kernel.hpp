@@ -24,7 +24,7 @@ inline constexpr RuleId id_of = index_in<Rule>(AllRules{});
 // The types that rules compute in, the first ones of Type: float for parameters of up to 32 bits, double for float64.
 inline constexpr int compute_types = 2;
 
-[[gnu::always_inline]] constexpr Type compute_type(Type parameter) {
+constexpr Type compute_type(Type parameter) {
   return parameter == Type::float64 ? Type::float64 : Type::float32;
 }
 
@@ -46,7 +46,7 @@ inline constexpr std::uintptr_t index_zero = std::uintptr_t{1} << 62;
 inline char* index_as_stream(std::int64_t index) {
   return reinterpret_cast<char*>(index_zero + static_cast<std::uintptr_t>(index));
 }
-[[gnu::always_inline]] inline std::uint64_t index_of(void* const* streams) {
+inline std::uint64_t index_of(void* const* streams) {
   return reinterpret_cast<std::uintptr_t>(streams[index_stream]) - index_zero;
 }
 
@@ -99,32 +99,35 @@ struct Storage {
   Type type[max_arrays] = {};
   Rounding rounding = Rounding::stochastic;
 
-  // Always inlined: kernels.cpp must leave nothing for the linker to merge.
-  [[gnu::always_inline]] Type compute() const { return compute_type(type[0]); }
-  [[gnu::always_inline]] bool uses(int stream) const { return item_size[stream] != 0; }
-  [[gnu::always_inline]] bool is_master() const { return uses(low_stream); }
+  Type compute() const { return compute_type(type[0]); }
+  bool uses(int stream) const { return item_size[stream] != 0; }
+  bool is_master() const { return uses(low_stream); }
 
   // The stream holds numbers of another type than the rule computes in.
-  [[gnu::always_inline]] bool converts(int stream) const {
+  bool converts(int stream) const {
     return uses(stream) && type[stream] != compute() && type[stream] != Type::int8 && type[stream] != Type::uint16;
   }
-  [[gnu::always_inline]] bool rounds(int stream) const {
+  bool rounds(int stream) const {
     return converts(stream) && stream != gradient_stream && !(stream == 0 && is_master());
   }
 
-  // Whether anything is to be converted; and whether that takes noise.
-  [[gnu::always_inline]] bool is_narrow() const {
+  // Whether anything is to be converted; and how many draws of noise an element takes: each has a half for the parameter or a
+  // state of floating point, in this order, whether that is rounded or not.
+  bool is_narrow() const {
     for (int s = 0; s < max_arrays; ++s) {
       if (converts(s)) return true;
     }
     return false;
   }
-  [[gnu::always_inline]] bool needs_noise() const {
-    if (rounding != Rounding::stochastic) return false;
-    for (int s = 0; s < max_arrays; ++s) {
-      if (rounds(s)) return true;
+  int draws() const {
+    int halves = 0;
+    bool any = false;
+    for (int s = 0; s < low_stream; ++s) {
+      if (s == gradient_stream || !uses(s) || type[s] == Type::int8) continue;
+      ++halves;
+      any |= rounds(s);
     }
-    return false;
+    return rounding == Rounding::stochastic && any ? (halves + 1) / 2 : 0;
   }
 };
 
@@ -152,14 +155,7 @@ struct NormKernel {
   double (*scaled_sum_of_squares)(const Prepared& prepared, double scale, std::int64_t n, const void* g) noexcept;
 };
 
-// An update of streams that are stored in other types, in one loop over whole groups of elements. `streams[index_stream]` and
-// the key determine the noise, which is the same for 2^32 elements in a row. Null: streams stored so go through conversions.
-struct NarrowUpdate {
-  void (*update)(const Prepared& prepared, std::int64_t n, void* const* streams, std::uint64_t key) noexcept = nullptr;
-  std::int64_t group = 0;
-};
-
-// What is not in such a loop: whole blocks, converted by way of other memory.
+// Between the types in which streams are stored and those in which rules compute.
 struct Conversions {
   // To a compute type; null where there is nothing to do, or where it would round.
   void (*widen[compute_types][type_count])(std::int64_t n, const void* from, void* to) noexcept;
@@ -175,7 +171,6 @@ struct Conversions {
 struct Kernels {
   // With a prologue that is not idle, or without.
   Kernel (*update[AllRules::size][compute_types])(const void* options, bool with_prologue);
-  NarrowUpdate (*narrow_update[AllRules::size])(const void* options, bool with_prologue, const Storage& storage);
   NormKernel norm[compute_types];
   Conversions conversions;
   // Adds n gradients to sums.

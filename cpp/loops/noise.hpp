@@ -28,22 +28,20 @@ constexpr std::uint64_t key_of(std::uint64_t seed, std::int64_t step, std::uint6
   return mix64(mix64(mix64(seed) ^ static_cast<std::uint64_t>(step)) ^ name);
 }
 
-// The noise of 2^32 elements in a row. A call draws 32 bits: the lower half is for one value, the upper for another.
+// The noise of elements in a row. A call draws 32 bits: the lower half is for one value, the upper for another.
 class Noise {
  public:
   static constexpr std::uint32_t increment = 0x9E3779B9u;
+
+  // How many elements there are, from this index on, before another object is needed.
+  static constexpr std::int64_t good_for(std::uint64_t index) {
+    return (std::int64_t{1} << 32) - static_cast<std::int64_t>(index & 0xFFFFFFFFu);
+  }
 
   constexpr Noise(std::uint64_t key, std::uint64_t index) {
     const std::uint64_t k = mix64(key ^ index >> 32);
     counter_ = static_cast<std::uint32_t>(index) * increment + static_cast<std::uint32_t>(k);
     middle_ = static_cast<std::uint32_t>(k >> 32);
-  }
-
-  // The same, counted from a later element.
-  constexpr Noise from(std::uint32_t after) const {
-    Noise noise = *this;
-    noise.counter_ += after * increment;
-    return noise;
   }
 
   // Of the element so many after the one that this was made for. Hashing by Wellons' lowbias32.

@@ -51,29 +51,6 @@ struct Indices {
 };
 constexpr Indices in_a_row{std::numeric_limits<std::int64_t>::max(), 1, 0};
 
-// Whole groups, then the rest in memory of its own, filled up to a group.
-void update_groups(const Work& work, std::int64_t n, void* const* streams, std::uint64_t key) {
-  const std::int64_t rest = n % work.narrow.group;
-  if (rest < n) work.narrow.update(work.prepared, n - rest, streams, key);
-  if (rest == 0) return;
-  constexpr std::size_t widest_group = 64;
-  alignas(cache_line) char padded[max_arrays][widest_group * sizeof(float)] = {};
-  void* from[max_streams];
-  void* group[max_streams] = {};
-  advance(work, from, streams, n - rest);
-  for (int s = 0; s < max_arrays; ++s) {
-    if (!work.storage.uses(s)) continue;
-    group[s] = padded[s];
-    std::memcpy(group[s], from[s], static_cast<std::size_t>(rest * work.storage.item_size[s]));
-  }
-  group[index_stream] = from[index_stream];
-  work.narrow.update(work.prepared, work.narrow.group, group, key);
-  for (int s = 0; s < max_arrays; ++s) {
-    if (!work.storage.uses(s) || s == gradient_stream) continue;
-    std::memcpy(from[s], group[s], static_cast<std::size_t>(rest * work.storage.item_size[s]));
-  }
-}
-
 // Elements [begin, begin + n) of a run, at most a block.
 void update_converted(const Work& work, std::int64_t begin, std::int64_t n, void* const* run, std::uint64_t key,
                       const Indices& indices) {
@@ -82,7 +59,7 @@ void update_converted(const Work& work, std::int64_t begin, std::int64_t n, void
   const Converted converted(work, n, streams);
   work.kernel.update(work.prepared, n, converted.streams());
   std::uint32_t noise[2][block];
-  for (int k = 0; work.storage.needs_noise() && k < 2; ++k) {
+  for (int k = 0; k < work.storage.draws(); ++k) {
     const std::uint64_t own_key = k == 0 ? key : second_key(key);
     if (indices.consecutive(n)) {
       kernels().conversions.noise(n, own_key, index_of(streams), noise[k]);
@@ -97,17 +74,6 @@ void update_converted(const Work& work, std::int64_t begin, std::int64_t n, void
 void update_dense(const Work& work, std::int64_t n, void* const* streams, std::uint64_t key, const Indices& indices = in_a_row) {
   if (!work.is_narrow) {
     work.kernel.update(work.prepared, n, streams);
-    return;
-  }
-  if (work.narrow.update != nullptr && (!work.storage.needs_noise() || indices.consecutive(n))) {
-    constexpr std::int64_t same_noise = std::int64_t{1} << 32;
-    void* from[max_streams];
-    for (std::int64_t i = 0; i < n;) {
-      advance(work, from, streams, i);
-      const std::int64_t count = std::min(n - i, same_noise - static_cast<std::int64_t>(index_of(from) % same_noise));
-      update_groups(work, count, from, key);
-      i += count;
-    }
     return;
   }
   for (std::int64_t i = 0; i < n; i += block) update_converted(work, i, std::min(block, n - i), streams, key, indices);

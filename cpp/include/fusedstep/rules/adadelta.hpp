@@ -48,7 +48,6 @@ namespace {
 
 struct AdadeltaRule {
   static constexpr bool divides = true;
-  static constexpr bool rare = true;
 
   template <class T>
   using States = Types<T, T>;

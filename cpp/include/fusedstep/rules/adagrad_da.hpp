@@ -44,7 +44,6 @@ namespace {
 
 struct AdagradDARule {
   static constexpr bool divides = true;
-  static constexpr bool rare = true;
 
   template <class T>
   using States = Types<T, T>;

@@ -60,7 +60,6 @@ namespace {
 
 struct AdagradNormRule {
   static constexpr bool divides = true;
-  static constexpr bool rare = true;
 
   template <class T>
   using States = Types<>;

@@ -37,7 +37,6 @@ namespace {
 
 struct ProximalAdagradRule {
   static constexpr bool divides = true;
-  static constexpr bool rare = true;
 
   template <class T>
   using States = Types<T>;

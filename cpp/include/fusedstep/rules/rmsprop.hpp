@@ -120,7 +120,6 @@ struct RMSpropRule {
   static constexpr bool centered = average == Average::variance;
   static constexpr bool uses[3] = {true, centered, momentum};
   static constexpr bool divides = true;
-  static constexpr bool rare = average != Average::square;
 
   template <class T>
   using States = Types<T, T, T>;
