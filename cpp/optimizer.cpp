@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "dispatch.hpp"
 #include "loops/noise.hpp"
 #include "parallel.hpp"
 
@@ -101,6 +102,7 @@ void OptimizerCore::add(std::span<const Options> groups, std::span<const NewPara
   part_of_.resize(members_.size());
   first_block_.resize(members_.size() + 1);
   blocks_known_ = false;
+  plan_ = nullptr;
 }
 
 OptimizerCore::Member& OptimizerCore::add_member(const NewParameter& parameter) {
@@ -251,16 +253,22 @@ void OptimizerCore::check_rounding(std::size_t group, const Options& options) co
 void OptimizerCore::set_options(std::size_t group, const Options& options) {
   check(schema_, options);
   if (std::memcmp(&options, &groups_[group], sizeof options) == 0) return;
-  check_states(group, options);
+  bool needs_states = false;
+  for (std::size_t s = 0; s < schema_.states.size(); ++s) {
+    needs_states |= schema_.uses(options, s) && !schema_.uses(groups_[group], s);
+  }
+  if (needs_states) check_states(group, options);
   check_rounding(group, options);
   if (const std::string wrong = schema_.change(groups_[group], options); !wrong.empty()) refuse(wrong);
   groups_[group] = options;
+  plan_ = nullptr;
 }
 
 void OptimizerCore::restore_options(std::size_t group, const Options& options) {
   check(schema_, options);
   check_states(group, options);
   groups_[group] = options;
+  plan_ = nullptr;
 }
 
 void OptimizerCore::check_states(std::size_t group, const Options& options) const {
@@ -276,6 +284,7 @@ void OptimizerCore::check_states(std::size_t group, const Options& options) cons
 
 void OptimizerCore::share(std::span<const Piece> pieces, Gather gather) {
   gather_ = std::move(gather);
+  plan_ = nullptr;
   for (std::size_t i = 0; i < members_.size(); ++i) members_[i].piece = pieces[i];
   for (std::size_t i = 0; i < members_.size(); ++i) {
     if (schema_.is_per_row(groups_[members_[i].group])) {
@@ -305,7 +314,7 @@ void OptimizerCore::accept(std::size_t i, const Array& gradient, bool written) {
   // From here on nothing throws: the member is as before or completely new.
   tensor.layout = layout.get();
   tensors_[i] = tensor;
-  member.by_rows = false;
+  by_rows_ -= std::exchange(member.by_rows, false);
   member.layout = std::move(layout);
   member.gradient_order = std::move(order);
   member.gradient.data = gradient.data;
@@ -315,6 +324,21 @@ void OptimizerCore::accept(std::size_t i, const Array& gradient, bool written) {
   present_[i] = true;
   blocks_known_ = false;
   gradients_are_disjoint_ = false;
+  plan_ = nullptr;
+}
+
+bool OptimizerCore::move(std::size_t i, char* data) {
+  Member& member = members_[i];
+  if (member.by_rows) return false;
+  Array moved = member.gradient;
+  moved.data = data;
+  if (!written_->is_disjoint_from(moved)) return false;
+  char*& stream = reinterpret_cast<char*&>(tensors_[i].stream[gradient_stream]);
+  stream += data - member.gradient.data;
+  member.gradient.data = data;
+  gradients_are_disjoint_ = false;
+  keep(i);
+  return true;
 }
 
 void OptimizerCore::accept_rows(std::size_t i, const Array& index, const Array& values, bool written) {
@@ -335,7 +359,7 @@ void OptimizerCore::accept_rows(std::size_t i, const Array& index, const Array& 
   if (member.rows == nullptr) member.rows = std::make_unique<RowGradient>();
   member.rows->bind(index, values, member.parameter);
 
-  member.by_rows = true;
+  by_rows_ += !std::exchange(member.by_rows, true);
   member.gradient.type = values.type;
   kinds_[i] = kind(member, values.type);
   member.layout = nullptr;
@@ -343,6 +367,7 @@ void OptimizerCore::accept_rows(std::size_t i, const Array& index, const Array& 
   present_[i] = true;
   blocks_known_ = false;
   gradients_are_disjoint_ = false;
+  plan_ = nullptr;
 }
 
 void OptimizerCore::check_gradients_disjoint() {
@@ -361,6 +386,7 @@ void OptimizerCore::check_gradients_disjoint() {
 // f(i, rows) for each parameter that has a gradient of rows.
 template <class F>
 void OptimizerCore::each_of_rows(F f) {
+  if (by_rows_ == 0) return;
   for (std::size_t i = 0; i < members_.size(); ++i) {
     if (present_[i] && members_[i].by_rows) f(i, *members_[i].rows);
   }
@@ -505,8 +531,21 @@ void OptimizerCore::reduce_and_update_all(int threads) {
   reduction.update_chosen();
 }
 
+StepReport OptimizerCore::count_step(const StepOptions& options, StepReport report) {
+  for (std::size_t i = 0; i < counts_.size(); ++i) counts_[i] += present_[i];
+  if (options.loss) last_loss_ = options.loss;
+  report.step = ++steps_;
+  return report;
+}
+
 StepReport OptimizerCore::step(const StepOptions& options) {
   const DefaultFloatingPoint guard;
+  const bool plain = options == StepOptions{};
+  if (plain && plan_ == &kernels()) {
+    update_all(threads_for(present_elements_));
+    return count_step(options, {});
+  }
+  plan_ = nullptr;
   check(options);
   if (needs_loss()) {
     if (!options.loss) refuse("loss: needed by these hyperparameters; pass the loss at these gradients");
@@ -556,10 +595,11 @@ StepReport OptimizerCore::step(const StepOptions& options) {
     update_all(threads);
   }
   if (options.zero_grads) each_of_rows([](std::size_t, const RowGradient& rows) { set_to_zero(rows.values()); });
-  for (std::size_t i = 0; i < counts_.size(); ++i) counts_[i] += present_[i];
-  if (options.loss) last_loss_ = options.loss;
-  report.step = ++steps_;
-  return report;
+  const bool lasts = std::all_of(parts_.begin(), parts_.end(), [](const Part& part) {
+    return part.step == 0 && !part.work.storage.needs_noise();
+  });
+  if (plain && lasts && !reduces && !gather_ && by_rows_ == 0) plan_ = &kernels();
+  return count_step(options, std::move(report));
 }
 
 }  // namespace fusedstep

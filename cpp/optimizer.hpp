@@ -66,8 +66,17 @@ class OptimizerCore {
     if (present_[i]) return;
     present_[i] = true;
     gradients_are_disjoint_ = false;
+    plan_ = nullptr;
   }
-  void leave_out(std::size_t i) { present_[i] = false; }
+  void leave_out(std::size_t i) {
+    if (!present_[i]) return;
+    present_[i] = false;
+    plan_ = nullptr;
+  }
+
+  // The gradient of parameter i, with all that was accepted last except that its memory starts at `data`. False, and nothing
+  // has changed, if it is one of rows, or shares memory with what is written: then accept() takes it, or says so.
+  bool move(std::size_t i, char* data);
 
   // The same, of some of its rows, or of all where no index is given; what it holds is checked in the step.
   void accept_rows(std::size_t i, const Array& index, const Array& values, bool written);
@@ -152,6 +161,7 @@ class OptimizerCore {
   std::int32_t part_for(std::size_t i, std::int64_t step, const StepOptions& options, double clip_coef);
   void update_all(int threads);
   void update_dense(int threads);
+  StepReport count_step(const StepOptions& options, StepReport report);
   void reduce_and_update_all(int threads);
 
   RuleId rule_;
@@ -172,11 +182,14 @@ class OptimizerCore {
   std::vector<Tensor> tensors_;
   std::vector<std::int64_t> counts_;
   std::vector<std::size_t> kinds_;  // group and types of parameter and gradient in one number
+  std::size_t by_rows_ = 0;  // members whose last gradient was one of rows
   std::vector<char> present_;
   std::vector<std::int32_t> part_of_;
   std::vector<std::int64_t> first_block_;  // and one more: the number of blocks
   bool blocks_known_ = false;
 
+  // Where the last step was plain, and the next one needs no other work: the kernels that it was made with.
+  const Kernels* plan_ = nullptr;
   std::vector<Part> parts_;
   std::int64_t present_elements_ = 0;
 };

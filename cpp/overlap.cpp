@@ -168,16 +168,29 @@ WrittenMemory::WrittenMemory(std::vector<Array> arrays) : arrays_(std::move(arra
   }
 }
 
-void WrittenMemory::check_disjoint_from(const Array& array) const {
-  if (array.size() == 0) return;
+template <class F>
+bool WrittenMemory::any_near(const Array& array, F f) const {
+  if (array.size() == 0) return false;
   const Interval bytes = extent(array);
   const auto after = std::lower_bound(extents_.begin(), extents_.end(), static_cast<std::uintptr_t>(bytes.hi),
                                       [](const Extent& e, std::uintptr_t end) { return e.begin < end; });
   for (auto e = after; e != extents_.begin();) {
     --e;
     if (e->furthest <= static_cast<std::uintptr_t>(bytes.lo)) break;
-    check_disjoint(array, arrays_[e->array]);
+    if (f(arrays_[e->array])) return true;
   }
+  return false;
+}
+
+void WrittenMemory::check_disjoint_from(const Array& array) const {
+  any_near(array, [&](const Array& written) {
+    check_disjoint(array, written);
+    return false;
+  });
+}
+
+bool WrittenMemory::is_disjoint_from(const Array& array) const {
+  return !any_near(array, [&](const Array& written) { return share_memory(array, written); });
 }
 
 }  // namespace fusedstep

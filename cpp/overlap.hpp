@@ -23,8 +23,13 @@ class WrittenMemory {
   // std::invalid_argument if two of the arrays share memory. What the arrays point at must outlive this object.
   explicit WrittenMemory(std::vector<Array> arrays);
   void check_disjoint_from(const Array& array) const;
+  bool is_disjoint_from(const Array& array) const;
 
  private:
+  // f(written array) for each whose extent meets that of another array, until it returns true; whether it did.
+  template <class F>
+  bool any_near(const Array& array, F f) const;
+
   struct Extent {
     std::uintptr_t begin;
     std::uintptr_t end;

@@ -49,18 +49,23 @@ py::array array_over(const Array& array, py::handle base);
 using Descriptors = std::array<std::atomic<const PyObject*>, type_count>;
 Descriptors& native_descriptors();
 
-// The quick look at an array that was accepted before: same place, shape, strides and type, and as writable as before.
+// The quick look at an ndarray, where one was accepted before: same type, shape and strides, and as writable as before.
 // Inline, because each parameter takes it twice a step.
-inline bool unchanged(PyObject* object, const PyObject* descriptor, const char* data, std::size_t ndim,
-                      const std::int64_t* shape, const std::int64_t* strides, bool written) {
+inline bool same_form(PyObject* object, const PyObject* descriptor, std::size_t ndim, const std::int64_t* shape,
+                      const std::int64_t* strides, bool written) {
   using npy = py::detail::npy_api;
-  if (!is_array(object)) return false;
   const auto* array = py::detail::array_proxy(object);
   const int needed = npy::NPY_ARRAY_ALIGNED_ | (written ? npy::NPY_ARRAY_WRITEABLE_ : 0);
-  bool same = array->data == data && array->descr == descriptor && (array->flags & needed) == needed &&
-              static_cast<std::size_t>(array->nd) == ndim;
+  bool same = array->descr == descriptor && (array->flags & needed) == needed && static_cast<std::size_t>(array->nd) == ndim;
   for (std::size_t k = 0; same && k < ndim; ++k) same = array->dimensions[k] == shape[k] && array->strides[k] == strides[k];
   return same;
+}
+
+// And in the same place.
+inline bool unchanged(PyObject* object, const PyObject* descriptor, const char* data, std::size_t ndim,
+                      const std::int64_t* shape, const std::int64_t* strides, bool written) {
+  return is_array(object) && same_form(object, descriptor, ndim, shape, strides, written) &&
+         py::detail::array_proxy(object)->data == data;
 }
 
 }  // namespace fusedstep::bind

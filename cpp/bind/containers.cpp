@@ -30,7 +30,25 @@ PyObject* new_item(PyObject* sequence, std::size_t i) {
 
 }  // namespace
 
-Containers::Containers(py::handle tree) : root_(parse(tree)) {}
+Containers::Containers(py::handle tree) : root_(parse(tree)) {
+  flat_ = root_.kind == Node::Kind::leaf || root_.kind == Node::Kind::sequence;
+  for (std::size_t i = 0; i < root_.children.size(); ++i) {
+    flat_ &= root_.children[i].kind == Node::Kind::leaf && root_.children[i].leaf == i;
+  }
+}
+
+PyObject* const* Containers::borrow(PyObject* const& found) const {
+#if defined(Py_GIL_DISABLED)
+  static_cast<void>(found);
+  return nullptr;  // another thread could change a list meanwhile
+#else
+  if (!flat_) return nullptr;
+  if (root_.kind == Node::Kind::leaf) return &found;
+  if (!PyList_CheckExact(found) && !PyTuple_CheckExact(found)) return nullptr;
+  if (static_cast<std::size_t>(PySequence_Fast_GET_SIZE(found)) != root_.children.size()) return nullptr;
+  return PySequence_Fast_ITEMS(found);
+#endif
+}
 
 Containers::Node Containers::parse(py::handle tree, int depth) {
   constexpr int deepest = 10'000;  // what a stack of 8 MiB bears twice over

@@ -23,6 +23,10 @@ class Containers {
   // Python code that empties a container while another is read. TypeError or ValueError with the place.
   void collect(py::handle found, std::vector<PyObject*>& leaves, References& references) const;
 
+  // The leaves where they are borrowed from: `found` itself, or the items of a list or tuple that holds nothing else. Null for
+  // any other containers, which collect() looks at. Runs no Python code.
+  PyObject* const* borrow(PyObject* const& found) const;
+
   // For Python's garbage collection.
   int traverse(visitproc visit, void* arg) const;
 
@@ -47,6 +51,7 @@ class Containers {
   static int traverse(const Node& node, visitproc visit, void* arg);
 
   Node root_;
+  bool flat_;  // a leaf, or a sequence of leaves in their order
 };
 
 }  // namespace fusedstep::bind

@@ -2,12 +2,17 @@
 // these functions take their arguments by the vectorcall protocol, and match names by identity, as interned strings.
 #include "functional.hpp"
 
+#include <array>
+#include <bit>
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "../dispatch.hpp"
+#include "../parallel.hpp"
 #include "../work.hpp"
 #include "arrays.hpp"
 #include "hyperparameters.hpp"
@@ -32,6 +37,22 @@ struct Argument {
 
 constexpr int max_arguments = 32;
 
+// A call whose names and options were checked: how it was written, and what came of it. Another call that is written the same,
+// with the same options, needs only a look at its arrays.
+struct Written {
+  // By argument as it was passed: an array, and of which stream, or an object that is the same in the next call. Those are of
+  // immutable types, and held, so that the same object has the same value.
+  struct Passed {
+    py::object value;
+    int stream = -1;
+  };
+  std::vector<py::object> keywords;
+  std::vector<Passed> passed;
+  std::size_t parameter = 0;  // its place among what is passed
+  const Kernels* kernels;     // that the work is made with
+  Work work;                  // of streams that all have a type of their own, float32 or float64
+};
+
 struct Function {
   RuleId rule;
   std::string name;
@@ -40,6 +61,9 @@ struct Function {
   int positional;
   Options defaults;
   PyMethodDef definition;
+  std::array<std::unique_ptr<const Written>, 4> written{};  // by calls in turn
+  std::size_t next_written = 0;
+  std::size_t missed = 0;  // calls, since one was written as remembered
 };
 
 bool given(PyObject* value) { return value != nullptr && value != Py_None; }
@@ -143,8 +167,120 @@ bool is_lost(PyObject* array) {
 #endif
 }
 
-// First all that may run Python code, numbers and arrays of others; then a look at the memory, and the update.
-void update(const Function& function, PyObject* const* values) {
+bool is_same(PyObject* value, PyObject* remembered) {
+  if (value == remembered) return true;
+  if (!PyFloat_CheckExact(value) || !PyFloat_CheckExact(remembered)) return false;
+  const double numbers[] = {PyFloat_AS_DOUBLE(value), PyFloat_AS_DOUBLE(remembered)};
+  return std::memcmp(&numbers[0], &numbers[1], sizeof(double)) == 0;
+}
+
+const PyObject* descriptor_of(Type type) { return native_descriptors()[static_cast<std::size_t>(type)]; }
+
+bool is_written(const Written& written, PyObject* const* passed, Py_ssize_t count, PyObject* keywords) {
+  const auto named = keywords == nullptr ? 0 : static_cast<std::size_t>(PyTuple_GET_SIZE(keywords));
+  const std::size_t n = static_cast<std::size_t>(count) + named;
+  if (named != written.keywords.size() || n != written.passed.size()) return false;
+  for (std::size_t k = 0; k < named; ++k) {
+    if (PyTuple_GET_ITEM(keywords, static_cast<Py_ssize_t>(k)) != written.keywords[k].ptr()) return false;
+  }
+  for (std::size_t k = 0; k < n; ++k) {
+    if (written.passed[k].stream < 0 && !is_same(passed[k], written.passed[k].value.ptr())) return false;
+  }
+  PyObject* const parameter = passed[written.parameter];
+  return is_plain_array(parameter) && py::detail::array_proxy(parameter)->descr == descriptor_of(written.work.storage.type[0]);
+}
+
+// An update of a few elements by what was remembered. Its arrays are looked at in full: ndarrays of native types, of one shape,
+// in C order, aligned, written ones writeable and the caller's, none sharing memory with another. False, and nothing is done,
+// where one is not: then update() says what is wrong, or can do more. Runs no Python code.
+bool update_as_written(const Written& written, PyObject* const* passed) {
+  using npy = py::detail::npy_api;
+  const PyTypeObject* const array_type = npy::get().PyArray_Type_;
+  PyObject* arrays[max_streams] = {};
+  for (std::size_t k = 0; k < written.passed.size(); ++k) {
+    const int stream = written.passed[k].stream;
+    if (stream < 0) continue;
+    if (Py_TYPE(passed[k]) != array_type || (stream != gradient_stream && is_lost(passed[k]))) return false;
+    arrays[stream] = passed[k];
+  }
+  const auto* const parameter = py::detail::array_proxy(arrays[0]);
+  const Storage& storage = written.work.storage;
+  std::int64_t size = 1;
+  for (int axis = 0; axis < parameter->nd && size < small; ++axis) size *= parameter->dimensions[axis];
+  if (size == 0 || size >= small) return false;
+  void* streams[max_streams] = {};
+  for (int s = 0; s < max_streams; ++s) {
+    if (arrays[s] == nullptr) continue;
+    const auto* const array = py::detail::array_proxy(arrays[s]);
+    const int flags = npy::NPY_ARRAY_C_CONTIGUOUS_ | npy::NPY_ARRAY_ALIGNED_ |
+                      (s == gradient_stream ? 0 : npy::NPY_ARRAY_WRITEABLE_);
+    if (array->descr != descriptor_of(storage.type[s]) || (array->flags & flags) != flags ||
+        array->nd != parameter->nd) {
+      return false;
+    }
+    for (int axis = 0; axis < array->nd; ++axis) {
+      if (array->dimensions[axis] != parameter->dimensions[axis]) return false;
+    }
+    for (int other = 0; other < s; ++other) {
+      const auto* const before = static_cast<const char*>(streams[other]);
+      if (before != nullptr && array->data < before + size * storage.item_size[other] &&
+          before < array->data + size * storage.item_size[s]) {
+        return false;
+      }
+    }
+    streams[s] = array->data;
+  }
+  const DefaultFloatingPoint guard;
+  written.work.kernel.update(written.work.prepared, size, streams);
+  return true;
+}
+
+// What came of a call.
+struct Made {
+  Options options;
+  Storage storage;
+};
+
+// Remembers a call that was made, if its next one can be made by it.
+void remember(Function& function, const Made& made, PyObject* const* passed, Py_ssize_t count, PyObject* keywords) {
+#if !defined(Py_GIL_DISABLED)
+  auto written = std::make_unique<Written>();
+  written->kernels = &kernels();
+  const Py_ssize_t named = keywords == nullptr ? 0 : PyTuple_GET_SIZE(keywords);
+  for (Py_ssize_t k = 0; k < count + named; ++k) {
+    PyObject* const keyword = k < count ? nullptr : PyTuple_GET_ITEM(keywords, k - count);
+    const Argument& argument =
+        function.arguments[keyword == nullptr ? static_cast<std::size_t>(k) : find(function, keyword)];
+    Written::Passed each;
+    if (argument.role == Role::parameter) {
+      each.stream = 0;
+      written->parameter = written->passed.size();
+    } else if (argument.role == Role::gradient) {
+      each.stream = gradient_stream;
+    } else if (argument.role == Role::state && passed[k] != Py_None) {
+      each.stream = first_state + argument.state;
+    } else if (passed[k] == Py_None || (argument.role == Role::field && is_immutable(passed[k]))) {
+      each.value = py::reinterpret_borrow<py::object>(passed[k]);
+    } else {
+      return;
+    }
+    written->passed.push_back(std::move(each));
+    if (keyword != nullptr) written->keywords.push_back(py::reinterpret_borrow<py::object>(keyword));
+  }
+  written->work = make_work(function.rule, made.options, 1, made.storage, {}, 1.0);
+  if (written->work.kernel.reduce != nullptr) return;
+  // What it replaces is released when nothing points at it any more.
+  std::unique_ptr<const Written> last = std::move(written);
+  std::swap(last, function.written[function.next_written++ % function.written.size()]);
+#else
+  static_cast<void>(function), static_cast<void>(made), static_cast<void>(passed), static_cast<void>(count),
+      static_cast<void>(keywords);
+#endif
+}
+
+// First all that may run Python code, numbers and arrays of others; then a look at the memory, and the update. Returns what
+// another call may need, if that is all.
+std::optional<Made> update(const Function& function, PyObject* const* values) {
   const RuleSchema& rule = schema_of(function.rule);
   Options options = function.defaults;
   std::int64_t step = 1;
@@ -211,6 +347,10 @@ void update(const Function& function, PyObject* const* values) {
   } else {
     without_gil([&] { prepared.run(); });  // the caller's frame holds the arrays
   }
+  if (parameter.size() >= small) return std::nullopt;
+  const Storage storage = storage_of(rule, options, parameter, gradient, states, Rounding::nearest);
+  if (storage.is_narrow()) return std::nullopt;
+  return Made{options, storage};
 }
 
 // What a built-in function is bound to is its module, or else it shows as a method and does not pickle. A call gets to
@@ -231,10 +371,22 @@ PyModuleDef holder = {
 
 PyObject* call(PyObject* self, PyObject* const* positional, Py_ssize_t count, PyObject* keywords) {
   return raising([&]() -> PyObject* {
-    const Function& function = *held_by(self);
+    Function& function = *held_by(self);
+    bool known = false;
+    for (const auto& written : function.written) {
+      if (written == nullptr || known) break;
+      if (written->kernels != &kernels() || !is_written(*written, positional, count, keywords)) continue;
+      known = true;
+      function.missed = 0;
+      if (update_as_written(*written, positional)) Py_RETURN_NONE;
+    }
     PyObject* values[max_arguments] = {};
     collect(function, positional, count, keywords, values);
-    update(function, values);
+    const auto made = update(function, values);
+    // Where options change in every call, to remember them is in vain: fewer and fewer calls try.
+    if (made && !known && std::has_single_bit(++function.missed)) {
+      remember(function, *made, positional, count, keywords);
+    }
     Py_RETURN_NONE;
   });
 }

@@ -4,6 +4,7 @@
 #include <pybind11/numpy.h>
 
 #include <algorithm>
+#include <optional>
 #include <string>
 
 #include "hyperparameters.hpp"
@@ -15,18 +16,6 @@ std::string at(std::size_t index) { return "param_groups[" + std::to_string(inde
 
 std::string type_name(py::handle object) { return py::str(py::type::handle_of(object).attr("__name__")); }
 
-// Whether the same object has the same value: not so a list, or a number of somebody's own type.
-bool is_immutable(PyObject* value) {
-  if (PyFloat_CheckExact(value) || PyLong_CheckExact(value) || PyBool_Check(value) || PyUnicode_CheckExact(value)) {
-    return true;
-  }
-  if (!PyTuple_CheckExact(value)) return false;
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(value); ++i) {
-    if (!is_immutable(PyTuple_GET_ITEM(value, i))) return false;
-  }
-  return true;
-}
-
 std::vector<std::pair<py::object, py::object>> entries_of(PyObject* values) {
   std::vector<std::pair<py::object, py::object>> entries;
   const py::scoped_critical_section locked(values);
@@ -37,6 +26,16 @@ std::vector<std::pair<py::object, py::object>> entries_of(PyObject* values) {
     entries.emplace_back(py::reinterpret_borrow<py::object>(key), py::reinterpret_borrow<py::object>(value));
   }
   return entries;
+}
+
+// A number that changes with every change of a dict; 0 where Python does not tell.
+std::uint64_t version_of(PyObject* dict) {
+#if PY_VERSION_HEX < 0x030C0000
+  return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag;
+#else
+  static_cast<void>(dict);
+  return 0;
+#endif
 }
 
 bool is_params(const py::object& key) {
@@ -116,6 +115,48 @@ void Groups::read(py::handle groups, OptimizerCore& core) {
   }
 }
 
+bool Groups::read_floats(OptimizerCore& core) {
+  PyObject* const list = list_.ptr();
+  if (list == nullptr || static_cast<std::size_t>(PyList_GET_SIZE(list)) != groups_.size()) return false;
+  for (std::size_t k = 0; k < groups_.size(); ++k) {
+    Group& group = groups_[k];
+    PyObject* const dict = group.dict.ptr();
+    if (PyList_GET_ITEM(list, static_cast<Py_ssize_t>(k)) != dict || group.seen.empty()) return false;
+    const std::uint64_t version = version_of(dict);
+    if (version != 0 && version == group.version) continue;
+    std::optional<Options> changed;
+    Py_ssize_t position = 0;
+    PyObject* key;
+    PyObject* value;
+    std::size_t i = 0;
+    for (; PyDict_Next(dict, &position, &key, &value) != 0; ++i) {
+      if (i == group.seen.size() || key != group.seen[i].first.ptr()) return false;
+      if (value == group.seen[i].second.ptr()) continue;
+      const schema::Field* const field = this->field(group.seen[i].first);
+      if (field == nullptr || field->kind != schema::Kind::real || is_start(*field) || !PyFloat_CheckExact(value)) return false;
+      if (!changed) changed = core.options(k);
+      set_field(*field, value, *changed);
+    }
+    if (i != group.seen.size()) return false;
+    if (changed) {
+      core.set_options(k, *changed);
+      position = 0;
+      for (i = 0; PyDict_Next(dict, &position, &key, &value) != 0; ++i) {
+        if (value != group.seen[i].second.ptr()) group.seen[i].second = py::reinterpret_borrow<py::object>(value);
+      }
+    }
+    group.version = version;
+  }
+  return true;
+}
+
+// Whether a state starts at the value of an option, so that a change may be without effect.
+bool Groups::is_start(const schema::Field& field) const {
+  return std::any_of(rule_.states.begin(), rule_.states.end(), [&](const schema::State& state) {
+    return state.starts_at != nullptr && std::string_view(state.starts_at) == field.name;
+  });
+}
+
 const schema::Field* Groups::field(const py::object& key) const {
   for (std::size_t f = 0; f < names_.size(); ++f) {
     if (names_[f].ptr() == key.ptr()) return &rule_.fields[f];
@@ -156,6 +197,7 @@ void Groups::check_keys(std::size_t index, const Group& group, const Entries& en
 
 Options Groups::read_group(std::size_t index, PyObject* values, const OptimizerCore& core) {
   Group& group = groups_[index];
+  group.version = 0;
   Entries entries = entries_of(values);
   if (group.dict) check_keys(index, group, entries);
   Options options = core.options(index);

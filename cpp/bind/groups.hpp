@@ -23,6 +23,10 @@ class Groups {
   // Hands what has changed since the last time to the optimizer. May run any Python code.
   void read(py::handle groups, OptimizerCore& core);
 
+  // The same where at most some floats were replaced by others; runs no Python code. False, and nothing has changed, if
+  // anything else differs from the last time: then read() looks at it.
+  bool read_floats(OptimizerCore& core);
+
   int traverse(visitproc visit, void* arg) const;
   void clear();
 
@@ -34,12 +38,14 @@ class Groups {
     py::object params;  // likewise
     std::size_t keys = 0;
     Entries seen;  // as read last, in the order of the dict; none: it must be read
+    std::uint64_t version = 0;  // of the dict where it was seen to be as read; 0: unknown
   };
 
   static bool unchanged(const Group& group, PyObject* values);
   Options read_group(std::size_t index, PyObject* values, const OptimizerCore& core);
   void check_keys(std::size_t index, const Group& group, const Entries& entries) const;
   const schema::Field* field(const py::object& key) const;
+  bool is_start(const schema::Field& field) const;
 
   const RuleSchema& rule_;
   std::vector<py::object> names_;  // of the fields, interned

@@ -43,6 +43,17 @@ bool flag(py::handle value, const char* name) {
   wrong_type(name, "True or False", value);
 }
 
+bool is_immutable(PyObject* value) {
+  if (PyFloat_CheckExact(value) || PyLong_CheckExact(value) || PyBool_Check(value) || PyUnicode_CheckExact(value)) {
+    return true;
+  }
+  if (!PyTuple_CheckExact(value)) return false;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(value); ++i) {
+    if (!is_immutable(PyTuple_GET_ITEM(value, i))) return false;
+  }
+  return true;
+}
+
 void set_field(const Field& field, py::handle value, Options& options) {
   switch (field.kind) {
     case Kind::real:

@@ -20,6 +20,9 @@ bool flag(py::handle value, const char* name);
 // " (did you mean 'lr'?)" if one of the known names is close, else nothing.
 std::string did_you_mean(py::handle name, const py::list& known);
 
+// Whether the same object has the same value: not so a list, or a number of somebody's own type.
+bool is_immutable(PyObject* value);
+
 // Writes a value into the options. TypeError for its type, ValueError for its range.
 void set_field(const schema::Field& field, py::handle value, Options& options);
 py::object get_field(const schema::Field& field, const Options& options);

@@ -3,6 +3,7 @@
 #include "../optimizer.hpp"
 
 #include <pybind11/stl.h>
+#include <structmember.h>
 
 #include <algorithm>
 #include <atomic>
@@ -99,7 +100,11 @@ class PyOptimizer {
     core_.sync_master(i);
   }
 
-  void set_tree(py::handle tree) { containers_.emplace(tree); }
+  // `plain`: steps get their gradients as they were given, with nothing else to be done to them.
+  void set_tree(py::handle tree, bool plain) {
+    containers_.emplace(tree);
+    plain_ = plain;
+  }
   void own(const py::list& groups) { groups_.own(groups, core_); }
 
   // In this order: everything that may run Python code, and all objects owned; then a look at the memory, with nothing of
@@ -124,14 +129,24 @@ class PyOptimizer {
     }
 
     accept(gradients, indices, options.zero_grads);
+    return make_step(options);
+  }
 
-    StepReport report;
-    if (core_.elements() < small) {
-      report = core_.step(options);
-    } else {
-      without_gil([&] { report = core_.step(options); });
+  // A step without options that is like the one before, where only floats of the groups, and the memory of gradients, may be
+  // others. What was checked then is compared, not checked again. Null, and nothing is done, where anything else differs: then
+  // step() says what is wrong, or checks and remembers anew. Runs no Python code, so that what it looks at stays as it is.
+  PyObject* repeat(PyObject* const& grads) {
+    if (!plain_ || holder_.load(std::memory_order_relaxed) != std::thread::id()) return nullptr;
+    const Hold hold(*this, true);
+    PyObject* const* const gradients = containers_->borrow(grads);
+    if (gradients == nullptr || !groups_.read_floats(core_) || core_.needs_loss()) return nullptr;
+    References references;
+    if (core_.elements() >= small) {  // another thread may come between
+      references.reserve(bound_.size());
+      for (std::size_t i = 0; i < bound_.size(); ++i) references.share(gradients[i]);
     }
-    return make_report(report).release().ptr();
+    if (!same_arrays(gradients)) return nullptr;
+    return make_step({});
   }
 
   // The gradients by parameter, checked as for a step; those of rows as (values, index).
@@ -166,12 +181,17 @@ class PyOptimizer {
     });
   }
 
+  static bool is_as_made(const BoundState& state, bool written) {
+    const Array& array = *state.array;
+    return unchanged(state.object, native_descriptors()[static_cast<std::size_t>(array.type)], array.data, array.shape.size(),
+                     array.shape.data(), array.strides, written);
+  }
+
   // The states are as they were made: nobody gave one another shape or dtype, or made one read-only that is to be written.
   void check_states(bool written) const {
-    const Descriptors& descriptors = native_descriptors();
-    for (const auto& [object, array] : states_) {
-      const PyObject* descriptor = descriptors[static_cast<std::size_t>(array->type)];
-      if (unchanged(object, descriptor, array->data, array->shape.size(), array->shape.data(), array->strides, written)) continue;
+    for (const BoundState& state : states_) {
+      if (is_as_made(state, written)) continue;
+      const auto& [object, array] = state;
       const py::handle now = object;
       const bool writeable = now.attr("flags").attr("writeable").cast<bool>();
       throw py::value_error(array->label.text() + ": expected a writeable array of " + name_of(array->type) + " and shape " +
@@ -209,6 +229,7 @@ class PyOptimizer {
   int traverse(visitproc visit, void* arg) const {
     for (const py::object& object : owned_) Py_VISIT(object.ptr());
     Py_VISIT(report_type_.ptr());
+    Py_VISIT(report_.ptr());
     Py_VISIT(gather_.ptr());
     Py_VISIT(rows_type_.ptr());
     if (const int result = groups_.traverse(visit, arg); result != 0) return result;
@@ -406,6 +427,84 @@ class PyOptimizer {
     }
   }
 
+  // What accept() looks at, where nothing but the place of gradients is new. What it has taken over when it returns false,
+  // accept() takes over again.
+  bool same_arrays(PyObject* const* gradients) {
+    constexpr std::size_t ahead = 4;  // arrays lie anywhere: their headers come from memory meanwhile
+    const Descriptors& descriptors = native_descriptors();
+    const PyTypeObject* const array_type = py::detail::npy_api::get().PyArray_Type_;
+    if (states_are_shown_ && !std::ranges::all_of(states_, [](const BoundState& state) { return is_as_made(state, true); })) {
+      return false;
+    }
+    const std::size_t n = bound_.size();
+    for (std::size_t i = 0; i < n; ++i) {
+      if (i + ahead < n) {
+        prefetch(gradients[i + ahead]);
+        prefetch(bound_[i + ahead].parameter);
+      }
+      Bound& bound = bound_[i];
+      const PyObject* const descriptor = descriptors[static_cast<std::size_t>(bound.type)];
+      const std::int64_t* const shape = geometry_.data() + bound.geometry;
+      const std::int64_t* const strides = shape + bound.ndim;
+      PyObject* const parameter = bound.parameter;  // is one of these arrays, or of a subclass, for good
+      if (!same_form(parameter, descriptor, bound.ndim, shape, strides, true) ||
+          py::detail::array_proxy(parameter)->data != bound.data) {
+        return false;
+      }
+      PyObject* const given = gradients[i];
+      if (given == Py_None) {
+        core_.leave_out(i);
+        continue;
+      }
+      if (bound.accepted == Accepted::no || Py_TYPE(given) != array_type ||
+          !same_form(given, descriptors[static_cast<std::size_t>(bound.gradient_type)], bound.ndim, shape,
+                     strides + bound.ndim, false)) {
+        return false;
+      }
+      char* const data = py::detail::array_proxy(given)->data;
+      if (data == bound.gradient) {
+        core_.keep(i);
+        continue;
+      }
+      if (!core_.move(i, data)) return false;
+      bound.gradient = data;
+      bound.accepted = Accepted::to_be_read;
+    }
+    return true;
+  }
+
+  static void prefetch(const void* object) {
+#ifdef __GNUC__
+    __builtin_prefetch(object);
+    __builtin_prefetch(static_cast<const char*>(object) + 64);
+#endif
+  }
+
+  PyObject* make_step(const StepOptions& options) {
+    StepReport report;
+    if (core_.elements() < small) {
+      report = core_.step(options);
+    } else {
+      without_gil([&] { report = core_.step(options); });
+    }
+    if (report.grad_norm.has_value()) return make_report(report).release().ptr();
+    return plain_report(report.step).release().ptr();
+  }
+
+  // A report of nothing but the count. One that the caller has let go of is used again, because to make one costs as much as a
+  // small update: nobody can see that a tuple changes that nobody holds.
+  py::object plain_report(std::int64_t step) {
+#if !defined(Py_GIL_DISABLED) && PY_VERSION_HEX < 0x030E0000  // later, a tuple keeps its hash
+    if (report_ && Py_REFCNT(report_.ptr()) == 1) {
+      PyObject* const count = PyLong_FromLongLong(step);
+      if (count == nullptr) throw py::error_already_set();
+      Py_SETREF(PyTuple_GET_ITEM(report_.ptr(), 0), count);
+      return report_;
+    }
+#endif
+    return report_ = make_report({.step = step});
+  }
+
   // Says what changed about a parameter, if it did.
   void check_bound(std::size_t i) const {
     const Array& bound = core_.parameter(i);
@@ -445,10 +544,12 @@ class PyOptimizer {
   bool states_are_shown_ = false;
   std::vector<std::int64_t> geometry_;
   py::object report_type_;  // an interpreter's own
+  py::object report_;       // the last plain one
   py::object gather_;       // null unless shared
   py::object rows_type_;    // likewise
   std::atomic<std::thread::id> holder_{};
   std::atomic<bool> in_step_{false};
+  bool plain_ = false;
 };
 
 PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
@@ -464,6 +565,99 @@ PyMethodDef step_definition = {"step", reinterpret_cast<PyCFunction>(reinterpret
                                METH_FASTCALL,
                                "step(grads, groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite, "
                                "clip_norm_each)"};
+
+// A method of optimizers in Python: a call step(self, grads) is one more step of the core `self._again`, where that can repeat
+// it; else, and with any other arguments, a call of the function that it is made from, which it looks like.
+struct StepMethod {
+  PyObject_HEAD
+  vectorcallfunc call;
+  PyObject* function;
+  PyObject* again;
+  PyTypeObject* core_type;
+};
+
+StepMethod& step_method(PyObject* self) { return *reinterpret_cast<StepMethod*>(self); }
+
+PyObject* step_or_repeat(PyObject* self, PyObject* const* arguments, std::size_t count, PyObject* keywords) {
+  const StepMethod& method = step_method(self);
+  if (PyVectorcall_NARGS(count) == 2 && (keywords == nullptr || PyTuple_GET_SIZE(keywords) == 0)) {
+    const auto core = py::reinterpret_steal<py::object>(PyObject_GetAttr(arguments[0], method.again));
+    if (!core) PyErr_Clear();
+    if (core && Py_TYPE(core.ptr()) == method.core_type) {
+      auto& optimizer = *static_cast<PyOptimizer*>(
+          reinterpret_cast<py::detail::instance*>(core.ptr())->get_value_and_holder().value_ptr());
+      PyObject* report = nullptr;
+      PyObject* const raised = raising([&] {
+        report = optimizer.repeat(arguments[1]);
+        return Py_None;
+      });
+      if (raised == nullptr || report != nullptr) return report;
+    }
+  }
+  return PyObject_Vectorcall(method.function, arguments, count, keywords);
+}
+
+PyObject* new_step_method(PyTypeObject* type, PyObject* arguments, PyObject*) {
+  PyObject* function = nullptr;
+  if (PyArg_ParseTuple(arguments, "O", &function) == 0) return nullptr;
+  PyObject* const self = type->tp_alloc(type, 0);
+  if (self == nullptr) return nullptr;
+  StepMethod& method = step_method(self);
+  method.call = step_or_repeat;
+  method.function = Py_NewRef(function);
+  method.again = PyUnicode_InternFromString("_again");
+  method.core_type = reinterpret_cast<PyTypeObject*>(py::type::of<PyOptimizer>().release().ptr());
+  return self;
+}
+
+int traverse_step_method(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  Py_VISIT(step_method(self).function);
+  Py_VISIT(step_method(self).core_type);
+  return 0;
+}
+
+int clear_step_method(PyObject* self) {
+  Py_CLEAR(step_method(self).function);
+  return 0;
+}
+
+void deallocate_step_method(PyObject* self) {
+  PyTypeObject* const type = Py_TYPE(self);
+  PyObject_GC_UnTrack(self);
+  Py_CLEAR(step_method(self).function);
+  Py_CLEAR(step_method(self).again);
+  Py_CLEAR(step_method(self).core_type);
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+PyObject* bound_step_method(PyObject* self, PyObject* object, PyObject*) {
+  return object == nullptr || object == Py_None ? Py_NewRef(self) : PyMethod_New(self, object);
+}
+
+// Names, documentation and signature are the function's.
+PyObject* step_method_attribute(PyObject* self, PyObject* name) {
+  PyObject* const function = step_method(self).function;
+  if (PyUnicode_CompareWithASCIIString(name, "__wrapped__") == 0) return Py_NewRef(function);
+  if (PyUnicode_CompareWithASCIIString(name, "__class__") == 0) return PyObject_GenericGetAttr(self, name);
+  return PyObject_GetAttr(function, name);
+}
+
+PyMemberDef step_method_members[] = {
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(StepMethod, call), READONLY, nullptr}, {nullptr, 0, 0, 0, nullptr}};
+PyType_Slot step_method_slots[] = {{Py_tp_new, reinterpret_cast<void*>(new_step_method)},
+                                   {Py_tp_call, reinterpret_cast<void*>(PyVectorcall_Call)},
+                                   {Py_tp_descr_get, reinterpret_cast<void*>(bound_step_method)},
+                                   {Py_tp_getattro, reinterpret_cast<void*>(step_method_attribute)},
+                                   {Py_tp_members, step_method_members},
+                                   {Py_tp_traverse, reinterpret_cast<void*>(traverse_step_method)},
+                                   {Py_tp_clear, reinterpret_cast<void*>(clear_step_method)},
+                                   {Py_tp_dealloc, reinterpret_cast<void*>(deallocate_step_method)},
+                                   {0, nullptr}};
+PyType_Spec step_method_specification = {
+    "fusedstep._core.StepMethod", sizeof(StepMethod), 0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_METHOD_DESCRIPTOR, step_method_slots};
 
 PyStructSequence_Field report_fields[] = {
     {"step", "steps taken so far, this one included"},
@@ -513,7 +707,7 @@ void register_optimizer(py::module_& module) {
            py::arg("states") = py::none(), py::arg("state_dtype") = py::none(), py::arg("nearest") = false,
            py::arg("master") = false)
       .def("sync_master", &PyOptimizer::sync_master, py::arg("parameter"))
-      .def("set_tree", &PyOptimizer::set_tree, py::arg("tree"))
+      .def("set_tree", &PyOptimizer::set_tree, py::arg("tree"), py::arg("plain") = false)
       .def("own", &PyOptimizer::own, py::arg("groups"))
       .def("show_states", &PyOptimizer::show_states)
       .def("check_states", &PyOptimizer::check_states, py::arg("written"))
@@ -532,6 +726,12 @@ void register_optimizer(py::module_& module) {
   // The class of gradients of rows, from then on.
   module.def("register_rows", [](const py::type& rows) { py::type::of<PyOptimizer>().attr("_Rows") = rows; },
              py::arg("rows"));
+
+  const auto step_method_type = py::reinterpret_steal<py::object>(PyType_FromSpec(&step_method_specification));
+  if (!step_method_type) throw py::error_already_set();
+  module.def(
+      "step_method", [step_method_type](const py::object& function) { return step_method_type(function); },
+      py::arg("function"));
 }
 
 }  // namespace fusedstep::bind

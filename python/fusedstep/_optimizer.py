@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypedDict, cast,
 from numpy.typing import NDArray
 
 from . import _storage
-from ._core import StepReport
+from ._core import OptimizerCore, StepReport, step_method
 from ._hints import did_you_mean, elsewhere
 from ._load_report import LoadReport
 from ._run import Run
@@ -131,6 +131,8 @@ class Optimizer:
     _schema: ClassVar[Schema]
     _run: Run
     _verify: Verify
+    _again: OptimizerCore | None = None
+    """The core, where the next step may be like the last: ``step`` then repeats it without a look at this class."""
 
     lr: float
     weight_decay: float
@@ -322,6 +324,7 @@ class Optimizer:
 
     # ---------------------------------------------------------------------------------------------------------- steps
 
+    @step_method
     def step(
         self,
         grads: Grads,
@@ -398,6 +401,8 @@ class Optimizer:
             if group.get(key) is not value:
                 run.check_starts()
         if self._verify == "never" and mask is None and not run.masked:
+            if self._again is None:
+                self._again = run.core
             return run.core.step(
                 given, run.groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite, clip_norm_each
             )
@@ -672,7 +677,7 @@ class Optimizer:
         The parameters are among them. Copied together with the containers that hold them, they stay the same objects.
         Pickles are for sending to another process of the same version; ``save`` is for keeping.
         """
-        return {**vars(self), "_run": self._run.parts()}
+        return {**vars(self), "_run": self._run.parts(), "_again": None}
 
     def __setstate__(self, parts: dict[str, Any]) -> None:
         """Restore the parts from ``__getstate__``."""

@@ -231,6 +231,8 @@ struct StepOptions {
   Nonfinite nonfinite = Nonfinite::propagate;
   std::optional<double> loss{};  ///< the loss at these gradients: Rprop's irprop+ needs it
   double clip_norm_each = 0.0;   ///< largest norm of each gradient; not together with clip_norm
+
+  bool operator==(const StepOptions&) const = default;
 };
 
 /// What a step did.
