@@ -596,7 +596,7 @@ StepReport OptimizerCore::step(const StepOptions& options) {
   }
   if (options.zero_grads) each_of_rows([](std::size_t, const RowGradient& rows) { set_to_zero(rows.values()); });
   const bool lasts = std::all_of(parts_.begin(), parts_.end(), [](const Part& part) {
-    return part.step == 0 && !part.work.storage.needs_noise();
+    return part.step == 0 && part.work.storage.draws() == 0;
   });
   if (plain && lasts && !reduces && !gather_ && by_rows_ == 0) plan_ = &kernels();
   return count_step(options, std::move(report));
