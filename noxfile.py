@@ -1,13 +1,11 @@
-"""The one list of tasks: ``nox -l`` prints it, ``nox -s lint`` runs one, and ``.ci/run`` runs the short ones.
-
-A session that needs the package installs the wheel that FUSEDSTEP_WHEEL names, or else compiles the checkout.
-"""
+"""The one list of tasks: ``nox -l`` prints it, ``nox -s lint`` runs one, and ``.ci/run`` runs the short ones."""
 
 from __future__ import annotations
 
-import os
 import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import nox
 
@@ -16,7 +14,6 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "quick"]
 
 BUILD = Path("build")
-DIST = BUILD / "dist"
 PROJECT = nox.project.load_toml("pyproject.toml")
 # The presets of CMakePresets.json that need more than GCC, with the programs that each needs beside it.
 NEEDS = {
@@ -36,13 +33,22 @@ NEEDS = {
 ZIG = ("zig-windows", "musl", "macos-arm64", "macos-x86_64")
 
 
-def install(session: nox.Session, extra: str = "test") -> None:
-    session.install(f"{os.environ.get('FUSEDSTEP_WHEEL', '.')}[{extra}]")
+def pip(session: nox.Session, *arguments: str, **options: Any) -> None:
+    """Install where the session runs, which with ``--no-venv`` is where nox itself is."""
+    session.run("python", "-m", "pip", "install", "--quiet", *arguments, **options)
+
+
+def install(session: nox.Session, extras: str = "test", *options: str) -> None:
+    """Install the checkout with some of its extras. The build folder is kept, so sessions compile once between them."""
+    pip(session, *PROJECT["build-system"]["requires"], "cmake>=3.25", "ninja")
+    folder = (BUILD / "package-{cache_tag}").absolute()
+    options = ("--no-build-isolation", f"-Cbuild-dir={folder}", "-Ccmake.define.FUSEDSTEP_WERROR=ON", *options)
+    pip(session, *options, f".[{extras}]" if extras else ".")
 
 
 def group(session: nox.Session, name: str) -> None:
     """Install one of pyproject.toml's dependency groups."""
-    session.install(*nox.project.dependency_groups(PROJECT, name))
+    pip(session, *nox.project.dependency_groups(PROJECT, name))
 
 
 def pytest(session: nox.Session, *arguments: str) -> None:
@@ -72,12 +78,9 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """Install the checkout editable, twice, and build a wheel of it; warnings are errors; it compiles once."""
-    session.install(*PROJECT["build-system"]["requires"], "cmake>=3.25", "ninja")
-    options = ["-Ccmake.define.FUSEDSTEP_WERROR=ON", f"-Cbuild-dir={BUILD / 'package'}"]
-    for _ in range(2):  # the second over the first
-        session.run("pip", "install", "--quiet", "--no-build-isolation", *options, "-e", ".")
-    session.run("pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", *options, "-w", str(DIST), ".")
+    """Install the checkout editable, and again over that; it compiles once."""
+    install(session, "", "-e")
+    install(session, "", "-e")
 
 
 @nox.session
@@ -123,26 +126,37 @@ def slow(session: nox.Session) -> None:
 
 @nox.session
 def cpp(session: nox.Session) -> None:
-    """Build the C++ library by the presets named after ``--`` (without any: by asan), and run its tests."""
+    """Build the C++ library by the presets named after ``--`` (without any: by asan), and run its tests.
+
+    Options of CMake follow a name after colons: ``fuzz:-DFUSEDSTEP_FUZZ_SECONDS=8``.
+    """
     install(session)
     build(session, *(session.posargs or ["asan"]))
 
 
 def build(session: nox.Session, *presets: str) -> None:
-    session.install("cmake>=3.25", "ninja")
     if set(ZIG) & {*presets}:
-        session.install("ziglang")
-    if any(preset.startswith("fuzz") for preset in presets):  # without it, checkpoints are fuzzed without coverage
-        session.run("pip", "install", "--quiet", "atheris", success_codes=[0, 1])
+        pip(session, "ziglang")
     for preset in presets:
-        name, *options = preset.split()
-        if missing := [program for program in NEEDS.get(name, ()) if not shutil.which(program)]:
-            session.log(f"not available: {', '.join(missing)}: nothing is run for {name}")
+        name, *options = preset.split(":")
+        if lacking := [program for program in NEEDS.get(name, ()) if not shutil.which(program)]:
+            session.log(f"not available: {', '.join(lacking)}: nothing is run for {name}")
             continue
+        if name == "fuzz":
+            if not has_libfuzzer(session):
+                session.log("not available: libFuzzer of clang++: nothing is fuzzed")
+                continue
+            pip(session, "atheris", success_codes=[0, 1])  # without it, checkpoints are fuzzed without coverage
         session.run("cmake", "--preset", name, *options, silent=True)
         session.run("cmake", "--build", "--preset", name)
         if not name.startswith("macos"):  # its programs do not run elsewhere
             session.run("ctest", "--preset", name)
+
+
+def has_libfuzzer(session: nox.Session) -> bool:
+    program = 'extern "C" int LLVMFuzzerTestOneInput(const char*, long) { return 0; }'
+    command = ["clang++", "-fsanitize=fuzzer", "-x", "c++", "-", "-o", str(Path(session.create_tmp(), "fuzzer"))]
+    return subprocess.run(command, input=program, text=True, capture_output=True, check=False).returncode == 0
 
 
 @nox.session
@@ -156,7 +170,7 @@ def consumer(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Compare with other libraries; what follows ``--`` are options of ``python -m bench``."""
     install(session)
-    session.install("numba", "numexpr", "torch", "jax", "optax")
+    pip(session, "numba", "numexpr", "torch", "jax", "optax")
     session.run("python", "-m", "bench", *session.posargs)
 
 
@@ -164,7 +178,7 @@ def bench(session: nox.Session) -> None:
 def recipes(session: nox.Session) -> None:
     """Run what needs large installations: PyTorch, JAX, optax."""
     install(session)
-    session.install("torch", "jax", "optax")
+    pip(session, "torch", "jax", "optax")
     pytest(session, "tests/test_torch.py", "tests/test_torch_trajectories.py", "tests/test_borrowing.py",
            "tests/test_dialects.py", "tests/test_docs.py", "tests/test_examples.py")  # fmt: skip
 
@@ -187,7 +201,6 @@ def wheel(session: nox.Session) -> None:
     session.run("twine", "check", "--strict", *map(str, made[0]))
     session.run("check-wheel-contents", str(built))
     session.run("auditwheel", "show", str(built))
-    session.install("--force-reinstall", "--no-deps", str(built))
-    session.install("numpy")
+    pip(session, "--force-reinstall", str(built))
     programs = session.bin  # and nothing else: no compiler, no CMake
     session.run("python", "-P", "-m", "fusedstep", "verify", "--quick", env={"PATH": programs})
