@@ -98,6 +98,7 @@ class OptimizerCore {
   std::size_t group(std::size_t i) const { return members_[i].group; }
   const Array& parameter(std::size_t i) const { return members_[i].parameter; }
   const Array& gradient(std::size_t i) const { return members_[i].gradient; }
+  bool is_present(std::size_t i) const { return present_[i] != 0; }  // whether there is one
   const Array& state(std::size_t i, std::size_t s) const { return members_[i].states[s]; }
   const char* state_name(std::size_t i, std::size_t s) const { return state_name(members_[i], s); }
   const Owner& owner(std::size_t i) const { return members_[i].owner; }

@@ -63,11 +63,11 @@ class Reachable {
 
 std::intptr_t address(const Array& array) { return reinterpret_cast<std::intptr_t>(array.data); }
 
-// The bytes from the first to the last of an array that is not empty.
+// The bytes from the first to the last; of an empty array some.
 Interval extent(const Array& array) {
   Interval bytes{address(array), address(array) + array.item_size()};
   for (std::size_t k = 0; k < array.shape.size(); ++k) {
-    const std::int64_t reach = (array.shape[k] - 1) * array.strides[k];
+    const std::int64_t reach = std::max(array.shape[k] - 1, std::int64_t{0}) * array.strides[k];
     (reach < 0 ? bytes.lo : bytes.hi) += reach;
   }
   return bytes;
@@ -88,10 +88,9 @@ bool axes_are_nested(const Array& array) {
 }  // namespace
 
 bool share_memory(const Array& a, const Array& b) {
-  if (a.size() == 0 || b.size() == 0) return false;
   const Interval in_a = extent(a);
   const Interval in_b = extent(b);
-  if (in_a.hi <= in_b.lo || in_b.hi <= in_a.lo) return false;
+  if (in_a.hi <= in_b.lo || in_b.hi <= in_a.lo || a.size() == 0 || b.size() == 0) return false;
 
   // An element of a at offset x and one of b at offset y share a byte if -a.item_size() < address(a) + x - address(b) - y
   // < b.item_size(). Equal strides make one term, so that interleaved slices are told apart at once.

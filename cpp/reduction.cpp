@@ -28,7 +28,7 @@ Reduced reduce_block(const Operand& operand, std::int64_t index) {
     gather(array.shape, array.strides, array.data, item_size, begin, n, dense + s * apart);
     streams[s] = dense + s * apart;
   }
-  Reduced reduced = work.is_narrow ? reduce_narrow(work, n, streams) : work.kernel.reduce(work.prepared, n, streams);
+  Reduced reduced = work.storage.is_narrow ? reduce_narrow(work, n, streams) : work.kernel.reduce(work.prepared, n, streams);
   if (reduced.position >= 0) reduced.position += begin;
   return reduced;
 }

@@ -67,7 +67,7 @@ constexpr RuleSchema erased_schema() {
       .fields = About::fields,
       .states = About::states,
       .used_with = {},
-      .per_row_with = {},
+      .per_row_with = nullptr,
       .renamed_with = {},
       .uses_otherwise = nullptr,
       .step_in_formula = false,
@@ -91,7 +91,7 @@ constexpr RuleSchema erased_schema() {
   };
   for (std::size_t s = 0; s < std::size(About::states); ++s) {
     made.used_with[s] = field_of<Rule>(About::states[s].used_with);
-    made.per_row_with[s] = field_of<Rule>(About::states[s].per_row_with);
+    if (About::states[s].per_row_with != nullptr) made.per_row_with = field_of<Rule>(About::states[s].per_row_with);
     made.renamed_with[s] = field_of<Rule>(About::states[s].renamed_with);
   }
   if constexpr (requires(const Rule& o) { About::uses(o, 0); }) {

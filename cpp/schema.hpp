@@ -49,7 +49,7 @@ struct RuleSchema {
   std::span<const schema::Field> fields;
   std::span<const schema::State> states;
   const schema::Field* used_with[max_states];  // of a state; null: it is always used
-  const schema::Field* per_row_with[max_states];
+  const schema::Field* per_row_with;            // of the state that may be one for each row; null: none may
   const schema::Field* renamed_with[max_states];
   bool (*uses_otherwise)(const Options& options, int state);  // null: as `used_with` says
   bool step_in_formula;
@@ -74,16 +74,11 @@ struct RuleSchema {
   }
 
   schema::Storage storage(const Options& options, std::size_t state) const {
-    const schema::Field* with = per_row_with[state];
-    return with != nullptr && options.is_on(*with) ? schema::Storage::row : states[state].storage;
+    return states[state].per_row_with != nullptr && is_per_row(options) ? schema::Storage::row : states[state].storage;
   }
 
   // Whether a state is one for each row.
-  bool is_per_row(const Options& options) const {
-    bool found = false;
-    for (std::size_t s = 0; s < states.size(); ++s) found |= storage(options, s) == schema::Storage::row;
-    return found;
-  }
+  bool is_per_row(const Options& options) const { return per_row_with != nullptr && options.is_on(*per_row_with); }
 
   // What the state is called with these options.
   const char* state_name(const Options& options, std::size_t state) const {

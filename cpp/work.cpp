@@ -40,6 +40,7 @@ Storage storage_of(const RuleSchema& rule, const Options& options, const Array& 
   const auto set = [&](std::size_t stream, const Array& array) {
     storage.item_size[stream] = array.item_size();
     storage.type[stream] = array.type;
+    storage.is_narrow |= storage.converts(static_cast<int>(stream));
   };
   set(0, parameter);
   set(gradient_stream, gradient);
@@ -58,7 +59,6 @@ Work make_work(RuleId rule, const Options& options, std::int64_t step, const Sto
   const RuleSchema& schema = schema_of(rule);
   Work work;
   work.storage = storage;
-  work.is_narrow = storage.is_narrow();
   Prologue prologue = schema.prologue(options);
   prologue.unscale = 1.0 / step_options.grad_scale;
   if (step_options.clip_value != 0) prologue.clip_value = step_options.clip_value;
@@ -154,7 +154,7 @@ SingleUpdate::SingleUpdate(RuleId rule, const Options& options, std::int64_t ste
   }
   const Rounding rounding = key ? Rounding::stochastic : Rounding::nearest;
   const Storage storage = storage_of(schema, options, parameter, gradient, states, rounding);
-  if (rows_ && storage.is_narrow()) {
+  if (rows_ && storage.is_narrow) {
     refuse(is_given(index) ? index.label.text() + ": expected None for arrays of 16 bits, got an index"
                            : "per: expected 'array' for arrays of 16 bits or mixed types, got 'row'");
   }
@@ -164,21 +164,22 @@ SingleUpdate::SingleUpdate(RuleId rule, const Options& options, std::int64_t ste
   const DefaultFloatingPoint guard;
   work_ = make_work(rule, options, step, storage, {}, 1.0);
   if (work_.kernel.reduce == nullptr && !rows_) return;
-  arrays_[0] = parameter;
-  arrays_[gradient_stream] = gradient;
-  std::copy(states.begin(), states.end(), arrays_ + first_state);
-  geometry_.reserve(2 * max_arrays);
-  for (Array& array : arrays_) {
+  auto& [arrays, geometry] = whole_.emplace();
+  arrays[0] = parameter;
+  arrays[gradient_stream] = gradient;
+  std::copy(states.begin(), states.end(), arrays + first_state);
+  geometry.reserve(2 * max_arrays);
+  for (Array& array : arrays) {
     if (array.data == nullptr) continue;
-    array.strides = geometry_.emplace_back(array.strides, array.strides + array.shape.size()).data();
-    array.shape = geometry_.emplace_back(array.shape.begin(), array.shape.end());
+    array.strides = geometry.emplace_back(array.strides, array.strides + array.shape.size()).data();
+    array.shape = geometry.emplace_back(array.shape.begin(), array.shape.end());
   }
 }
 
 void SingleUpdate::update_all(const Work& work, int threads) const {
   if (rows_) {
     const Array* streams[max_arrays];
-    for (std::size_t s = 0; s < max_arrays; ++s) streams[s] = &arrays_[s];
+    for (std::size_t s = 0; s < max_arrays; ++s) streams[s] = &whole_->arrays[s];
     rows_->update(streams, work, threads);
     return;
   }
@@ -196,10 +197,10 @@ void SingleUpdate::run() {
   }
   Work work = work_;  // the reduction completes its constants
   Operand operand{{}, &work, tensor_.size, tensor_.key};
-  for (std::size_t s = 0; s < max_arrays; ++s) operand.stream[s] = &arrays_[s];
+  for (std::size_t s = 0; s < max_arrays; ++s) operand.stream[s] = &whole_->arrays[s];
   if (rows_) {
     rows_->sum(threads);
-    operand.stream[0] = &rows_->rows_of(arrays_[0]);
+    operand.stream[0] = &rows_->rows_of(whole_->arrays[0]);
     operand.stream[gradient_stream] = &rows_->sums();
     operand.whole = rows_->sums().size();
   }

@@ -63,8 +63,12 @@ class SingleUpdate {
   Layout layout_;
   Work work_;
   std::optional<RowGradient> rows_;
-  Array arrays_[max_arrays];  // for a reduction, and for rows
-  std::vector<std::vector<std::int64_t>> geometry_;
+  // For a reduction, and for rows.
+  struct Whole {
+    Array arrays[max_arrays];
+    std::vector<std::vector<std::int64_t>> geometry;
+  };
+  std::optional<Whole> whole_;
 };
 
 }  // namespace fusedstep

@@ -323,6 +323,131 @@ def test_hooks() -> None:
     assert called[0] == 1 > called[1]
 
 
+def python_calls(call: Callable[[], Any]) -> list[str]:
+    """Return the names of the functions in Python that run in a call, but for its own."""
+    names: list[str] = []
+    sys.setprofile(lambda frame, event, _: names.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return names
+
+
+class Stepped:
+    """An optimizer over two parameters after plain steps, which need no look at them in Python any more."""
+
+    def __init__(self, cls: Any, **options: Any) -> None:
+        self.params = [torch.linspace(1, 2, n).requires_grad_() for n in (16, 5)]
+        self.optimizer = cls([{"params": [param]} for param in self.params], **options)
+        for _ in range(3):
+            self.step()
+
+    def grads(self) -> None:
+        for param in self.params:
+            param.grad = torch.linspace(-1, 1, len(param)) + float(param.detach()[0])
+
+    def step(self) -> None:
+        self.grads()
+        self.optimizer.step()
+
+
+@pytest.mark.skipif(not hasattr(Tensor, "__dlpack_c_exchange_api__"), reason="torch shows no memory in C")
+@pytest.mark.skipif(not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="threads may run between")
+@each_name
+def test_a_step_like_the_one_before_runs_no_python(name: str) -> None:
+    """Also with another lr, and without a gradient; not so with hooks, a profiler, a scale or a lr that is a tensor."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+    world = Stepped(ours(name))
+    optimizer, group = world.optimizer, world.optimizer.param_groups[0]
+    assert not python_calls(optimizer.step)
+    world.params[1].grad = None
+    assert not python_calls(optimizer.step)
+    if name != "Rprop":
+        group["lr"] = 0.5
+        assert not python_calls(optimizer.step)
+    called: list[int] = []
+    for register in (
+        optimizer.register_step_pre_hook,
+        optimizer.register_step_post_hook,
+        register_optimizer_step_pre_hook,
+        register_optimizer_step_post_hook,
+    ):
+        handle = register(lambda *_: called.append(1))
+        optimizer.step()
+        handle.remove()
+        assert len(called) == 1
+        called.clear()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        optimizer.step()
+    assert f"Optimizer.step#{name}.step" in {event.key for event in profile.key_averages()}
+
+
+class Own(ft.RMSprop):
+    """A subclass with a step of its own."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure) if closure is not None else super().step()
+
+
+def test_hooks_of_a_subclass_run_once() -> None:
+    world, called = Stepped(Own), []
+    world.optimizer.register_step_pre_hook(lambda *_: called.append(1))
+    world.step()
+    assert called == [1]
+
+
+AROUND: dict[str, Callable[[Stepped], Any]] = {
+    "another lr": lambda world: world.optimizer.param_groups[0].update(lr=0.5),
+    "a lr that is a tensor": lambda world: world.optimizer.param_groups[0].update(lr=torch.tensor(0.5)),
+    "an int as lr": lambda world: world.optimizer.param_groups[1].update(lr=1),
+    "maximize": lambda world: world.optimizer.param_groups[1].update(maximize=True),
+    "groups replaced": lambda world: setattr(
+        world.optimizer, "param_groups", [{**group, "lr": 0.25} for group in world.optimizer.param_groups]
+    ),
+    "a group more": lambda world: (
+        world.params.append(torch.ones(3, requires_grad=True)),
+        world.optimizer.add_param_group({"params": world.params[-1:]}),
+    ),
+    "a parameter less": lambda world: world.optimizer.param_groups[0]["params"].clear(),
+    "groups exchanged": lambda world: world.optimizer.param_groups.reverse(),
+    "state replaced": lambda world: setattr(
+        world.optimizer, "state", type(world.optimizer.state)(dict, copy.copy(world.optimizer.state))
+    ),
+    "state of one lost": lambda world: world.optimizer.state.pop(world.params[0]),
+    "state loaded": lambda world: world.optimizer.load_state_dict(copy.deepcopy(world.optimizer.state_dict())),
+    "an overflow": lambda world: setattr(world.optimizer, "found_inf", torch.tensor(1.0)),
+    "a subclass's hook that takes a closure": lambda world: world.optimizer.register_step_pre_hook(
+        lambda *_: ((world.optimizer, lambda: None), {})
+    ),
+    "a scheduler": lambda world: setattr(
+        world, "scheduler", torch.optim.lr_scheduler.ExponentialLR(world.optimizer, 0.5)
+    ),
+}
+
+
+@pytest.mark.parametrize("change", AROUND)
+@each_name
+def test_changes_around_the_tensors(name: str, change: str) -> None:
+    """After steps that were alike, a change of groups, states or attributes acts as in torch."""
+    worlds = [Stepped(cls) for cls in (theirs(name), ours(name))]
+    if change == "an overflow":  # torch's own steps do not look at it
+        params = [param.detach().clone() for param in worlds[1].params]
+        AROUND[change](worlds[1])
+        worlds[1].step()
+        assert all(map(torch.equal, worlds[1].params, params))
+        return
+    for world in worlds:
+        AROUND[change](world)
+    for t in range(3):
+        for world in worlds:
+            world.step()
+            if hasattr(world, "scheduler"):
+                world.scheduler.step()
+        assert_near(name, worlds[1].params, worlds[0].params, 50, f"step {t}")
+
+
 @each_name
 def test_inference_mode(name: str) -> None:
     """Steps in it are steps; the first one, too, after which torch's own states are of no use outside."""

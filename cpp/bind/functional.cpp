@@ -349,7 +349,7 @@ std::optional<Made> update(const Function& function, PyObject* const* values) {
   }
   if (parameter.size() >= small) return std::nullopt;
   const Storage storage = storage_of(rule, options, parameter, gradient, states, Rounding::nearest);
-  if (storage.is_narrow()) return std::nullopt;
+  if (storage.is_narrow) return std::nullopt;
   return Made{options, storage};
 }
 

@@ -4,6 +4,7 @@
 #include <pybind11/numpy.h>
 
 #include <algorithm>
+#include <cstring>
 #include <optional>
 #include <string>
 
@@ -15,18 +16,6 @@ namespace {
 std::string at(std::size_t index) { return "param_groups[" + std::to_string(index) + "]"; }
 
 std::string type_name(py::handle object) { return py::str(py::type::handle_of(object).attr("__name__")); }
-
-std::vector<std::pair<py::object, py::object>> entries_of(PyObject* values) {
-  std::vector<std::pair<py::object, py::object>> entries;
-  const py::scoped_critical_section locked(values);
-  Py_ssize_t position = 0;
-  PyObject* key;
-  PyObject* value;
-  while (PyDict_Next(values, &position, &key, &value) != 0) {
-    entries.emplace_back(py::reinterpret_borrow<py::object>(key), py::reinterpret_borrow<py::object>(value));
-  }
-  return entries;
-}
 
 // A number that changes with every change of a dict; 0 where Python does not tell.
 std::uint64_t version_of(PyObject* dict) {
@@ -66,20 +55,6 @@ void Groups::own(const py::list& groups, OptimizerCore& core) {
   }
 }
 
-// The same keys with the same objects.
-bool Groups::unchanged(const Group& group, PyObject* values) {
-  const py::scoped_critical_section locked(values);
-  Py_ssize_t position = 0;
-  PyObject* key;
-  PyObject* value;
-  std::size_t k = 0;
-  while (PyDict_Next(values, &position, &key, &value) != 0) {
-    if (k == group.seen.size() || group.seen[k].first.ptr() != key || group.seen[k].second.ptr() != value) return false;
-    ++k;
-  }
-  return k == group.seen.size() && k > 0;
-}
-
 void Groups::read(py::handle groups, OptimizerCore& core) {
   groups_.resize(core.groups());
   const bool owned = list_.ptr() != nullptr;
@@ -107,12 +82,37 @@ void Groups::read(py::handle groups, OptimizerCore& core) {
     if (!PyDict_Check(values.ptr())) {
       throw py::type_error(at(k) + ": expected a dict of hyperparameters, got " + type_name(values));
     }
-    if (unchanged(groups_[k], values.ptr())) continue;
+    if (owned && !groups_[k].seen.empty() && holds(values.ptr(), groups_[k].seen)) continue;
     const Options options = read_group(k, values.ptr(), core);
     Entries seen = std::exchange(groups_[k].seen, {});  // to be read again, should the optimizer refuse it
     core.set_options(k, options);
     groups_[k].seen = std::move(seen);
   }
+}
+
+bool Groups::remember(py::handle groups, const OptimizerCore& core) {
+  clear();
+  if (!PyList_CheckExact(groups.ptr()) || static_cast<std::size_t>(PyList_GET_SIZE(groups.ptr())) != core.groups()) return false;
+  std::vector<Group> remembered(core.groups());
+  for (std::size_t k = 0; k < remembered.size(); ++k) {
+    Group& group = remembered[k];
+    group.dict = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(groups.ptr(), static_cast<Py_ssize_t>(k)));
+    if (!PyDict_CheckExact(group.dict.ptr())) return false;
+    group.seen = entries_of(group.dict.ptr());
+    Options options = core.options(k);
+    for (const auto& [key, value] : group.seen) {
+      if (is_params(key)) {
+        group.params = value;
+        continue;
+      }
+      if (!value.is_none() && !is_immutable(value.ptr())) return false;
+      if (const schema::Field* const field = this->field(key)) set_field(*field, value, options);
+    }
+    if (!group.params || std::memcmp(&options, &core.options(k), sizeof options) != 0) return false;
+  }
+  groups_ = std::move(remembered);
+  list_ = py::reinterpret_borrow<py::object>(groups);
+  return true;
 }
 
 bool Groups::read_floats(OptimizerCore& core) {
@@ -217,10 +217,7 @@ int Groups::traverse(visitproc visit, void* arg) const {
   for (const Group& group : groups_) {
     Py_VISIT(group.dict.ptr());
     Py_VISIT(group.params.ptr());
-    for (const auto& [key, value] : group.seen) {
-      Py_VISIT(key.ptr());
-      Py_VISIT(value.ptr());
-    }
+    if (const int result = bind::traverse(group.seen, visit, arg); result != 0) return result;
   }
   return 0;
 }

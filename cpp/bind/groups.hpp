@@ -3,14 +3,12 @@
 
 #include <pybind11/pybind11.h>
 
-#include <utility>
 #include <vector>
 
 #include "../optimizer.hpp"
+#include "objects.hpp"
 
 namespace fusedstep::bind {
-
-namespace py = pybind11;
 
 class Groups {
  public:
@@ -27,12 +25,16 @@ class Groups {
   // anything else differs from the last time: then read() looks at it.
   bool read_floats(OptimizerCore& core);
 
+  // From now on read_floats() compares with these groups, which may have other keys, too, and "params" of any kind. False where
+  // they can't be compared, or are not those of the core.
+  bool remember(py::handle groups, const OptimizerCore& core);
+  bool are(PyObject* groups) const { return groups != nullptr && groups == list_.ptr(); }
+  py::handle params(std::size_t group) const { return groups_[group].params; }
+
   int traverse(visitproc visit, void* arg) const;
   void clear();
 
  private:
-  using Entries = std::vector<std::pair<py::object, py::object>>;
-
   struct Group {
     py::object dict;    // null unless owned
     py::object params;  // likewise
@@ -41,7 +43,6 @@ class Groups {
     std::uint64_t version = 0;  // of the dict where it was seen to be as read; 0: unknown
   };
 
-  static bool unchanged(const Group& group, PyObject* values);
   Options read_group(std::size_t index, PyObject* values, const OptimizerCore& core);
   void check_keys(std::size_t index, const Group& group, const Entries& entries) const;
   const schema::Field* field(const py::object& key) const;

@@ -8,6 +8,8 @@
 #include "functional.hpp"
 #include "hyperparameters.hpp"
 #include "optimizer.hpp"
+#include "step_method.hpp"
+#include "tensors.hpp"
 #include "timing.hpp"
 
 namespace py = pybind11;
@@ -138,5 +140,7 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used(), py::multiple_interpreters
   module.def("make_function", &bind::make_function, py::arg("rule"), py::arg("name"), py::arg("documentation"),
              py::arg("parameters"), py::arg("positional"));
   bind::register_optimizer(module);
+  bind::register_tensors(module);
+  bind::register_step_method(module);
   bind::register_timing(module);
 }

@@ -3,7 +3,6 @@
 #include "../optimizer.hpp"
 
 #include <pybind11/stl.h>
-#include <structmember.h>
 
 #include <algorithm>
 #include <atomic>
@@ -17,6 +16,7 @@
 #include "containers.hpp"
 #include "groups.hpp"
 #include "hyperparameters.hpp"
+#include "objects.hpp"
 
 namespace fusedstep::bind {
 namespace {
@@ -42,7 +42,7 @@ struct BoundState {
   const Array* array;
 };
 
-class PyOptimizer {
+class PyOptimizer final : public Repeatable {
  public:
   explicit PyOptimizer(const std::string& rule)
       : core_(rule_or_limit_named(rule)),
@@ -132,9 +132,6 @@ class PyOptimizer {
     return make_step(options);
   }
 
-  // A step without options that is like the one before, where only floats of the groups, and the memory of gradients, may be
-  // others. What was checked then is compared, not checked again. Null, and nothing is done, where anything else differs: then
-  // step() says what is wrong, or checks and remembers anew. Runs no Python code, so that what it looks at stays as it is.
   PyObject* repeat(PyObject* const& grads) {
     if (!plain_ || holder_.load(std::memory_order_relaxed) != std::thread::id()) return nullptr;
     const Hold hold(*this, true);
@@ -148,6 +145,23 @@ class PyOptimizer {
     if (!same_arrays(gradients)) return nullptr;
     return make_step({});
   }
+
+  OptimizerCore& core() override { return core_; }
+
+  bool take_again(std::size_t i, char* data) override {
+    Bound& bound = bound_[i];
+    if (bound.accepted == Accepted::no) return false;
+    if (data == bound.gradient) {
+      core_.keep(i);
+      return true;
+    }
+    if (!core_.move(i, data)) return false;
+    bound.gradient = data;
+    bound.accepted = Accepted::to_be_read;
+    return true;
+  }
+
+  void step_again() override { run({}); }
 
   // The gradients by parameter, checked as for a step; those of rows as (values, index).
   py::list gradients(py::handle grads, py::handle zero) {
@@ -456,19 +470,12 @@ class PyOptimizer {
         core_.leave_out(i);
         continue;
       }
-      if (bound.accepted == Accepted::no || Py_TYPE(given) != array_type ||
+      if (Py_TYPE(given) != array_type ||
           !same_form(given, descriptors[static_cast<std::size_t>(bound.gradient_type)], bound.ndim, shape,
                      strides + bound.ndim, false)) {
         return false;
       }
-      char* const data = py::detail::array_proxy(given)->data;
-      if (data == bound.gradient) {
-        core_.keep(i);
-        continue;
-      }
-      if (!core_.move(i, data)) return false;
-      bound.gradient = data;
-      bound.accepted = Accepted::to_be_read;
+      if (!take_again(i, py::detail::array_proxy(given)->data)) return false;
     }
     return true;
   }
@@ -480,13 +487,15 @@ class PyOptimizer {
 #endif
   }
 
-  PyObject* make_step(const StepOptions& options) {
+  StepReport run(const StepOptions& options) {
+    if (core_.elements() < small) return core_.step(options);
     StepReport report;
-    if (core_.elements() < small) {
-      report = core_.step(options);
-    } else {
-      without_gil([&] { report = core_.step(options); });
-    }
+    without_gil([&] { report = core_.step(options); });
+    return report;
+  }
+
+  PyObject* make_step(const StepOptions& options) {
+    const StepReport report = run(options);
     if (report.grad_norm.has_value()) return make_report(report).release().ptr();
     return plain_report(report.step).release().ptr();
   }
@@ -566,99 +575,6 @@ PyMethodDef step_definition = {"step", reinterpret_cast<PyCFunction>(reinterpret
                                "step(grads, groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite, "
                                "clip_norm_each)"};
 
-// A method of optimizers in Python: a call step(self, grads) is one more step of the core `self._again`, where that can repeat
-// it; else, and with any other arguments, a call of the function that it is made from, which it looks like.
-struct StepMethod {
-  PyObject_HEAD
-  vectorcallfunc call;
-  PyObject* function;
-  PyObject* again;
-  PyTypeObject* core_type;
-};
-
-StepMethod& step_method(PyObject* self) { return *reinterpret_cast<StepMethod*>(self); }
-
-PyObject* step_or_repeat(PyObject* self, PyObject* const* arguments, std::size_t count, PyObject* keywords) {
-  const StepMethod& method = step_method(self);
-  if (PyVectorcall_NARGS(count) == 2 && (keywords == nullptr || PyTuple_GET_SIZE(keywords) == 0)) {
-    const auto core = py::reinterpret_steal<py::object>(PyObject_GetAttr(arguments[0], method.again));
-    if (!core) PyErr_Clear();
-    if (core && Py_TYPE(core.ptr()) == method.core_type) {
-      auto& optimizer = *static_cast<PyOptimizer*>(
-          reinterpret_cast<py::detail::instance*>(core.ptr())->get_value_and_holder().value_ptr());
-      PyObject* report = nullptr;
-      PyObject* const raised = raising([&] {
-        report = optimizer.repeat(arguments[1]);
-        return Py_None;
-      });
-      if (raised == nullptr || report != nullptr) return report;
-    }
-  }
-  return PyObject_Vectorcall(method.function, arguments, count, keywords);
-}
-
-PyObject* new_step_method(PyTypeObject* type, PyObject* arguments, PyObject*) {
-  PyObject* function = nullptr;
-  if (PyArg_ParseTuple(arguments, "O", &function) == 0) return nullptr;
-  PyObject* const self = type->tp_alloc(type, 0);
-  if (self == nullptr) return nullptr;
-  StepMethod& method = step_method(self);
-  method.call = step_or_repeat;
-  method.function = Py_NewRef(function);
-  method.again = PyUnicode_InternFromString("_again");
-  method.core_type = reinterpret_cast<PyTypeObject*>(py::type::of<PyOptimizer>().release().ptr());
-  return self;
-}
-
-int traverse_step_method(PyObject* self, visitproc visit, void* arg) {
-  Py_VISIT(Py_TYPE(self));
-  Py_VISIT(step_method(self).function);
-  Py_VISIT(step_method(self).core_type);
-  return 0;
-}
-
-int clear_step_method(PyObject* self) {
-  Py_CLEAR(step_method(self).function);
-  return 0;
-}
-
-void deallocate_step_method(PyObject* self) {
-  PyTypeObject* const type = Py_TYPE(self);
-  PyObject_GC_UnTrack(self);
-  Py_CLEAR(step_method(self).function);
-  Py_CLEAR(step_method(self).again);
-  Py_CLEAR(step_method(self).core_type);
-  type->tp_free(self);
-  Py_DECREF(type);
-}
-
-PyObject* bound_step_method(PyObject* self, PyObject* object, PyObject*) {
-  return object == nullptr || object == Py_None ? Py_NewRef(self) : PyMethod_New(self, object);
-}
-
-// Names, documentation and signature are the function's.
-PyObject* step_method_attribute(PyObject* self, PyObject* name) {
-  PyObject* const function = step_method(self).function;
-  if (PyUnicode_CompareWithASCIIString(name, "__wrapped__") == 0) return Py_NewRef(function);
-  if (PyUnicode_CompareWithASCIIString(name, "__class__") == 0) return PyObject_GenericGetAttr(self, name);
-  return PyObject_GetAttr(function, name);
-}
-
-PyMemberDef step_method_members[] = {
-    {"__vectorcalloffset__", T_PYSSIZET, offsetof(StepMethod, call), READONLY, nullptr}, {nullptr, 0, 0, 0, nullptr}};
-PyType_Slot step_method_slots[] = {{Py_tp_new, reinterpret_cast<void*>(new_step_method)},
-                                   {Py_tp_call, reinterpret_cast<void*>(PyVectorcall_Call)},
-                                   {Py_tp_descr_get, reinterpret_cast<void*>(bound_step_method)},
-                                   {Py_tp_getattro, reinterpret_cast<void*>(step_method_attribute)},
-                                   {Py_tp_members, step_method_members},
-                                   {Py_tp_traverse, reinterpret_cast<void*>(traverse_step_method)},
-                                   {Py_tp_clear, reinterpret_cast<void*>(clear_step_method)},
-                                   {Py_tp_dealloc, reinterpret_cast<void*>(deallocate_step_method)},
-                                   {0, nullptr}};
-PyType_Spec step_method_specification = {
-    "fusedstep._core.StepMethod", sizeof(StepMethod), 0,
-    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_METHOD_DESCRIPTOR, step_method_slots};
-
 PyStructSequence_Field report_fields[] = {
     {"step", "steps taken so far, this one included"},
     {"grad_norm", "norm of all gradients after unscaling and clip_value; None where no option needed it"},
@@ -678,22 +594,11 @@ Examples
 )",
                                              report_fields, 4};
 
-// An optimizer takes part in garbage collection: an array's subclass may hold what holds the optimizer.
-void take_part_in_collection(PyHeapTypeObject* heap_type) {
-  PyTypeObject& type = heap_type->ht_type;
-  type.tp_flags |= Py_TPFLAGS_HAVE_GC;
-  type.tp_traverse = [](PyObject* self, visitproc visit, void* arg) {
-    Py_VISIT(Py_TYPE(self));
-    if (!py::detail::is_holder_constructed(self)) return 0;
-    return py::cast<PyOptimizer&>(py::handle(self)).traverse(visit, arg);
-  };
-  type.tp_clear = [](PyObject* self) {
-    if (py::detail::is_holder_constructed(self)) py::cast<PyOptimizer&>(py::handle(self)).clear();
-    return 0;
-  };
-}
-
 }  // namespace
+
+Repeatable& repeatable(py::handle optimizer) { return py::cast<PyOptimizer&>(optimizer); }
+
+PyObject* repeat_arrays(PyObject* optimizer, PyObject* const& grads) { return held<PyOptimizer>(optimizer).repeat(grads); }
 
 void register_optimizer(py::module_& module) {
   const auto report_type =
@@ -701,7 +606,8 @@ void register_optimizer(py::module_& module) {
   if (!report_type) throw py::error_already_set();
   module.attr("StepReport") = report_type;
 
-  py::class_<PyOptimizer> type(module, "OptimizerCore", py::custom_type_setup(take_part_in_collection));
+  py::class_<PyOptimizer> type(module, "OptimizerCore", // it may be part of a cycle: an array's subclass may hold what holds the optimizer
+                               py::custom_type_setup(take_part_in_collection<PyOptimizer>));
   type.def(py::init<const std::string&>(), py::arg("rule"))
       .def("add_group", &PyOptimizer::add_group, py::arg("names"), py::arg("arrays"), py::arg("options"),
            py::arg("states") = py::none(), py::arg("state_dtype") = py::none(), py::arg("nearest") = false,
@@ -726,12 +632,6 @@ void register_optimizer(py::module_& module) {
   // The class of gradients of rows, from then on.
   module.def("register_rows", [](const py::type& rows) { py::type::of<PyOptimizer>().attr("_Rows") = rows; },
              py::arg("rows"));
-
-  const auto step_method_type = py::reinterpret_steal<py::object>(PyType_FromSpec(&step_method_specification));
-  if (!step_method_type) throw py::error_already_set();
-  module.def(
-      "step_method", [step_method_type](const py::object& function) { return step_method_type(function); },
-      py::arg("function"));
 }
 
 }  // namespace fusedstep::bind

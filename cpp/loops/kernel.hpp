@@ -98,6 +98,7 @@ struct Storage {
   std::int64_t item_size[max_streams] = {};  // 0: stream not used
   Type type[max_arrays] = {};
   Rounding rounding = Rounding::stochastic;
+  bool is_narrow = false;  // some stream is not of the compute type
 
   Type compute() const { return compute_type(type[0]); }
   bool uses(int stream) const { return item_size[stream] != 0; }
@@ -111,15 +112,10 @@ struct Storage {
     return converts(stream) && stream != gradient_stream && !(stream == 0 && is_master());
   }
 
-  // Whether anything is to be converted; and how many draws of noise an element takes: each has a half for the parameter or a
-  // state of floating point, in this order, whether that is rounded or not.
-  bool is_narrow() const {
-    for (int s = 0; s < max_arrays; ++s) {
-      if (converts(s)) return true;
-    }
-    return false;
-  }
+  // How many draws of noise an element takes: each has a half for the parameter or a state of floating point, in this order,
+  // whether that is rounded or not.
   int draws() const {
+    if (!is_narrow) return 0;
     int halves = 0;
     bool any = false;
     for (int s = 0; s < low_stream; ++s) {

@@ -72,7 +72,7 @@ void update_converted(const Work& work, std::int64_t begin, std::int64_t n, void
 
 // A dense run in every stream.
 void update_dense(const Work& work, std::int64_t n, void* const* streams, std::uint64_t key, const Indices& indices = in_a_row) {
-  if (!work.is_narrow) {
+  if (!work.storage.is_narrow) {
     work.kernel.update(work.prepared, n, streams);
     return;
   }
@@ -86,7 +86,7 @@ void update_run(const Tensor& tensor, const Work& work, std::int64_t begin, std:
   constexpr std::int64_t long_run = 4 * block;
   void* streams[max_streams];
   advance(work, streams, tensor.stream, begin);
-  if (end - begin >= long_run && !work.is_narrow) {
+  if (end - begin >= long_run && !work.storage.is_narrow) {
     const std::int64_t head = before_border(work, streams[0]);
     if (head > 0) {
       work.kernel.update(work.prepared, head, streams);
@@ -310,7 +310,7 @@ void update_strided(const Tensor& tensor, const Work& work, std::int64_t first, 
   for (std::int64_t i = first; i < last; ++i) {
     const bool more = i + 1 < last;
     const Tile next_tile = more ? tiles.place(i + 1, next) : Tile{};
-    if (layout.apart && !work.is_narrow && work.kernel.update_apart != nullptr) {
+    if (layout.apart && !work.storage.is_narrow && work.kernel.update_apart != nullptr) {
       update_apart(layout, work, tile, at);
     } else {
       update_tile(layout, work, tile, at, more ? next : nullptr, tensor.key, scratch);

@@ -11,8 +11,7 @@ namespace fusedstep {
 // What is to be done to the tensors of one group that are stored alike.
 struct Work {
   Storage storage;
-  bool is_narrow;  // some stream is not of the compute type
-  Kernel kernel;   // over streams of the compute type
+  Kernel kernel;  // over streams of the compute type
   Prepared prepared;
   bool zero_gradient;
   bool per_row;  // each row is reduced by itself

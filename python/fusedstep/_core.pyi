@@ -60,6 +60,21 @@ class Repeated(metaclass=_PybindType):
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
     def seconds(self, calls: int) -> float: ...
 
+class TensorStep(metaclass=_PybindType):
+    def __init__(
+        self,
+        core: OptimizerCore,
+        lock: Any,
+        params: list[Any],
+        entries: list[Any],
+        sizes: list[int],
+        states: list[list[Any]],
+        steps: NDArray[Any],
+        counted: NDArray[Any],
+        torch: dict[str, Any],
+    ) -> None: ...
+    def remember(self, groups: list[dict[str, Any]], state: Any) -> bool: ...
+
 class OptimizerCore(metaclass=_PybindType):
     steps: int
     seed: int

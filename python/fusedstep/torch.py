@@ -60,6 +60,7 @@ class _Bound:
         options: list[Group],
     ) -> None:
         self._sizes = _sizes(groups)
+        self._state_names = states
         self._params = params
         self._entries = entries
         self.members = [i for i, entry in enumerate(entries) if entry]
@@ -91,7 +92,27 @@ class _Bound:
         self._values = _values(entries)
         self._states = [state for entry in mine for state in _found(entry, states) if state is not None]
         self._places = self._places_now()
-        self._counted = self._steps.tobytes()
+        self._counted = self._steps.copy()
+        self._again: _core.TensorStep | None = None
+
+    def again(self, lock: threading.RLock, groups: list[Group], state: Any) -> _core.TensorStep | None:
+        """Return what repeats the last step, if these are its groups and states; None if they can't be compared."""
+        if _COMPARED is None:
+            return None
+        if self._again is None:
+            states = [[*_found(entry, self._state_names), entry["step"]] for entry in filter(None, self._entries)]
+            self._again = _core.TensorStep(
+                self._core,
+                lock,
+                self._params,
+                self._entries,
+                self._sizes,
+                states,
+                self._steps,
+                self._counted,
+                _COMPARED,
+            )
+        return self._again if self._again.remember(groups, state) else None
 
     def is_current(self, groups: list[Group], params: list[Tensor], entries: list[Entry | None]) -> bool:
         """Whether groups, tensors, their memory and the step counts are unchanged."""
@@ -101,7 +122,7 @@ class _Bound:
             and _same(entries, self._entries)
             and _same(_values(entries), self._values)
             and self._places_now() == self._places
-            and self._steps.tobytes() == self._counted
+            and self._steps.tobytes() == self._counted.tobytes()
         )
 
     def step(self, grads: list[Tensor | None], options: list[Group], grad_scale: float | None) -> None:
@@ -119,7 +140,7 @@ class _Bound:
         else:
             self._steps[present] += 1
             params = [params[i] for i in present]
-        self._counted = self._steps.tobytes()
+        self._counted[...] = self._steps
         torch.autograd.graph.increment_version(params)
 
     def _places_now(self) -> list[Any]:
@@ -258,6 +279,39 @@ def _check_implementation(group: Group) -> None:
         raise RuntimeError("foreach, fused: expected one of them to be True at most")
 
 
+def _compared() -> dict[str, Any] | None:
+    """Return what steps in C++ look at in torch; None where it does not show them the memory of tensors."""
+    from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+    exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    if exchange is None:
+        return None
+    return {
+        "exchange": exchange,
+        "tensor": Tensor,
+        "profiler_enabled": torch._C._autograd._profiler_enabled,
+        "increment_version": torch._C._increment_version,
+        "pre_hooks": _global_optimizer_pre_hooks,
+        "post_hooks": _global_optimizer_post_hooks,
+    }
+
+
+_COMPARED = _compared()
+
+
+def _hooked(step: Method) -> Method:
+    """Run hooks and the profiler around a step, as torch does, unless nothing needs them and it can be repeated."""
+    around = torch.optim.Optimizer.profile_hook_step(step)
+
+    @functools.wraps(step)
+    def hooked(self: _Optimizer, *arguments: Any, **options: Any) -> Any:
+        own = type(self).step is not _Optimizer.step  # torch runs them around a subclass's
+        return (step if own else around)(self, *arguments, **options)
+
+    hooked.hooked = True  # type: ignore[attr-defined]  # torch is not to do so, too
+    return cast(Method, _core.step_method(hooked))
+
+
 class _Optimizer(torch.optim.Optimizer):
     """What the three optimizers have in common."""
 
@@ -269,6 +323,7 @@ class _Optimizer(torch.optim.Optimizer):
 
     _step_supports_amp_scaling = True
     _bound: _Bound | None = None
+    _again: _core.TensorStep | None = None
     _lock: threading.RLock
     state: Any
 
@@ -289,6 +344,7 @@ class _Optimizer(torch.optim.Optimizer):
     load_state_dict = _alone(torch.optim.Optimizer.load_state_dict)
     __getstate__ = _alone(torch.optim.Optimizer.__getstate__)
 
+    @_hooked
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient.
 
@@ -339,6 +395,7 @@ class _Optimizer(torch.optim.Optimizer):
             with torch.inference_mode(False):
                 bound = self._bound = _Bound(self._rule, self._states, self.param_groups, params, entries, options)
         bound.step(grads, options, None if grad_scale is None else float(grad_scale))
+        self._again = bound.again(self._lock, self.param_groups, self.state)
 
     def _with_new_entries(self, params: list[Tensor], grads: list[Tensor | None]) -> list[Entry | None]:
         groups = [group for group in self.param_groups for _ in group["params"]]
@@ -404,7 +461,7 @@ class _Optimizer(torch.optim.Optimizer):
             if found is not entry:
                 entry.clear()
                 entry.update(found)
-        self._bound = None
+        self._bound = self._again = None
 
     @_alone
     def state_dict(self) -> dict[str, Any]:
