@@ -414,6 +414,7 @@ def refused(folder: Path) -> None:
         "cls": (lambda: make(cls=dict), TypeError, ("rank 0: ", "cls", "dict")),
         "an option": (lambda: make(lrr=1.0), TypeError, ("rank 0: ", "lrr")),
         "GRprop": (lambda: make(cls=fs.Rprop, variant="grprop-slr"), ValueError, ("rank 0: ", "rprop", "element")),
+        "AdagradNorm by rows": (lambda: make(cls=fs.AdagradNorm, per="row"), ValueError, ("rank 0: ", "per", "'row'")),
         "a parameter": (lambda: make({"w": on_last(np.zeros(3, np.int64), np.zeros(3))}), TypeError,
                         (f"rank {last}: ", "'w'", "int64")),
         "a folder": (lambda: opt.save(folder / "no" / "x.npz"), FileNotFoundError, ("rank 0: ", "x.npz")),
