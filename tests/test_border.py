@@ -591,7 +591,6 @@ def _with(key: str) -> Callable[[Any], None]:
         *((_with(key), TypeError, key) for key in ("typo", "LR", "loss_increased", "step_size")),
         *((_without(key), ValueError, key) for key in ("lr", "variant", "maximize")),
     ],
-    ids=str,
 )
 def test_groups_that_were_changed(change: Callable[[Any], None], error: type[Exception], says: str) -> None:
     """A group too many or too few, a misspelt hyperparameter or one that was taken away, between two steps: said so,

@@ -14,7 +14,7 @@ SHELL = [line for block in blocks(README) if block.language == "sh" for line in 
 
 SET_UP = '.venv/bin/pip install ".[demo]" && .venv/bin/python -m fusedstep demo'
 TEST = '.venv/bin/pip install "fusedstep[test]" && .venv/bin/python -m pytest'  # does not compile again
-QUICK = f'{TEST} -m "not slow"'
+QUICK = f'{TEST} -m "not slow" -n 2'
 
 
 def test_there_are_two_examples() -> None:
