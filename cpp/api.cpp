@@ -79,9 +79,9 @@ void step(const AnyRule& rule, std::int64_t step, const AnySpan& parameter, cons
 }
 
 void step(const AnyRule& rule, std::int64_t step, const AnySpan& parameter, const Rows& gradient,
-          std::span<const AnySpan> states) {
+          std::span<const AnySpan> states, const Narrow& narrow) {
   const Array index = checked(gradient.index, {"rows"}, gradient.index.type, false);
-  step_by(rule, step, parameter, gradient.values, states, index, {});
+  step_by(rule, step, parameter, gradient.values, states, index, narrow);
 }
 
 std::uint64_t noise_key(std::uint64_t seed, std::int64_t step, std::string_view name) {
@@ -162,7 +162,7 @@ bool Optimizer::Impl::take(std::size_t i, const Rows& gradient, bool, bool writt
   index.role = "index";
   values.role = "values";
   core.accept_rows(i, checked(gradient.index, index, gradient.index.type, false),
-                   checked(gradient.values, values, core.parameter(i).type, written), written);
+                   checked(gradient.values, values, gradient_types(core.parameter(i).type), written), written);
   return true;
 }
 

@@ -92,6 +92,13 @@ std::vector<AnySpan> spans_from(const fusedstep_array* arrays, std::int64_t coun
   return spans;
 }
 
+Narrow narrow_from(const std::uint64_t* key, const fusedstep_array* param_low) {
+  Narrow narrow;
+  if (key != nullptr) narrow.key = *key;
+  if (param_low != nullptr) narrow.param_low = span_from(*param_low);
+  return narrow;
+}
+
 GroupStorage storage_from(const fusedstep_storage& storage) {
   fusedstep_storage known{sizeof known, -1, FUSEDSTEP_STOCHASTIC, 0};
   std::memcpy(&known, &storage, checked_size(storage.size, sizeof known, "storage", "set it to sizeof the struct"));
@@ -279,11 +286,8 @@ std::int32_t fusedstep_step_narrow(const fusedstep_rule* rule, std::int64_t step
                                    const fusedstep_array* gradient, const fusedstep_array* states, std::int32_t count,
                                    const std::uint64_t* key, const fusedstep_array* param_low) {
   return guarded([&] {
-    Narrow narrow;
-    if (key != nullptr) narrow.key = *key;
-    if (param_low != nullptr) narrow.param_low = span_from(*param_low);
     fusedstep::step(given(rule, "rule").any(), step, span_from(given(parameter, "parameter")),
-                    span_from(given(gradient, "gradient")), spans_from(states, count), narrow);
+                    span_from(given(gradient, "gradient")), spans_from(states, count), narrow_from(key, param_low));
   });
 }
 
@@ -296,11 +300,12 @@ std::int32_t fusedstep_noise_key(std::uint64_t seed, std::int64_t step, const ch
 
 std::int32_t fusedstep_step_rows(const fusedstep_rule* rule, std::int64_t step, const fusedstep_array* parameter,
                                  const fusedstep_array* index, const fusedstep_array* values,
-                                 const fusedstep_array* states, std::int32_t count) {
+                                 const fusedstep_array* states, std::int32_t count, const std::uint64_t* key,
+                                 const fusedstep_array* param_low) {
   return guarded([&] {
     const Rows rows{span_from(given(index, "index")), span_from(given(values, "values"))};
     fusedstep::step(given(rule, "rule").any(), step, span_from(given(parameter, "parameter")), rows,
-                    spans_from(states, count));
+                    spans_from(states, count), narrow_from(key, param_low));
   });
 }
 

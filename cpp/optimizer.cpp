@@ -115,7 +115,7 @@ OptimizerCore::Member& OptimizerCore::add_member(const NewParameter& parameter) 
   member.gradient.data = nullptr;
   member.piece = {0, member.parameter.size()};
   member.name_hash = hash_of(member.name);
-  check_storage(member);
+  check_storage(member.parameter, storage_[member.group]);
   elements_ += member.parameter.size();
   if (!parameter.states) return member;
   for (std::size_t s = 0; s < state_arrays; ++s) {
@@ -125,22 +125,6 @@ OptimizerCore::Member& OptimizerCore::add_member(const NewParameter& parameter) 
     check_state(low ? low_halves.storage : schema_.storage(groups_[member.group], s), member.states[s], member.parameter);
   }
   return member;
-}
-
-void OptimizerCore::check_storage(const Member& member) const {
-  const GroupStorage& storage = storage_[member.group];
-  const auto expected = [&](const char* option, const char* found, const std::string& what) {
-    const Type type = member.parameter.type;
-    refuse(std::string(option) + ": expected " + what + " for " + member.parameter.label.text() + " of dtype " + name_of(type) +
-           ", got " + found);
-  };
-  if (size_of(member.parameter.type) == 2 && schema_.is_per_row(groups_[member.group])) expected("per", "'row'", "'array'");
-  if (storage.master && member.parameter.type != Type::bfloat16) {
-    expected("master", "True", "False (only a bfloat16 has low halves)");
-  }
-  if (!storage.state_type) return;
-  if (*storage.state_type != Type::bfloat16) expected("state_dtype", name_of(*storage.state_type), "None or bfloat16");
-  if (member.parameter.type == Type::float64) expected("state_dtype", "bfloat16", "None");
 }
 
 Type OptimizerCore::type_of_state(const Member& member, std::size_t s) const {
@@ -348,10 +332,6 @@ void OptimizerCore::accept_rows(std::size_t i, const Array& index, const Array& 
     refuse(member.gradient.label.text() + ": expected a dense one, got rows; " + schema_.name +
            " remembers a gradient of 0, too, so that each element needs one");
   }
-  if (dense && values.type != member.parameter.type) refuse_type(values, member.parameter.type);
-  if (!dense && (storage_[member.group].state_type || size_of(member.parameter.type) == 2)) {
-    refuse(member.gradient.label.text() + ": expected a dense one for arrays of 16 bits, got rows");
-  }
   if (gather_) refuse(member.gradient.label.text() + ": expected a dense one, got rows, which processes can't share");
   if (written) check_distinct_elements(values);
   if (!dense) written_->check_disjoint_from(index);
@@ -360,8 +340,8 @@ void OptimizerCore::accept_rows(std::size_t i, const Array& index, const Array& 
   member.rows->bind(index, values, member.parameter);
 
   by_rows_ += !std::exchange(member.by_rows, true);
-  member.gradient.type = values.type;
-  kinds_[i] = kind(member, values.type);
+  member.gradient.type = compute_type(member.parameter.type);  // that of the sums
+  kinds_[i] = kind(member, member.gradient.type);
   member.layout = nullptr;
   tensors_[i] = {};
   present_[i] = true;
@@ -484,8 +464,8 @@ void OptimizerCore::update_all(int threads) {
   each_of_rows([&](std::size_t i, const RowGradient& rows) {
     const Member& member = members_[i];
     const Array* streams[max_arrays] = {&member.parameter};
-    for (std::size_t s = 0; s < max_states; ++s) streams[first_state + s] = &member.states[s];
-    rows.update(streams, parts_[static_cast<std::size_t>(part_of_[i])].work, threads);
+    for (std::size_t s = 0; s < state_arrays; ++s) streams[first_state + s] = &member.states[s];
+    rows.update(streams, parts_[static_cast<std::size_t>(part_of_[i])].work, tensors_[i].key, threads);
   });
 }
 
@@ -516,13 +496,11 @@ void OptimizerCore::reduce_and_update_all(int threads) {
     const Member& member = members_[i];
     Operand& operand = operands.emplace_back(
         Operand{{&member.parameter, &member.gradient}, &parts.back().work, member.piece.whole, tensors_[i].key, member.piece.first});
-    if (member.by_rows) {
-      if (member.rows->sums().data == nullptr) member.rows->sum(threads);
-      operand.stream[0] = &member.rows->rows_of(member.parameter);
-      operand.stream[gradient_stream] = &member.rows->sums();
-      operand.whole = member.rows->sums().size();
-    }
     for (std::size_t s = 0; s < state_arrays; ++s) operand.stream[first_state + s] = &member.states[s];
+    if (!member.by_rows) continue;
+    if (member.rows->sums().data == nullptr) member.rows->sum(threads);
+    member.rows->read(operand.stream);
+    operand.whole = member.rows->sums().size();
   }
   parts_ = std::move(parts);
   Reduction reduction(operands, gather_);

@@ -141,7 +141,6 @@ class OptimizerCore {
   Member& add_member(const NewParameter& parameter);
   Array own(const Array& array, const char* role, const Member& member);
   void make_states(std::size_t first_member, std::span<const NewParameter> parameters);
-  void check_storage(const Member& member) const;
   Type type_of_state(const Member& member, std::size_t s) const;
   const char* state_name(const Member& member, std::size_t s) const {
     return s == low_half ? low_halves.name : schema_.state_name(groups_[member.group], s);

@@ -11,7 +11,9 @@ namespace {
 
 // A function of its own, because the wide copies need as much of the stack as all the rest.
 [[gnu::noinline]] Reduced reduce_narrow(const Work& work, std::int64_t n, void* const* streams) {
-  return work.kernel.reduce(work.prepared, n, Converted(work, n, streams).streams());
+  constexpr std::int64_t apart = block * std::int64_t{sizeof(double)} + 64;
+  alignas(64) char wide[low_stream * apart];
+  return work.kernel.reduce(work.prepared, n, Converted(work, n, streams, {wide, apart, {}}).streams());
 }
 
 Reduced reduce_block(const Operand& operand, std::int64_t index) {
@@ -119,12 +121,12 @@ void Reduction::update_chosen() const {
   void* streams[max_streams] = {};
   std::copy(std::begin(kept_), std::end(kept_), values);
   for (std::size_t s = 0; s < max_arrays; ++s) streams[s] = values[s].bytes;
-  const Converted converted(work, 1, streams);
-  work.kernel.update_chosen(of_list_.sum, work.prepared, converted.streams());
   const auto index = static_cast<std::uint64_t>(chosen_->first + index_);
-  const std::uint32_t noise = Noise(chosen_->key, index)(0);
-  const std::uint32_t second_noise = Noise(second_key(chosen_->key), index)(0);
-  converted.store(&noise, &second_noise);
+  std::uint32_t noise[2] = {Noise(chosen_->key, index)(0), Noise(second_key(chosen_->key), index)(0)};
+  float wide[low_stream];
+  const Converted converted(work, 1, streams, {reinterpret_cast<char*>(wide), sizeof(float), {noise, noise + 1}});
+  work.kernel.update_chosen(of_list_.sum, work.prepared, converted.streams());
+  converted.store();
   for (std::size_t s = 0; s < max_arrays; ++s) {
     const auto size = static_cast<std::size_t>(work.storage.item_size[s]);
     if (size != 0 && s != gradient_stream) std::memcpy(element(*chosen_->stream[s], index_), values[s].bytes, size);

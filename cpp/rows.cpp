@@ -11,6 +11,7 @@
 
 #include "dispatch.hpp"
 #include "loops/layout.hpp"
+#include "loops/storage.hpp"
 #include "overlap.hpp"
 #include "parallel.hpp"
 
@@ -26,6 +27,9 @@ constexpr std::int64_t far_ahead = 16;
 constexpr std::int64_t near_ahead = 4;
 constexpr std::int64_t values_ahead = 8;
 constexpr std::int64_t cache_line = 64;
+
+// Elements that are converted at a time: with their copies they fit in what others take for a block.
+constexpr std::int64_t most_converted = block / 2;
 constexpr std::int64_t most_lines = 16;  // of a row; the processor fetches the rest of a long run itself
 
 template <int locality>  // 2: the second-level cache, 3: the first
@@ -52,6 +56,15 @@ auto with_index_type(Type type, F f) {
 template <class T>
 T at(const Array& index, std::int64_t k) {
   return *reinterpret_cast<const T*>(index.data + k * index.strides[0]);
+}
+
+// f(E()) for the type in which values of floating point are stored.
+template <class F>
+void with_float_type(Type type, F f) {
+  if (type == Type::float32) f(float());
+  if (type == Type::float64) f(double());
+  if (type == Type::bfloat16) f(bfloat16());
+  if (type == Type::float16) f(float16());
 }
 
 // Whether the elements of each row are one run.
@@ -140,6 +153,7 @@ void RowGradient::bind(const Array& index, const Array& values, const Array& par
   index_.shape = {at, all ? 0u : 1u};
   index_.strides = at + 2 * expected.size();
   dense_values_ = rows_are_dense(values_);
+  compute_ = compute_type(parameter.type);
   sums_.array.data = nullptr;
 }
 
@@ -224,54 +238,80 @@ void RowGradient::find_groups() {
   groups_ = group;
 }
 
-template <class T>
+template <class T, class E>
 void RowGradient::sum_elements(std::int64_t group, std::int64_t n, T* sums) const {
   const std::uint32_t* const first = first_.data() + group;
   for (std::int64_t k = 0; k < n; ++k) {
     T sum = 0;
-    for (std::int64_t e = first[k]; e < first[k + 1]; ++e) sum += *reinterpret_cast<const T*>(value(e));
+    for (std::int64_t e = first[k]; e < first[k + 1]; ++e) sum += static_cast<T>(widened(*reinterpret_cast<const E*>(value(e))));
     sums[k] = sum;
+  }
+}
+
+// f(k, n, run) for columns [column, column + columns) of values number `place`: n of them, from the k-th on, as a run of the
+// compute type. It is where they lie, if they are one.
+template <class F>
+void RowGradient::each_run(std::int64_t place, std::int64_t column, std::int64_t columns, F f) const {
+  const auto widen = kernels().conversions.widen[static_cast<std::size_t>(compute_)][static_cast<std::size_t>(values_.type)];
+  const std::int64_t item = values_.item_size();
+  const char* const row = values_.data + place * values_.strides[0];
+  if (dense_values_ && widen == nullptr) {
+    f(0, columns, row + column * item);
+    return;
+  }
+  alignas(cache_line) char gathered[most_converted * sizeof(double)];
+  alignas(cache_line) char wide[most_converted * sizeof(double)];
+  for (std::int64_t k = 0; k < columns; k += most_converted) {
+    const std::int64_t n = std::min(most_converted, columns - k);
+    const char* run = row + (column + k) * item;
+    if (!dense_values_) gather_row(values_, place, column + k, n, gathered);
+    if (!dense_values_) run = gathered;
+    if (widen != nullptr) widen(n, run, wide);
+    f(k, n, widen != nullptr ? wide : run);
   }
 }
 
 // Columns [column, column + columns) of the sums of n groups.
 void RowGradient::sum_piece(std::int64_t group, std::int64_t n, std::int64_t column, std::int64_t columns,
                             char* sums) const {
+  const std::int64_t item = size_of(compute_);
+  const std::int64_t bytes = columns * item;
   if (all_rows()) {  // nothing to add, not even 0, which would turn -0 into 0
-    const std::int64_t bytes = columns * values_.item_size();
-    for (std::int64_t k = 0; k < n; ++k) gather_row(values_, group + k, column, columns, sums + k * bytes);
+    for (std::int64_t k = 0; k < n; ++k, sums += bytes) {
+      each_run(group + k, column, columns, [&](std::int64_t from, std::int64_t count, const char* run) {
+        std::memcpy(sums + from * item, run, static_cast<std::size_t>(count * item));
+      });
+    }
     return;
   }
   if (row_size_ == 1) {
-    if (values_.type == Type::float32) sum_elements(group, n, reinterpret_cast<float*>(sums));
-    if (values_.type == Type::float64) sum_elements(group, n, reinterpret_cast<double*>(sums));
+    with_float_type(values_.type, [&]<class E>(E) {
+      if (compute_ == Type::float64) sum_elements<double, E>(group, n, reinterpret_cast<double*>(sums));
+      if (compute_ == Type::float32) sum_elements<float, E>(group, n, reinterpret_cast<float*>(sums));
+    });
     return;
   }
-  const std::int64_t bytes = columns * values_.item_size();
+  const std::int64_t stored_bytes = columns * values_.item_size();
   const std::int64_t offset = column * values_.item_size();
-  const auto add = kernels().add[static_cast<std::size_t>(values_.type)];
+  const auto add = kernels().add[static_cast<std::size_t>(compute_)];
   const std::int64_t end = first_.data()[groups_];
-  alignas(64) char dense[block * sizeof(double)];
   std::memset(sums, 0, static_cast<std::size_t>(n * bytes));
   for (std::int64_t k = 0; k < n; ++k, sums += bytes) {
     for (std::int64_t e = first_.data()[group + k]; e < first_.data()[group + k + 1]; ++e) {
-      if (dense_values_) {
-        if (e + values_ahead < end) prefetch<3>(value(e + values_ahead) + offset, bytes);
-        add(columns, value(e) + offset, sums);
-      } else {
-        gather_row(values_, entries_[e].place, column, columns, dense);
-        add(columns, dense, sums);
-      }
+      if (dense_values_ && e + values_ahead < end) prefetch<3>(value(e + values_ahead) + offset, stored_bytes);
+      each_run(entries_[e].place, column, columns, [&](std::int64_t from, std::int64_t count, const char* run) {
+        add(count, run, sums + from * item);
+      });
     }
   }
 }
 
-// f(group, n, column, columns) for pieces of groups [first, last) of at most `block` elements: some rows, or some columns of
+// f(group, n, column, columns) for pieces of groups [first, last) of at most so many elements: some rows, or some columns of
 // one.
 template <class F>
-void RowGradient::each_piece(std::int64_t first, std::int64_t last, std::int64_t most_rows, F f) const {
-  const std::int64_t columns = std::min(row_size_, block);
-  const std::int64_t rows = std::min(most_rows, block / columns);
+void RowGradient::each_piece(std::int64_t first, std::int64_t last, std::int64_t most_rows, std::int64_t most, F f) const {
+  const std::int64_t columns = std::min(row_size_, most);
+  const std::int64_t rows = std::min(most_rows, most / columns);
   for (std::int64_t group = first; group < last; group += rows) {
     for (std::int64_t column = 0; column < row_size_; column += columns) {
       f(group, std::min(rows, last - group), column, std::min(columns, row_size_ - column));
@@ -291,30 +331,37 @@ void RowGradient::in_threads(int threads, F f) const {
   parallel_for((groups_ + in_unit - 1) / in_unit, threads, body(run));
 }
 
-void RowGradient::make(Dense& dense, const Array& like) const {
+void RowGradient::make(Dense& dense, const Array& like, Type type) const {
   dense.shape[0] = groups_ * row_size_;
-  dense.strides[0] = like.item_size();
+  dense.strides[0] = size_of(type);
   dense.array = like;
+  dense.array.type = type;
   dense.array.data = reinterpret_cast<char*>(dense.memory.of(dense.shape[0] + 1));
   dense.array.shape = dense.shape;
   dense.array.strides = dense.strides;
 }
 
 void RowGradient::sum(int threads) {
-  make(sums_, values_);
+  make(sums_, values_, compute_);
   in_threads(threads, [&](std::int64_t first, std::int64_t last) {
-    each_piece(first, last, block, [&](std::int64_t group, std::int64_t n, std::int64_t column, std::int64_t columns) {
+    each_piece(first, last, block, block, [&](std::int64_t group, std::int64_t n, std::int64_t column, std::int64_t columns) {
       sum_piece(group, n, column, columns, sums_.array.data + (group * row_size_ + column) * sums_.array.item_size());
     });
   });
 }
 
-const Array& RowGradient::rows_of(const Array& array) {
-  make(rows_read_, array);
+const Array& RowGradient::rows_of(const Array& array, Dense& dense) const {
+  make(dense, array, array.type);
   for (std::int64_t group = 0; row_size_ > 0 && group < groups_; ++group) {
-    gather_row(array, row(group), 0, row_size_, rows_read_.array.data + group * row_size_ * array.item_size());
+    gather_row(array, row(group), 0, row_size_, dense.array.data + group * row_size_ * array.item_size());
   }
-  return rows_read_.array;
+  return dense.array;
+}
+
+void RowGradient::read(const Array** streams) {
+  streams[0] = &rows_of(*streams[0], read_[0]);
+  if (streams[low_stream]->data != nullptr) streams[low_stream] = &rows_of(*streams[low_stream], read_[1]);
+  streams[gradient_stream] = &sums_.array;
 }
 
 namespace {
@@ -345,10 +392,11 @@ class PairwiseSum {
 // The update of some groups, by one thread.
 class RowGradient::Update {
  public:
-  Update(const RowGradient& gradient, const Array* const* streams, const Work& work)
+  Update(const RowGradient& gradient, const Array* const* streams, const Work& work, std::uint64_t key)
       : gradient_(gradient),
-        work_(work),
         prepared_(work.prepared),
+        work_(work),
+        key_(key),
         scalars_(work.per_row ? streams[first_state] : nullptr) {
     in_place_ = gradient.row_size_ >= long_row;
     for (std::size_t s = 0; s < max_arrays; ++s) {
@@ -366,14 +414,15 @@ class RowGradient::Update {
         update_gathered(group, n, column, columns);
       }
     };
+    const std::int64_t most = work_.storage.is_narrow ? most_converted : block;
     if (scalars_ == nullptr) {
-      gradient_.each_piece(first, last, in_place_ ? 1 : most_gathered, piece);
+      gradient_.each_piece(first, last, in_place_ ? 1 : most_gathered, most, piece);
       return;
     }
     for (std::int64_t group = first; group < last; ++group) {
-      prepared_ = work_.prepared;
+      work_.prepared = prepared_;
       settle(group);
-      gradient_.each_piece(group, group + 1, 1, piece);
+      gradient_.each_piece(group, group + 1, 1, most, piece);
     }
   }
 
@@ -400,15 +449,19 @@ class RowGradient::Update {
   // Completes the constants of a row by its scalar, which it updates.
   void settle(std::int64_t group) {
     PairwiseSum total;
-    gradient_.each_piece(group, group + 1, 1, [&](std::int64_t, std::int64_t, std::int64_t column, std::int64_t columns) {
+    const auto piece = [&](std::int64_t, std::int64_t, std::int64_t column, std::int64_t columns) {
       void* streams[max_streams] = {};
-      gather_row(*stream_[0].array, gradient_.row(group), column, columns, scratch_.stream(0));
-      streams[0] = scratch_.stream(0);
+      for (const std::size_t s : {std::size_t{0}, std::size_t{low_stream}}) {
+        if (stream_[s].array == nullptr) continue;
+        gather_row(*stream_[s].array, gradient_.row(group), column, columns, scratch_.stream(s));
+        streams[s] = scratch_.stream(s);
+      }
       streams[gradient_stream] = sums(group, 1, column, columns);
-      total.add(work_.kernel.reduce(prepared_, columns, streams).sum);
-    });
+      total.add(work_.kernel.reduce(work_.prepared, columns, Converted(work_, columns, streams, scratch_.wide()).streams()).sum);
+    };
+    gradient_.each_piece(group, group + 1, 1, block, piece);
     char* const scalar = scalars_->data + gradient_.row(group) * scalars_->strides[0];
-    work_.kernel.settle(total.value(), gradient_.row_size_, scalar, prepared_);
+    work_.kernel.settle(total.value(), gradient_.row_size_, scalar, work_.prepared);
   }
 
   template <int locality>
@@ -441,7 +494,8 @@ class RowGradient::Update {
     for (std::size_t s = 0; s < max_arrays; ++s) {
       if (stream_[s].array != nullptr) streams[s] = stream_[s].row(gradient_.row(group), column);
     }
-    work_.kernel.update(prepared_, columns, streams);
+    const std::int64_t index = gradient_.row(group) * gradient_.row_size_ + column;
+    update(columns, streams, columns, &index);
   }
 
   void update_gathered(std::int64_t group, std::int64_t n, std::int64_t column, std::int64_t columns) {
@@ -455,9 +509,21 @@ class RowGradient::Update {
       streams[s] = scratch_.stream(s);
       copy<true>(stream_[s], rows, n, column, columns, scratch_.stream(s));
     }
-    work_.kernel.update(prepared_, n * columns, streams);
+    std::int64_t indices[most_gathered];
+    for (std::int64_t k = 0; k < n; ++k) indices[k] = rows[k] * gradient_.row_size_ + column;
+    update(n * columns, streams, columns, indices);
     for (std::size_t s = 0; s < max_arrays; ++s) {
       if (stream_[s].array != nullptr) copy<false>(stream_[s], rows, n, column, columns, scratch_.stream(s));
+    }
+  }
+
+  // Elements of some rows in a row, `columns` of each; `first` has the index of the first of each.
+  void update(std::int64_t n, void** streams, std::int64_t columns, const std::int64_t* first) {
+    if (work_.storage.is_narrow) {
+      streams[index_stream] = index_as_stream(0);
+      update_converted(work_, 0, n, streams, key_, {columns, 1, 0, first}, scratch_.wide());
+    } else {
+      work_.kernel.update(work_.prepared, n, streams);
     }
   }
 
@@ -482,6 +548,8 @@ class RowGradient::Update {
         copy_row(array.shape.subspan(1), array.strides + 1, stream.row(rows[k]), stream.item, column, columns,
                  dense + k * bytes);
       }
+    } else if (bytes == 2) {
+      move(std::integral_constant<std::int64_t, 2>());
     } else if (bytes == 4) {
       move(std::integral_constant<std::int64_t, 4>());
     } else if (bytes == 8) {
@@ -491,25 +559,32 @@ class RowGradient::Update {
     }
   }
 
-  // A block of each stream, an odd number of cache lines apart.
+  // A block of each stream, an odd number of cache lines apart. Streams that are converted have at most 4 bytes per element:
+  // the second half takes what is made of them, and what `most_converted` leave of the first the noise.
   struct Scratch {
-    static constexpr std::size_t apart = block * sizeof(double) + 64;
-    alignas(64) char bytes[max_arrays * apart];
+    static constexpr std::size_t half = block * sizeof(float) + cache_line;
+    static constexpr std::size_t apart = half + block * sizeof(float);
+    alignas(cache_line) char bytes[max_arrays * apart];
 
     char* stream(std::size_t s) { return bytes + s * apart; }
+    Wide wide() { return {bytes + half, apart, {noise(0), noise(1)}}; }
+    std::uint32_t* noise(std::size_t k) {
+      return reinterpret_cast<std::uint32_t*>(stream(k) + half - most_converted * sizeof(std::uint32_t));
+    }
   };
 
   const RowGradient& gradient_;
-  const Work& work_;
-  Prepared prepared_;     // of a row, where it has its own scalar
+  const Prepared& prepared_;
+  Work work_;  // with constants of a row, where that has its own scalar
+  std::uint64_t key_;
   const Array* scalars_;  // one for each row; null: there are none
   Stream stream_[max_arrays];
   bool in_place_;
   Scratch scratch_;
 };
 
-void RowGradient::update(const Array* const* streams, const Work& work, int threads) const {
-  in_threads(threads, [&](std::int64_t first, std::int64_t last) { Update(*this, streams, work)(first, last); });
+void RowGradient::update(const Array* const* streams, const Work& work, std::uint64_t key, int threads) const {
+  in_threads(threads, [&](std::int64_t first, std::int64_t last) { Update(*this, streams, work, key)(first, last); });
 }
 
 }  // namespace fusedstep

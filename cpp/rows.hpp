@@ -49,11 +49,11 @@ class RowGradient {
   // any row is updated. Otherwise the update sums them on the fly.
   void sum(int threads);
 
-  // The rows of an array (the parameter) in the order of sum(), as one dense run.
-  const Array& rows_of(const Array& array);
+  // Puts sums, and the rows of a parameter and its low halves in their order, in the place of these streams.
+  void read(const Array** streams);
 
   // Updates each distinct row once. `streams` are the parameter and its states; null: not used.
-  void update(const Array* const* streams, const Work& work, int threads) const;
+  void update(const Array* const* streams, const Work& work, std::uint64_t key, int threads) const;
 
   const Array& index() const { return index_; }
   const Array& values() const { return values_; }
@@ -82,13 +82,16 @@ class RowGradient {
   void find_groups();
   std::int64_t row(std::int64_t group) const { return entries_[first_.data()[group]].row; }
   const char* value(std::int64_t entry) const { return values_.data + entries_[entry].place * values_.strides[0]; }
-  void make(Dense& dense, const Array& like) const;
+  void make(Dense& dense, const Array& like, Type type) const;
+  const Array& rows_of(const Array& array, Dense& dense) const;
 
-  template <class T>
+  template <class T, class E>
   void sum_elements(std::int64_t group, std::int64_t n, T* sums) const;
+  template <class F>
+  void each_run(std::int64_t place, std::int64_t column, std::int64_t columns, F f) const;
   void sum_piece(std::int64_t group, std::int64_t n, std::int64_t column, std::int64_t columns, char* sums) const;
   template <class F>
-  void each_piece(std::int64_t first, std::int64_t last, std::int64_t most_rows, F f) const;
+  void each_piece(std::int64_t first, std::int64_t last, std::int64_t most_rows, std::int64_t most, F f) const;
   template <class F>
   void in_threads(int threads, F f) const;
 
@@ -98,13 +101,14 @@ class RowGradient {
   std::int64_t rows_ = 0;
   std::int64_t row_size_ = 0;
   bool dense_values_ = false;  // each of them one run
+  Type compute_ = Type::float32;  // of the sums
 
   Buffer<Entry> buffers_[2];
   const Entry* entries_ = nullptr;  // by row, those of one row in input order
   Buffer<std::uint32_t> first_;     // entry of each group, which is a distinct row; and one more: how many entries
   std::int64_t groups_ = 0;
   Dense sums_;
-  Dense rows_read_;
+  Dense read_[2];
 };
 
 }  // namespace fusedstep

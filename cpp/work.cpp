@@ -81,6 +81,19 @@ TypeSet types_of_state(const schema::State& state, Type parameter) {
   return {type_of_state(state, parameter, compute), narrow};
 }
 
+void check_storage(const Array& parameter, const GroupStorage& storage) {
+  const auto expected = [&](const char* option, const char* found, const std::string& what) {
+    refuse(std::string(option) + ": expected " + what + " for " + parameter.label.text() + " of dtype " +
+           name_of(parameter.type) + ", got " + found);
+  };
+  if (storage.master && parameter.type != Type::bfloat16) {
+    expected("master", "True", "False (only a bfloat16 has low halves)");
+  }
+  if (!storage.state_type) return;
+  if (*storage.state_type != Type::bfloat16) expected("state_dtype", name_of(*storage.state_type), "None or bfloat16");
+  if (parameter.type == Type::float64) expected("state_dtype", "bfloat16", "None");
+}
+
 Array checked_low_halves(const Array& low, const Array& parameter) {
   if (parameter.type == Type::bfloat16) return low;
   refuse(std::string(low_halves.name) + ": expected None for a parameter of dtype " + name_of(parameter.type) +
@@ -153,11 +166,9 @@ SingleUpdate::SingleUpdate(RuleId rule, const Options& options, std::int64_t ste
     }
   }
   const Rounding rounding = key ? Rounding::stochastic : Rounding::nearest;
-  const Storage storage = storage_of(schema, options, parameter, gradient, states, rounding);
-  if (rows_ && storage.is_narrow) {
-    refuse(is_given(index) ? index.label.text() + ": expected None for arrays of 16 bits, got an index"
-                           : "per: expected 'array' for arrays of 16 bits or mixed types, got 'row'");
-  }
+  Array summed = gradient;
+  if (rows_) summed.type = compute_type(parameter.type);
+  const Storage storage = storage_of(schema, options, parameter, summed, states, rounding);
   const auto first = storage.draws() > 0 ? std::optional<std::int64_t>(0) : std::nullopt;
   if (!rows_ && !arrange(schema, parameter, gradient, states, first, tensor_, layout_)) tensor_.layout = &layout_;
   tensor_.key = key.value_or(0);
@@ -180,7 +191,7 @@ void SingleUpdate::update_all(const Work& work, int threads) const {
   if (rows_) {
     const Array* streams[max_arrays];
     for (std::size_t s = 0; s < max_arrays; ++s) streams[s] = &whole_->arrays[s];
-    rows_->update(streams, work, threads);
+    rows_->update(streams, work, tensor_.key, threads);
     return;
   }
   const auto part = [&](std::int64_t begin, std::int64_t end) { update(tensor_, work, begin, end); };
@@ -200,8 +211,7 @@ void SingleUpdate::run() {
   for (std::size_t s = 0; s < max_arrays; ++s) operand.stream[s] = &whole_->arrays[s];
   if (rows_) {
     rows_->sum(threads);
-    operand.stream[0] = &rows_->rows_of(whole_->arrays[0]);
-    operand.stream[gradient_stream] = &rows_->sums();
+    rows_->read(operand.stream);
     operand.whole = rows_->sums().size();
   }
   Reduction reduction({&operand, 1});

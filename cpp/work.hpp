@@ -32,6 +32,9 @@ TypeSet types_of_state(const schema::State& state, Type parameter);
 // What a master parameter keeps beside its bfloat16.
 inline constexpr schema::State low_halves{.name = "param_low"};
 
+// That a parameter can be stored as its group says.
+void check_storage(const Array& parameter, const GroupStorage& storage);
+
 // That a parameter can have them.
 Array checked_low_halves(const Array& low, const Array& parameter);
 

@@ -101,7 +101,9 @@ class Storage:
         }
 
     def state_dtype(self, state: State) -> np.dtype[Any]:
-        return np.dtype(np.int8) if state.sign else self.compute if state.scalar else np.dtype(self.state)
+        return (
+            np.dtype(np.int8) if state.sign else self.compute if state.scalar or state.per_row else np.dtype(self.state)
+        )
 
     def stored(self, case: Case, values: Values) -> Values:
         """Return values of the compute type as they are stored."""

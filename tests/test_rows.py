@@ -23,6 +23,7 @@ from registry import (
     DECLARED,
     DTYPES,
     FIRST_OF_RULE,
+    FULLEST_OF_RULE,
     INDICES,
     ISAS,
     LAYOUTS,
@@ -31,6 +32,7 @@ from registry import (
     RULES,
     STEP_OPTIONS,
     STEPS,
+    STORAGES,
     THREADS,
     WALKED,
     C,
@@ -42,6 +44,13 @@ from registry import (
 
 each_walked = pytest.mark.parametrize("case", [*(case for case in WALKED if case in BY_ROWS), *PER_ROW], ids=str)
 ONE_OF_RULE = [*(case for case in FIRST_OF_RULE if case in BY_ROWS), *PER_ROW]
+FULLEST_BY_ROWS = (*(case for case in FULLEST_OF_RULE if case in BY_ROWS), *PER_ROW)
+STORED_BY_ROWS = [case.as_stored(storage) for case in FULLEST_BY_ROWS for storage in STORAGES]
+each_stored = pytest.mark.parametrize(
+    "case",
+    [case if k % 7 == 0 else pytest.param(case, marks=pytest.mark.slow) for k, case in enumerate(STORED_BY_ROWS)],
+    ids=str,
+)
 each_rule = pytest.mark.parametrize("case", ONE_OF_RULE, ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_isa = pytest.mark.parametrize("isa", ISAS)
@@ -51,7 +60,8 @@ def rows_problem(case: Case, dtype: np.dtype[Any], shape: Shape, name: str) -> P
     """A run whose steps name rows in one of the ways."""
     rng = np.random.default_rng(zlib.crc32(repr((case.name, dtype.name, shape, name)).encode()))
     rows = tuple(INDICES[name](shape[0], rng) for _ in range(STEPS))
-    return solve(case, dtype, shape, of_rows(case, dtype, shape, rows, rng), rows)
+    values = of_rows(case, dtype, shape, rows, rng)
+    return solve(case, dtype, shape, values if case.storage is None else case.storage.stored(case, values), rows)
 
 
 # --------------------------------------------------------------------------------------------------------------- bits
@@ -81,6 +91,19 @@ def test_layouts(case: Case, dtype: np.dtype[Any]) -> None:
         with fs.use_isa(ISAS[k % len(ISAS)]), threads(THREADS[k % len(THREADS)]):
             where = f"{case} {dtype} {fs.isa()}, {row} {mine}, values {others[0]}, {name}"
             run_function(rows_problem(case, dtype, (23, *row), name), where, mine, others[0], *states)
+
+
+@each_stored
+def test_arrays_of_16_bits(case: Case) -> None:
+    """Every row shape in every storage: sums of widened values, and noise that goes by the place of the element."""
+    for k, row in enumerate(ROW_SHAPES):
+        name = tuple(INDICES)[k % len(INDICES)]
+        mine, others = LAYOUTS[k * 3 % len(LAYOUTS)], LAYOUTS[k * 5 % len(LAYOUTS)]
+        layouts = (C, C) if k % 2 else (mine, others)
+        states = [C if state.scalar else layouts[k % 2] for state in case.states]
+        with fs.use_isa(ISAS[k % len(ISAS)]), threads(THREADS[k % len(THREADS)]):
+            where = f"{case} {fs.isa()}, {row}, {name}, {layouts}"
+            run_function(rows_problem(case, case.storage.compute, (37, *row), name), where, *layouts, *states)
 
 
 @pytest.mark.slow
@@ -193,6 +216,17 @@ def some_rows(shape: Shape, dtype: np.dtype[Any], rng: np.random.Generator) -> f
 def test_in_containers_with_the_options_of_a_step(case: Case, dtype: np.dtype[Any], options: str) -> None:
     """Rows in nested containers and groups, beside dense gradients and None, and in their turn dense: bits of all
     arrays, the norm, and the values after it; with ``verify``, too."""
+    in_containers(case, dtype, dtype, options)
+
+
+@pytest.mark.slow
+@each_stored
+def test_in_containers_of_16_bits(case: Case) -> None:
+    """The same in every storage."""
+    in_containers(case, case.storage.param, case.storage.grad, "all" if case.storage.stochastic else "clip both, each")
+
+
+def in_containers(case: Case, dtype: Any, grad_dtype: Any, options: str) -> None:
     chosen = STEP_OPTIONS[options]
     shapes: dict[str, Shape] = {"a.emb": (70, 31), "a.bias": (70,), "b": (6, 5), "c": (4, 2)}
     for count, verify in ((1, "never"), (3, "every")):
@@ -203,12 +237,12 @@ def test_in_containers_with_the_options_of_a_step(case: Case, dtype: np.dtype[An
         optimizer = case.new(groups, verify=verify)
         mirror = Mirror(case, params, {"c": {"lr": 0.5}})
         for t in range(1, 5):
-            dense = {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+            dense = {name: rng.standard_normal(shape).astype(grad_dtype) for name, shape in shapes.items()}
             grads: dict[str, Any] = dict(dense)
             if t != 3:
-                grads |= {name: some_rows(shape, dtype, rng) for name, shape in shapes.items() if name != "b"}
+                grads |= {name: some_rows(shape, grad_dtype, rng) for name, shape in shapes.items() if name != "b"}
             if t == 2:
-                grads["a.bias"] = fs.Rows(np.zeros(0, np.int32), np.zeros(0, dtype))
+                grads["a.bias"] = fs.Rows(np.zeros(0, np.int32), np.zeros(0, grad_dtype))
             if t == 4:
                 grads["c"] = None
             norm = mirror.step(grads, **chosen)

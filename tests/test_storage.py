@@ -386,19 +386,6 @@ def test_arrays_of_functions_that_are_refused() -> None:
         assert all(word in str(raised.value) for word in words), raised.value
 
 
-def test_rows_of_narrow_arrays_are_refused() -> None:
-    """They are not supported yet, and say so before anything is written."""
-    param, index = np.ones((4, 2), np.float32), np.array([1, 3])
-    optimizer = fs.Adagrad({"w": param}, state_dtype="bfloat16")
-    unchanged = Unchanged(memory_of(optimizer))
-    with pytest.raises(ValueError, match=r"'w'.*16 bits.*rows"):
-        optimizer.step({"w": fs.Rows(index, np.ones((2, 2), np.float32))})
-    state = np.zeros((4, 2), BFLOAT16)
-    with pytest.raises(ValueError, match=r"rows: .*16 bits"):
-        fs.adagrad_(param, np.ones((2, 2), np.float32), state, lr=0.1, rows=index)
-    unchanged.check()
-
-
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only what needs bfloat16 asks for ml_dtypes."""
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)

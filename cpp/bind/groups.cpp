@@ -33,6 +33,17 @@ bool is_params(const py::object& key) {
 
 }  // namespace
 
+GroupStorage storage_from(const std::optional<std::string>& state_dtype, bool nearest, bool master) {
+  GroupStorage storage{.rounding = nearest ? Rounding::nearest : Rounding::stochastic, .master = master};
+  for (int k = 0; state_dtype && k < type_count; ++k) {
+    if (*state_dtype == name_of(static_cast<Type>(k))) storage.state_type = static_cast<Type>(k);
+  }
+  if (state_dtype && !storage.state_type) {
+    throw py::value_error("state_dtype: expected None or 'bfloat16', got '" + *state_dtype + "'");
+  }
+  return storage;
+}
+
 Groups::Groups(const RuleSchema& rule) : rule_(rule) {
   for (const schema::Field& field : rule.fields) {
     names_.push_back(py::reinterpret_steal<py::object>(PyUnicode_InternFromString(field.name)));

@@ -3,12 +3,17 @@
 
 #include <pybind11/pybind11.h>
 
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "../optimizer.hpp"
 #include "objects.hpp"
 
 namespace fusedstep::bind {
+
+// What Python's `_storage.checked` returns of a group.
+GroupStorage storage_from(const std::optional<std::string>& state_dtype, bool nearest, bool master);
 
 class Groups {
  public:

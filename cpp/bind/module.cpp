@@ -6,6 +6,7 @@
 #include "../parallel.hpp"
 #include "arrays.hpp"
 #include "functional.hpp"
+#include "groups.hpp"
 #include "hyperparameters.hpp"
 #include "optimizer.hpp"
 #include "step_method.hpp"
@@ -121,14 +122,18 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used(), py::multiple_interpreters
   module.def("check_hyperparameters", &bind::check_hyperparameters, py::arg("rule"), py::arg("values"));
   module.def(
       "check_parameter",
-      [](py::handle array, const std::string& name, int group) {
+      [](py::handle array, const std::string& name, int group, const std::optional<std::string>& state_dtype, bool nearest,
+         bool master) {
         const Label label{"", &name, group};
         bind::References references;
         const auto parameter = py::reinterpret_borrow<py::object>(bind::as_array(array, label, references));
-        check_distinct_elements(bind::borrow(parameter, label, parameter_types, true));
+        const Array borrowed = bind::borrow(parameter, label, parameter_types, true);
+        check_distinct_elements(borrowed);
+        check_storage(borrowed, bind::storage_from(state_dtype, nearest, master));
         return parameter;
       },
-      py::arg("array"), py::arg("name"), py::arg("group"));
+      py::arg("array"), py::arg("name"), py::arg("group"), py::arg("state_dtype") = py::none(), py::arg("nearest") = false,
+      py::arg("master") = false);
   // Swaps the floating-point settings of the calling thread; None: those of IEEE 754. Returns the ones before.
   module.def(
       "exchange_floating_point",

@@ -57,8 +57,7 @@ class PyOptimizer final : public Repeatable {
     check(core_.schema(), values);
     const std::size_t first = core_.size();
     const int group = core_.groups() > 0 ? static_cast<int>(core_.groups()) : -1;
-    GroupStorage storage{.rounding = nearest ? Rounding::nearest : Rounding::stochastic, .master = master};
-    if (state_dtype) storage.state_type = type_named(*state_dtype);
+    const GroupStorage storage = storage_from(state_dtype, nearest, master);
     const std::size_t rule_states = core_.schema().states.size();
     const std::size_t states_each = rule_states + (master ? 1 : 0);  // the low halves come last
     // First all objects, each parameter before its states: to get at them may run any Python code.
@@ -306,13 +305,6 @@ class PyOptimizer final : public Repeatable {
                           std::string(py::repr(value)));
   }
 
-  static Type type_named(const std::string& name) {
-    for (int k = 0; k < type_count; ++k) {
-      if (name == name_of(static_cast<Type>(k))) return static_cast<Type>(k);
-    }
-    throw py::value_error("state_dtype: expected None or 'bfloat16', got '" + name + "'");
-  }
-
   static double positive_or_inf(py::handle value, const char* name) {
     const double x = real(value, name);
     return std::isinf(x) && x > 0 ? x : positive(value, name);
@@ -422,7 +414,7 @@ class PyOptimizer final : public Repeatable {
         const Label& label = core_.gradient(i).label;
         bound.accepted = Accepted::no;
         core_.accept_rows(i, borrow_index(indices[i], of(label, "index")),
-                          borrow(given, of(label, "values"), bound.type, written), written);
+                          borrow(given, of(label, "values"), gradient_types(bound.type), written), written);
         continue;
       }
       if (bound.accepted >= enough &&

@@ -82,7 +82,7 @@ struct Torch {
 class TensorStep {
  public:
   // `params`: all tensors, in order; `entries`: the dict of states of each, or None; `states`: for each with a dict, its
-  // tensors in the order of the rule, or None, and then that of the count, an element of `steps`, which
+  // tensors in the order of the rule, or None, the low halves, or None, and then that of the count, an element of `steps`, which
   // are `counted` unless somebody else wrote into them.
   TensorStep(const py::object& core, const py::object& lock, const py::list& params, const py::list& entries,
              const std::vector<std::size_t>& sizes, const py::list& states, const py::array& steps, const py::array& counted, const py::dict& torch)
@@ -261,7 +261,8 @@ class TensorStep {
     if (!holds(param.entry.ptr(), param.seen) || !is(param.tensor.ptr(), core.parameter(i))) return false;
     const std::size_t n = param.states.size() - 1;
     for (std::size_t s = 0; s < n; ++s) {
-      if (!param.states[s].is_none() && !is(param.states[s].ptr(), core.state(i, s))) return false;
+      const std::size_t place = s < core.schema().states.size() ? s : low_half;
+      if (!param.states[s].is_none() && !is(param.states[s].ptr(), core.state(i, place))) return false;
     }
     Look found;
     return look(param.states[n].ptr(), found) && found.dimensions == 0 && place(found) == element(steps_, i) &&

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <limits>
 
 #include "../dispatch.hpp"
 #include "noise.hpp"
@@ -40,43 +39,23 @@ std::int64_t before_border(const Work& work, const void* parameter) {
   return past == 0 ? 0 : (cache_line - past) / work.storage.item_size[0];
 }
 
-// The indices of elements: so many in a row, `across` apart; rows are `down` apart.
-struct Indices {
-  std::int64_t columns;
-  std::int64_t across;
-  std::int64_t down;
-
-  bool consecutive(std::int64_t n) const { return across == 1 && (n <= columns || down == columns); }
-  std::uint64_t operator()(std::int64_t i) const { return static_cast<std::uint64_t>(i % columns * across + i / columns * down); }
-};
-constexpr Indices in_a_row{std::numeric_limits<std::int64_t>::max(), 1, 0};
-
-// Elements [begin, begin + n) of a run, at most a block.
-void update_converted(const Work& work, std::int64_t begin, std::int64_t n, void* const* run, std::uint64_t key,
-                      const Indices& indices) {
-  void* streams[max_streams];
-  advance(work, streams, run, begin);
-  const Converted converted(work, n, streams);
-  work.kernel.update(work.prepared, n, converted.streams());
+// By way of other memory, in a function of its own: that is as much of the stack as all the rest.
+[[gnu::noinline]] void update_by_conversion(const Work& work, std::int64_t n, void* const* streams, std::uint64_t key,
+                                            const Indices& indices) {
+  constexpr std::int64_t apart = block * std::int64_t{sizeof(double)} + cache_line;
+  alignas(cache_line) char wide[low_stream * apart];
   std::uint32_t noise[2][block];
-  for (int k = 0; k < work.storage.draws(); ++k) {
-    const std::uint64_t own_key = k == 0 ? key : second_key(key);
-    if (indices.consecutive(n)) {
-      kernels().conversions.noise(n, own_key, index_of(streams), noise[k]);
-    } else {
-      for (std::int64_t i = 0; i < n; ++i) noise[k][i] = Noise(own_key, index_of(run) + indices(begin + i))(0);
-    }
-  }
-  converted.store(noise[0], noise[1]);
+  const Wide memory{wide, apart, {noise[0], noise[1]}};
+  for (std::int64_t i = 0; i < n; i += block) update_converted(work, i, std::min(block, n - i), streams, key, indices, memory);
 }
 
 // A dense run in every stream.
-void update_dense(const Work& work, std::int64_t n, void* const* streams, std::uint64_t key, const Indices& indices = in_a_row) {
-  if (!work.storage.is_narrow) {
+void update_dense(const Work& work, std::int64_t n, void* const* streams, std::uint64_t key, const Indices& indices = consecutive) {
+  if (work.storage.is_narrow) {
+    update_by_conversion(work, n, streams, key, indices);
+  } else {
     work.kernel.update(work.prepared, n, streams);
-    return;
   }
-  for (std::int64_t i = 0; i < n; i += block) update_converted(work, i, std::min(block, n - i), streams, key, indices);
 }
 
 // A run in every stream: one kernel call. A long run begins with the few elements
@@ -322,14 +301,36 @@ void update_strided(const Tensor& tensor, const Work& work, std::int64_t first, 
 
 }  // namespace
 
-Converted::Converted(const Work& work, std::int64_t n, void* const* streams) : work_(work), n_(n), stored_(streams) {
+void update_converted(const Work& work, std::int64_t begin, std::int64_t n, void* const* run, std::uint64_t key,
+                      const Indices& indices, const Wide& memory) {
+  void* streams[max_streams];
+  advance(work, streams, run, begin);
+  const Converted converted(work, n, streams, memory);
+  work.kernel.update(work.prepared, n, converted.streams());
+  for (int k = 0; k < work.storage.draws(); ++k) {
+    const std::uint64_t own_key = k == 0 ? key : second_key(key);
+    for (std::int64_t i = 0, count = 0; i < n; i += count) {
+      const std::uint64_t index = index_of(run) + indices(begin + i);
+      count = indices.in_a_row(begin + i, n - i);
+      if (count == 1) {
+        memory.noise[k][i] = Noise(own_key, index)(0);
+      } else {
+        kernels().conversions.noise(count, own_key, index, memory.noise[k] + i);
+      }
+    }
+  }
+  converted.store();
+}
+
+Converted::Converted(const Work& work, std::int64_t n, void* const* streams, const Wide& memory)
+    : work_(work), n_(n), stored_(streams), memory_(memory) {
   const Storage& storage = work.storage;
   const Conversions& conversions = kernels().conversions;
   const auto compute = static_cast<std::size_t>(storage.compute());
   std::copy_n(streams, max_streams, wide_);
   for (int s = 0; s < low_stream; ++s) {
     if (!storage.converts(s)) continue;
-    wide_[s] = bytes_[s];
+    wide_[s] = memory.bytes + s * memory.apart;
     if (s == 0 && storage.is_master()) {
       conversions.join(n, static_cast<const bfloat16*>(streams[0]), static_cast<const std::uint16_t*>(streams[low_stream]),
                        static_cast<float*>(wide_[0]));
@@ -339,7 +340,7 @@ Converted::Converted(const Work& work, std::int64_t n, void* const* streams) : w
   }
 }
 
-void Converted::store(const std::uint32_t* noise, const std::uint32_t* second_noise) const {
+void Converted::store() const {
   const Storage& storage = work_.storage;
   const Conversions& conversions = kernels().conversions;
   int half = 0;  // of the noise; the parameter takes the first
@@ -352,7 +353,7 @@ void Converted::store(const std::uint32_t* noise, const std::uint32_t* second_no
     } else if (storage.rounds(s) && storage.rounding == Rounding::nearest) {
       conversions.to_nearest[type](n_, wide, stored_[s]);
     } else if (storage.rounds(s)) {
-      conversions.stochastic[type](n_, wide, stored_[s], half < 2 ? noise : second_noise, half % 2 == 1);
+      conversions.stochastic[type](n_, wide, stored_[s], memory_.noise[half / 2], half % 2 == 1);
     }
     ++half;
   }

@@ -1,7 +1,9 @@
 // Updates over tensors of any layout.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include "kernel.hpp"
 #include "layout.hpp"
@@ -26,26 +28,52 @@ struct Tensor {
   std::int64_t blocks() const { return layout != nullptr ? layout->blocks : (size + block - 1) / block; }
 };
 
-// Streams of the compute type, each where it lies if it is of that type, else converted into memory of the object. At most a
-// block of elements.
+// The indices of elements: so many in a row, `across` apart; rows are `down` apart, or begin where `first` says.
+struct Indices {
+  std::int64_t columns;
+  std::int64_t across;
+  std::int64_t down;
+  const std::int64_t* first = nullptr;
+
+  // How many of the n elements from the i-th on have indices in a row.
+  std::int64_t in_a_row(std::int64_t i, std::int64_t n) const {
+    if (across != 1) return 1;
+    return first == nullptr && down == columns ? n : std::min(n, columns - i % columns);
+  }
+  std::uint64_t operator()(std::int64_t i) const {
+    const std::int64_t row = i / columns;
+    return static_cast<std::uint64_t>(i % columns * across + (first != nullptr ? first[row] : row * down));
+  }
+};
+inline constexpr Indices consecutive{std::numeric_limits<std::int64_t>::max(), 1, 0};
+
+// Memory for streams of the compute type, which lie so many bytes apart, and for noise of their elements.
+struct Wide {
+  char* bytes;
+  std::int64_t apart;
+  std::uint32_t* noise[2];
+};
+
+// Streams of the compute type, each where it lies if it is of that type, else converted into other memory.
 class Converted {
  public:
-  Converted(const Work& work, std::int64_t n, void* const* streams);
+  Converted(const Work& work, std::int64_t n, void* const* streams, const Wide& memory);
   void* const* streams() const { return wide_; }
 
-  // Rounds what was written, and stores it.
-  void store(const std::uint32_t* noise, const std::uint32_t* second_noise) const;
+  // Rounds what was written, with the noise in the memory, and stores it.
+  void store() const;
 
  private:
-  // An odd number of cache lines apart, as in Scratch.
-  static constexpr std::size_t apart = block * sizeof(double) + 64;
-
   const Work& work_;
   std::int64_t n_;
   void* const* stored_;
+  Wide memory_;
   void* wide_[max_streams];
-  alignas(64) char bytes_[first_state + max_states][apart];
 };
+
+// Elements [begin, begin + n) of a dense run in every stream, by way of other memory.
+void update_converted(const Work& work, std::int64_t begin, std::int64_t n, void* const* run, std::uint64_t key,
+                      const Indices& indices, const Wide& memory);
 
 // Blocks [first, last) of the tensor.
 void update(const Tensor& tensor, const Work& work, std::int64_t first, std::int64_t last);

@@ -270,7 +270,7 @@ def summed(param: Array, values: Array, rows: Array) -> tuple[Array, Array]:
     Parameters
     ----------
     param : ndarray
-        The parameter, whose type the sums have.
+        The parameter. The sums have the type that it is updated in.
     values : ndarray of shape ``(len(rows), *param.shape[1:])``
         A gradient for each entry of ``rows``.
     rows : 1-D ndarray of integers
@@ -282,8 +282,9 @@ def summed(param: Array, values: Array, rows: Array) -> tuple[Array, Array]:
         The distinct rows, and their sums.
     """
     distinct, place = np.unique(rows, return_inverse=True)
-    sums = np.zeros((distinct.size, *param.shape[1:]), param.dtype)
-    np.add.at(sums, place, values)
+    T = compute_type(param)
+    sums = np.zeros((distinct.size, *param.shape[1:]), T)
+    np.add.at(sums, place, widened(values, T))
     return distinct, sums
 
 

@@ -1,9 +1,10 @@
 """RMSprop, Rprop and Adagrad for PyTorch on the CPU: drop-in for those of ``torch.optim``, one call into C++ per step.
 
-Dense tensors of float32 or float64, of any layout, are updated in place: neither parameters nor gradients nor states
-are copied. Adagrad and RMSprop also take sparse gradients, those of ``torch.nn.Embedding(sparse=True)``.
-Results are bit-for-bit those of the NumPy reference. ``torch.optim`` differs from it in the last digits, because it
-rounds once where some formulas round twice. Rprop has no such formula and does not differ.
+Dense tensors of float32, float64, bfloat16 or float16, of any layout, are updated in place: neither parameters nor
+gradients nor states are copied. Adagrad and RMSprop also take sparse gradients, those of
+``torch.nn.Embedding(sparse=True)``. Results are bit-for-bit those of the NumPy reference. ``torch.optim`` differs from
+it in the last digits, because it rounds once where some formulas round twice. Rprop has no such formula and does not
+differ.
 
 All three classes differ from ``torch.optim`` in what they refuse, before anything is written:
 
@@ -15,6 +16,17 @@ All three classes differ from ``torch.optim`` in what they refuse, before anythi
 - Storage that was resized: ``ValueError`` for that of a gradient; the others can't be resized, ``RuntimeError``. torch
   reads what is no longer there.
 - Two threads in one optimizer: ``RuntimeError``. In torch, steps are lost.
+
+Beside parameters of bfloat16 and float16 the states are float32, and ``load_state_dict`` keeps them so. torch gives
+them the parameter's type and converts what it loads; there a long sum, and an average with ``alpha`` near 1, come to
+rest. Each class takes four keywords that torch does not have. Groups may differ in all but ``seed``:
+
+- ``state_dtype=torch.bfloat16``: states of 16 bits, except beside float64.
+- ``rounding``: how parameters and states of 16 bits are rounded, ``"nearest"``, as in torch, or ``"stochastic"``.
+- ``seed``: of stochastic rounding. Its noise depends on the seed, the parameter's name, its count of steps and the
+  place of the element. A parameter without a name is named by its number.
+- ``master=True``: bfloat16 parameters keep their low halves, as the state ``param_low``. The two together are a float32
+  parameter, bit for bit.
 """
 
 from __future__ import annotations
@@ -35,10 +47,11 @@ except ImportError as error:
     raise ImportError(f"{__name__} needs PyTorch: pip install torch", name="torch") from error
 from torch import Tensor
 
-from . import _core
+from . import _core, _storage
 from ._hints import did_you_mean
 from ._rows import Rows
 from ._schema import SCHEMAS
+from .typing import Rounding
 
 __all__ = ["Adagrad", "RMSprop", "Rprop"]
 
@@ -61,6 +74,7 @@ class _Bound:
     ) -> None:
         self._sizes = _sizes(groups)
         self._state_names = states
+        self._storage = _storage_of(groups)
         self._params = params
         self._entries = entries
         self.members = [i for i, entry in enumerate(entries) if entry]
@@ -75,22 +89,25 @@ class _Bound:
         self._steps = steps.numpy()
         """The memory of the states ``step``."""
         self._core = _core.OptimizerCore(rule)
+        self._core.seed = groups[0]["seed"] if groups else 0
         end = 0
-        for size, values in zip(self._sizes, options, strict=True):
+        for group, size, values in zip(groups, self._sizes, options, strict=True):
             start, end = end, end + size
-            group = [(names[i], params[i], entry) for i in range(start, end) if (entry := entries[i])]
+            its = [(names[i], params[i], entry) for i in range(start, end) if (entry := entries[i])]
             self._core.add_group(
-                [name for name, _, _ in group],
-                [_array(param, f"parameter {name!r}") for name, param, _ in group],
+                [name for name, _, _ in its],
+                [_array(param, f"parameter {name!r}") for name, param, _ in its],
                 values,
-                [_state_arrays(name, param, entry, states) for name, param, entry in group],
+                [_state_arrays(name, param, entry, states, group) for name, param, entry in its],
+                **_checked_storage(group, groups[0]),
             )
         self._core.set_tree(list(range(len(mine))))
         self._core.counts = [int(step) for step in steps.tolist()]
         for i, entry in enumerate(mine):
             entry["step"] = steps[i]
         self._values = _values(entries)
-        self._states = [state for entry in mine for state in _found(entry, states) if state is not None]
+        held = (*states, _LOW)
+        self._states = [state for entry in mine for state in _found(entry, held) if state is not None]
         self._places = self._places_now()
         self._counted = self._steps.copy()
         self._again: _core.TensorStep | None = None
@@ -100,7 +117,8 @@ class _Bound:
         if _COMPARED is None:
             return None
         if self._again is None:
-            states = [[*_found(entry, self._state_names), entry["step"]] for entry in filter(None, self._entries)]
+            held = (*self._state_names, _LOW)
+            states = [[*_found(entry, held), entry["step"]] for entry in filter(None, self._entries)]
             self._again = _core.TensorStep(
                 self._core,
                 lock,
@@ -118,6 +136,7 @@ class _Bound:
         """Whether groups, tensors, their memory and the step counts are unchanged."""
         return (
             _sizes(groups) == self._sizes
+            and _storage_of(groups) == self._storage
             and _same(params, self._params)
             and _same(entries, self._entries)
             and _same(_values(entries), self._values)
@@ -176,17 +195,67 @@ def _found(entry: Entry, names: Sequence[str]) -> list[Tensor | None]:
     return [next((entry[name] for name in either.split("|") if name in entry), None) for either in names]
 
 
-def _state_arrays(name: str, param: Tensor, entry: Entry, states: Sequence[str]) -> list[NDArray[Any] | None]:
+_LOW = "param_low"
+_INTEGERS = {"prev": torch.int8, _LOW: torch.uint16}
+
+
+def _compute_type(param: Tensor) -> torch.dtype:
+    return torch.float64 if param.dtype is torch.float64 else torch.float32
+
+
+def _type_of_states(param: Tensor, group: Group) -> torch.dtype:
+    return _compute_type(param) if group["state_dtype"] is None else torch.bfloat16
+
+
+def _state_arrays(
+    name: str, param: Tensor, entry: Entry, states: Sequence[str], group: Group
+) -> list[NDArray[Any] | None]:
     arrays: list[NDArray[Any] | None] = []
-    for state, tensor in zip(states, _found(entry, states), strict=True):
+    names = (*states, _LOW) if group["master"] else states
+    for state, tensor in zip(names, _found(entry, names), strict=True):
         what = f"{state.split('|')[0]} of parameter {name!r}"
-        if tensor is not None and tensor.dtype not in (param.dtype, torch.int8):
+        expected = _INTEGERS.get(state, _type_of_states(param, group))
+        convert = "call optimizer.load_state_dict(optimizer.state_dict()), which converts the states"
+        if tensor is not None and tensor.dtype != expected:
             raise TypeError(
-                f"{what}: expected {param.dtype}, as the parameter has, got {tensor.dtype}; after model.double() or "
-                "model.float(), call optimizer.load_state_dict(optimizer.state_dict()), which converts the states"
+                f"{what}: expected {expected}, got {tensor.dtype}; after model.double(), model.float() or a new "
+                f"state_dtype, {convert}"
             )
-        arrays.append(None if tensor is None else _array(tensor, what, (tensor.dtype,)))
+        if tensor is None and state == _LOW:
+            raise ValueError(f"{what}: expected a tensor, as master=True needs it, got none; {convert}")
+        arrays.append(None if tensor is None else _array(tensor, what, (expected,)))
     return arrays
+
+
+def _storage_of(groups: list[Group]) -> list[Any]:
+    return [(group["state_dtype"], group["rounding"], group["master"], group["seed"]) for group in groups]
+
+
+def _checked_storage(group: Group, first: Group) -> dict[str, Any]:
+    """Return how the arrays of a group are stored, as the core takes it."""
+    if _storage.checked_seed(group["seed"]) != first["seed"]:
+        raise ValueError(f"seed: expected {first['seed']!r}, as in the first group, got {group['seed']!r}")
+    if group["rounding"] is None:
+        raise ValueError("rounding: expected 'nearest' or 'stochastic', got None")
+    state_dtype = "bfloat16" if group["state_dtype"] is torch.bfloat16 else group["state_dtype"]
+    return _storage.checked({**group, "state_dtype": state_dtype})
+
+
+class _AsSaved:
+    """Keeps a tensor from ``torch.optim.Optimizer.load_state_dict``, which would convert it to the parameter's type."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def _keep_as_saved(_: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
+    ids = {each for group in state_dict["param_groups"] for each in group["params"]}
+    kept = {
+        key: {name: _AsSaved(value) if isinstance(value, Tensor) else value for name, value in entry.items()}
+        for key, entry in state_dict["state"].items()
+        if key in ids
+    }
+    return {**state_dict, "state": {**state_dict["state"], **kept}}
 
 
 def _sizes(groups: list[Group]) -> list[int]:
@@ -209,7 +278,7 @@ def _same(a: list[Any], b: list[Any]) -> bool:
     return len(a) == len(b) and all(map(operator.is_, a, b))
 
 
-_FLOATS = (torch.float32, torch.float64)
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def _array(tensor: Tensor, what: str, dtypes: Sequence[torch.dtype] = _FLOATS) -> NDArray[Any]:
@@ -217,14 +286,18 @@ def _array(tensor: Tensor, what: str, dtypes: Sequence[torch.dtype] = _FLOATS) -
     if tensor.layout is not torch.strided or tensor.device.type != "cpu":
         raise ValueError(f"{what}: expected a dense tensor on the CPU, got one of {tensor.layout} on {tensor.device}")
     if tensor.dtype not in dtypes:
-        raise TypeError(f"{what}: expected torch.float32 or torch.float64, got {tensor.dtype}")
+        raise TypeError(f"{what}: expected {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
     if tensor.is_neg():
         raise ValueError(f"{what}: expected elements as they are in memory, got a lazy negative; pass .resolve_neg()")
     reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
     needed = (tensor.storage_offset() + reach) * tensor.itemsize if tensor.numel() else 0
     if (there := tensor.untyped_storage().nbytes()) < needed:
         raise ValueError(f"{what}: expected a storage of {needed} bytes, got one that was resized to {there}")
-    array: NDArray[Any] = tensor.detach().numpy()
+    array: NDArray[Any]
+    if tensor.dtype is torch.bfloat16:
+        array = tensor.detach().view(torch.uint16).numpy().view(_storage.bfloat16())
+    else:
+        array = tensor.detach().numpy()
     return array
 
 
@@ -341,7 +414,6 @@ class _Optimizer(torch.optim.Optimizer):
         made._lock = threading.RLock()
         return made
 
-    load_state_dict = _alone(torch.optim.Optimizer.load_state_dict)
     __getstate__ = _alone(torch.optim.Optimizer.__getstate__)
 
     @_hooked
@@ -401,10 +473,17 @@ class _Optimizer(torch.optim.Optimizer):
         groups = [group for group in self.param_groups for _ in group["params"]]
         for group, param, grad in zip(groups, params, grads, strict=True):
             if grad is not None and not self.state.get(param):
-                self.state[param] = self._new_entry(param, group)
+                self._begin(param, group)
         return [self.state.get(param) for param in params]
 
+    def _begin(self, param: Tensor, group: Group) -> None:
+        """Give a parameter its states."""
+        self.state[param] = {"step": torch.zeros(()), **self._new_entry(param, group)}
+        if group["master"]:
+            self.state[param][_LOW] = torch.zeros_like(param, dtype=torch.uint16)
+
     def _new_entry(self, param: Tensor, group: Group) -> Entry:
+        """Return the rule's states for a parameter as they start."""
         raise NotImplementedError
 
     def _options(self, group: Group) -> Group:
@@ -434,19 +513,21 @@ class _Optimizer(torch.optim.Optimizer):
         """
         super().add_param_group(param_group)
         try:
-            self._check(self.param_groups[-1])
+            stored = self._check(self.param_groups[-1], self.param_groups[0])
             params = self.param_groups[-1]["params"]
             names = _names(self.param_groups)
             label = len(self.param_groups) - 1 or -1  # none for the first, which may be the only one
             for name, param in zip(names[len(names) - len(params) :], params, strict=True):
-                _core.check_parameter(_array(param, f"parameter {name!r}"), name, label)
-        except (TypeError, ValueError, RuntimeError):
+                _core.check_parameter(_array(param, f"parameter {name!r}"), name, label, **stored)
+        except (TypeError, ValueError, RuntimeError, ImportError):
             self.param_groups.pop()
             raise
 
-    def _check(self, group: Group) -> None:
+    def _check(self, group: Group, first: Group) -> dict[str, Any]:
+        """Check what a group says; return how its arrays are stored, as the core takes it."""
         _check_implementation(group)
         _core.check_hyperparameters(self._rule, self._options(group))
+        return _checked_storage(group, first)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore what ``load_state_dict``, ``copy`` or ``pickle`` pass."""
@@ -454,14 +535,72 @@ class _Optimizer(torch.optim.Optimizer):
         for group in state["param_groups"]:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
-            self._check(group)
+            self._check(group, state["param_groups"][0])
         super().__setstate__(state)
-        for entry in self.state.values():
-            found = self._from_torch(entry)
-            if found is not entry:
-                entry.clear()
-                entry.update(found)
+        for group in self.param_groups:
+            for param in group["params"]:
+                if any(isinstance(value, _AsSaved) for value in self.state.get(param, {}).values()):
+                    self.state[param] = self._converted(self.state[param], param, group)
         self._bound = self._again = None
+
+    def _converted(self, entry: Entry, param: Tensor, group: Group) -> Entry:
+        """Return states, as somebody saved them, in the types that they have here."""
+
+        def to(dtype: torch.dtype, given: Entry) -> Entry:
+            return {
+                name: value.to(param.device, dtype) if name not in ("step", *_INTEGERS) else value
+                for name, value in given.items()
+            }
+
+        as_saved = {name: value.tensor if isinstance(value, _AsSaved) else value for name, value in entry.items()}
+        made = to(_type_of_states(param, group), self._from_torch(to(_compute_type(param), as_saved)))
+        if group["master"]:
+            made.setdefault(_LOW, torch.zeros_like(param, dtype=torch.uint16))
+        return made
+
+    @_alone
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the state of an optimizer of this class or of torch's.
+
+        States become what they are here, float32 or, with ``state_dtype``, bfloat16; torch would convert them to the
+        type of a parameter of 16 bits. A state of torch has no low halves: those of ``master=True`` start at 0.
+
+        Parameters
+        ----------
+        state_dict : dict
+            What ``state_dict()`` returned.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Groups of other sizes, or hyperparameters that are out of range or do not exist here. Nothing was changed.
+        """
+        handle = self.register_load_state_dict_pre_hook(_keep_as_saved)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+
+    @_alone
+    def sync_master(self) -> None:
+        """Set the low halves of all parameters to 0: call it after you wrote into parameters with ``master=True``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> import fusedstep.torch
+        >>> w = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+        >>> opt = fusedstep.torch.RMSprop([w], lr=1e-3, master=True)
+        >>> w.sum().backward()
+        >>> opt.step()
+        >>> _ = w.data.fill_(2)
+        >>> opt.sync_master()
+        >>> opt.state[w]["param_low"].tolist()
+        [0, 0, 0]
+        """
+        for entry in self.state.values():
+            if _LOW in entry:
+                entry[_LOW].zero_()
 
     @_alone
     def state_dict(self) -> dict[str, Any]:
@@ -504,11 +643,13 @@ class RMSprop(_Optimizer):
     Parameters
     ----------
     params : iterable of torch.Tensor, of (str, torch.Tensor) or of dict
-        What to update: dense, float32 or float64, on the CPU.
+        What to update: dense, of floating point, on the CPU.
     lr, alpha, eps, weight_decay, momentum, centered, maximize
         As in torch and in ``fusedstep.RMSprop``.
     capturable, foreach, differentiable
         These select among torch's implementations. False, or without effect.
+    state_dtype, rounding, seed, master
+        How tensors of 16 bits are stored, see this module. torch has none of these.
 
     Examples
     --------
@@ -538,23 +679,29 @@ class RMSprop(_Optimizer):
         foreach: bool | None = None,
         maximize: bool = False,
         differentiable: bool = False,
+        *,
+        state_dtype: torch.dtype | str | None = None,
+        rounding: Rounding = "nearest",
+        seed: int = 0,
+        master: bool = False,
     ) -> None:
         super().__init__(params, _defaults(locals()))
 
     def _new_entry(self, param: Tensor, group: Group) -> Entry:
-        square = "variance" if group["centered"] else "square_avg"
-        entry = {"step": torch.zeros(()), square: torch.zeros_like(param)}
+        names = ["variance" if group["centered"] else "square_avg"]
         if group["momentum"] > 0:
-            entry["momentum_buffer"] = torch.zeros_like(param)
+            names.append("momentum_buffer")
         if group["centered"]:
-            entry["grad_avg"] = torch.zeros_like(param)
-        return entry
+            names.append("grad_avg")
+        return {name: torch.zeros_like(param, dtype=_type_of_states(param, group)) for name in names}
 
     @staticmethod
     def _to_torch(entry: Entry) -> Entry:
         if "variance" not in entry:
             return entry
-        square = entry["variance"] + entry["grad_avg"] * entry["grad_avg"]
+        wide = torch.promote_types(entry["variance"].dtype, torch.float32)
+        variance, mean = entry["variance"].to(wide), entry["grad_avg"].to(wide)
+        square = variance + mean * mean
         return {
             ("square_avg" if key == "variance" else key): value for key, value in (entry | {"variance": square}).items()
         }
@@ -584,11 +731,13 @@ class Adagrad(_Optimizer):
     Parameters
     ----------
     params : iterable of torch.Tensor, of (str, torch.Tensor) or of dict
-        What to update: dense, float32 or float64, on the CPU.
+        What to update: dense, of floating point, on the CPU.
     lr, lr_decay, weight_decay, initial_accumulator_value, eps, maximize
         As in torch and in ``fusedstep.Adagrad``.
     foreach, differentiable, fused
         These select among torch's implementations. False, or without effect.
+    state_dtype, rounding, seed, master
+        How tensors of 16 bits are stored, see this module. torch has none of these.
 
     Examples
     --------
@@ -618,6 +767,10 @@ class Adagrad(_Optimizer):
         maximize: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        state_dtype: torch.dtype | str | None = None,
+        rounding: Rounding = "nearest",
+        seed: int = 0,
+        master: bool = False,
     ) -> None:
         if not 0.0 <= initial_accumulator_value < float("inf"):
             raise ValueError(
@@ -626,14 +779,14 @@ class Adagrad(_Optimizer):
         super().__init__(params, _defaults(locals()))
         for group in self.param_groups:
             for param in group["params"]:
-                self.state[param] = self._new_entry(param, group)
+                self._begin(param, group)
 
     def _new_entry(self, param: Tensor, group: Group) -> Entry:
         start = self.defaults["initial_accumulator_value"]
-        return {"step": torch.zeros(()), "sum": torch.full_like(param, start)}
+        return {"sum": torch.full_like(param, start, dtype=_type_of_states(param, group))}
 
     def share_memory(self) -> None:
-        """Move the sums of squares to memory that other processes can share.
+        """Move the states to memory that other processes can share.
 
         Examples
         --------
@@ -643,7 +796,9 @@ class Adagrad(_Optimizer):
         >>> opt.share_memory()
         """
         for entry in self.state.values():
-            entry["sum"].share_memory_()
+            for name in ("sum", _LOW):
+                if name in entry:
+                    entry[name].share_memory_()
 
 
 class Rprop(_Optimizer):
@@ -666,11 +821,13 @@ class Rprop(_Optimizer):
     Parameters
     ----------
     params : iterable of torch.Tensor, of (str, torch.Tensor) or of dict
-        What to update: dense, float32 or float64, on the CPU.
+        What to update: dense, of floating point, on the CPU.
     lr, etas, step_sizes, maximize
         As in torch and in ``fusedstep.Rprop``.
     capturable, foreach, differentiable
         These select among torch's implementations. False, or without effect.
+    state_dtype, rounding, seed, master
+        How tensors of 16 bits are stored, see this module. torch has none of these.
 
     Examples
     --------
@@ -699,14 +856,17 @@ class Rprop(_Optimizer):
         foreach: bool | None = None,
         maximize: bool = False,
         differentiable: bool = False,
+        state_dtype: torch.dtype | str | None = None,
+        rounding: Rounding = "nearest",
+        seed: int = 0,
+        master: bool = False,
     ) -> None:
         super().__init__(params, _defaults(locals()))
 
     def _new_entry(self, param: Tensor, group: Group) -> Entry:
         return {
-            "step": torch.zeros(()),
             "prev": torch.zeros_like(param, dtype=torch.int8),
-            "step_size": torch.full_like(param, self._options(group)["lr"]),
+            "step_size": torch.full_like(param, self._options(group)["lr"], dtype=_type_of_states(param, group)),
         }
 
     @staticmethod

@@ -116,10 +116,11 @@ FUSEDSTEP_API int32_t fusedstep_noise_key(uint64_t seed, int64_t step, const cha
 
 /* The same from the gradients of some rows: row index[k] has values[k], which are added where a row is there twice, in this
  * order. `index` has one dimension; `values` has the parameter's shape, except that the first extent is that of the index.
- * The other rows are not updated. */
+ * The other rows are not updated. `key` and `param_low` may be NULL, and are for 16 bits, as above. */
 FUSEDSTEP_API int32_t fusedstep_step_rows(const fusedstep_rule* rule, int64_t step, const fusedstep_array* parameter,
                                           const fusedstep_array* index, const fusedstep_array* values,
-                                          const fusedstep_array* states, int32_t count);
+                                          const fusedstep_array* states, int32_t count, const uint64_t* key,
+                                          const fusedstep_array* param_low);
 
 /* The norm of all gradients together. */
 FUSEDSTEP_API int32_t fusedstep_norm(const fusedstep_array* gradients, int64_t count, double* norm);

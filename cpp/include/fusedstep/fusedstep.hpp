@@ -194,7 +194,7 @@ FUSEDSTEP_API void step(const AnyRule& rule, std::int64_t step, const AnySpan& p
 
 /// The same from a gradient of some rows. std::out_of_range for a row that the parameter does not have; nothing was written.
 FUSEDSTEP_API void step(const AnyRule& rule, std::int64_t step, const AnySpan& parameter, const Rows& gradient,
-                        std::span<const AnySpan> states);
+                        std::span<const AnySpan> states, const Narrow& narrow = {});
 
 /// The same, with a span for each state; the first update.
 template <class Rule, Element T, Element G, Element... S>
