@@ -19,8 +19,9 @@ from checks import Problem, make_problem, solve
 from fusedstep import _core
 from registry import CASES, COMBINATIONS, DRAWN, DTYPES, FIRST_OF_RULE, SPECIAL_LENGTH, SWITCHES, Case, ordinary, rose
 
-DTYPE_CODES = {"f": 0, "d": 1, "b": 2}
-"""FUSEDSTEP_FLOAT32, FUSEDSTEP_FLOAT64 and FUSEDSTEP_INT8, by NumPy's characters."""
+DTYPES_OF_C = ["float32", "float64", "int8", "bfloat16", "float16", "uint16", "int32", "int64", "uint32", "uint64"]
+DTYPE_CODES = {name: code for code, name in enumerate(DTYPES_OF_C)}
+"""FUSEDSTEP_FLOAT32 and those that follow, by NumPy's names."""
 
 SHORT = (0, 1, 7, 37)
 CUT = ((1, 1025), (33, 65))
@@ -94,7 +95,7 @@ def write(file: IO[bytes], problem: Problem) -> None:
     held_as = {state.name: state.held_as for state in case.states}
     for name, array in start.items():
         text(held_as.get(name, name))
-        numbers(DTYPE_CODES[array.dtype.char], array.ndim)
+        numbers(DTYPE_CODES[array.dtype.name], array.ndim)
         file.write(array.tobytes())
     numbers(len(problem.after))
     for t, (grad, after) in enumerate(zip(problem.values.grads, problem.after, strict=True), 1):

@@ -18,7 +18,7 @@ import native
 from cases import DTYPE_CODES, c_options
 from checks import assert_same, difference
 from fusedstep import _core
-from registry import CASES, DTYPES, Case, loss, rose
+from registry import CASES, DTYPES, FULLEST_OF_RULE, STORAGES, Case, Storage, loss, of_rows, ordinary, rose
 
 cffi: Any = pytest.importorskip("cffi")
 ffi = cffi.FFI()
@@ -27,7 +27,7 @@ NULL = ffi.NULL
 Array = np.ndarray[Any, Any]
 
 OK, INVALID_ARGUMENT, NONFINITE, OUT_OF_MEMORY = range(4)
-FLOAT32, FLOAT64, INT8 = DTYPE_CODES.values()
+FLOAT32, FLOAT64, INT8, BFLOAT16 = list(DTYPE_CODES.values())[:4]
 NONFINITE_POLICIES = ("propagate", "skip", "raise")
 RULES = _core.rules()
 CLASSES = {case.rule: case.cls for case in CASES}
@@ -47,7 +47,7 @@ def borrow(*arrays: Array | None) -> Any:
 def _point(slot: Any, array: Array) -> Any:
     shape, strides = (ffi.new("int64_t[]", list(numbers)) for numbers in (array.shape, array.strides))
     slot.data, slot.shape, slot.strides = ffi.cast("void *", array.ctypes.data), shape, strides
-    slot.dtype, slot.dimensions = DTYPE_CODES[array.dtype.char], array.ndim
+    slot.dtype, slot.dimensions = DTYPE_CODES[array.dtype.name], array.ndim
     return shape, strides
 
 
@@ -172,6 +172,41 @@ def test_every_int8_as_the_last_sign(lib: Library, case: Case, t: int) -> None:
     rule = lib.rule(case.rule, c_options(case, case.at_step(t, rose(t))))
     assert lib.step(rule, t, borrow(found["param"]), borrow(grad), borrow(*states.values()), len(states)) == OK
     assert_same(found, expected, "")
+
+
+STORED = [case.as_stored(storage) for case in FULLEST_OF_RULE for storage in STORAGES]
+each_stored = pytest.mark.parametrize("case", STORED, ids=repr)
+
+
+@pytest.mark.parametrize("by_rows", [False, True], ids=("dense", "rows"))
+@each_stored
+def test_stored_steps_have_the_bits_of_python(lib: Library, case: Case, by_rows: bool) -> None:
+    """Parameters, gradients and states of 16 bits, with a key and low halves; dense, and by rows."""
+    if by_rows and not RULES[case.rule]["rows"]:
+        return
+    rng = np.random.default_rng(3)
+    shape, storage = (23, 19), case.storage
+    index = tuple(rng.integers(0, 23, 30) for _ in range(5))
+    make = of_rows(case, storage.compute, shape, index, rng) if by_rows else ordinary(case, storage.compute, shape, rng)
+    values = storage.stored(case, make)
+    expected = {"param": values.param, **values.states}
+    mine = {name: array.copy() for name, array in expected.items()}
+    for t, grad in enumerate(values.grads, 1):
+        rows = {"rows": index[t - 1]} if by_rows else {}
+        case.call({**expected, "grad": grad, **rows}, t)
+        now = case.at_step(t, rose(t))
+        key = NULL
+        if storage.stochastic:
+            key = ffi.new("uint64_t *")
+            assert lib.noise_key(0, t, b"0", key) == OK
+            assert key[0] == now.pop("key")
+        states = [array for name, array in mine.items() if name not in ("param", "param_low")]
+        low = borrow(mine["param_low"]) if storage.master else NULL
+        given = (borrow(index[t - 1]), borrow(grad)) if by_rows else (borrow(grad),)
+        step = lib.step_rows if by_rows else lib.step_narrow
+        rule = lib.rule(case.rule, c_options(case, now))
+        assert step(rule, t, borrow(mine["param"]), *given, borrow(*states), len(states), key, low) == OK, lib.error()
+        assert_same(mine, expected, f"{case} after step {t}")
 
 
 def test_null_strides_mean_c_order(lib: Library) -> None:
@@ -327,21 +362,36 @@ def make_parameters(params: Mapping[str | None, tuple[Any, int]]) -> Any:
 class Optimizer:
     """An optimizer of the C ABI on arrays by name, each in a group."""
 
-    def __init__(self, lib: Library, rules: list[Any], params: Mapping[str, tuple[Array, int]]) -> None:
+    def __init__(
+        self,
+        lib: Library,
+        rules: list[Any],
+        params: Mapping[str, tuple[Array, int]],
+        storage: Any = None,
+        seed: int = 0,
+    ) -> None:
         self._lib = lib
         made = ffi.new("fusedstep_optimizer **")
         row = make_parameters({name: (borrow(array), group) for name, (array, group) in params.items()})
-        self.code = lib.optimizer_create(ffi.new("fusedstep_rule *[]", rules), len(rules), row, len(params), made)
+        of_groups = ffi.new("fusedstep_rule *[]", rules)
+        if storage is None:
+            self.code = lib.optimizer_create(of_groups, len(rules), row, len(params), made)
+        else:
+            self.code = lib.optimizer_create_narrow(of_groups, storage, len(rules), row, len(params), seed, made)
         self.handle = ffi.gc(made[0], lib.optimizer_destroy)
 
-    def step(self, grads: Sequence[Array | None], **options: Any) -> tuple[int, Any]:
+    def step(self, grads: Sequence[Array | None], index: Array | None = None, **options: Any) -> tuple[int, Any]:
+        """Do a step; ``index`` has the rows of the first gradient."""
         passed = ffi.new("fusedstep_step_options *")
         assert self._lib.step_options_init(passed, ffi.sizeof(passed[0])) == OK
         for name, value in options.items():
             setattr(passed, name, NONFINITE_POLICIES.index(value) if isinstance(value, str) else value)
         report = ffi.new("fusedstep_step_report *")
         report.size = ffi.sizeof(report[0])
-        return self._lib.optimizer_step(self.handle, borrow(*grads), len(grads), passed, report), report
+        if index is None:
+            return self._lib.optimizer_step(self.handle, borrow(*grads), len(grads), passed, report), report
+        indices = borrow(index, *(None for _ in grads[1:]))
+        return self._lib.optimizer_step_rows(self.handle, indices, borrow(*grads), len(grads), passed, report), report
 
     def state(self, parameter: int, name: str) -> tuple[int, Any]:
         found = ffi.new("fusedstep_array *")
@@ -396,6 +446,77 @@ def test_an_optimizer_does_what_that_of_python_does(lib: Library, case: Case) ->
                 assert not difference(as_numpy(found), theirs_now), (name, state, t)
                 again = mine.state(index, state)[1]  # asking costs no memory
                 assert (again.shape, again.strides) == (found.shape, found.strides)
+
+
+def storage_of(storage: Storage, **changed: int) -> Any:
+    """Return one as the C ABI has it."""
+    made = ffi.new("fusedstep_storage *")
+    made.size, made.master = ffi.sizeof(made[0]), storage.master
+    made.state_dtype = BFLOAT16 if storage.class_options["state_dtype"] else -1
+    made.rounding = ("nearest", "stochastic").index(storage.class_options["rounding"])
+    for name, value in changed.items():
+        setattr(made, name, value)
+    return made
+
+
+@each_stored
+def test_a_stored_optimizer_does_what_that_of_python_does(lib: Library, case: Case) -> None:
+    """Arrays of 16 bits, a seed, rows where the rule takes them, and low halves that are dropped."""
+    rng = np.random.default_rng(5)
+    storage, shapes = case.storage, {"emb": (31, 20), "b": (50,)}
+    arrays = {
+        name: rng.standard_normal(shape).astype(np.float32).astype(storage.param) for name, shape in shapes.items()
+    }
+    expected = {name: array.copy() for name, array in arrays.items()}
+    theirs = case.new(expected, seed=2**64 - 3)
+    mine = Optimizer(lib, [lib.rule(case.rule, {name: value for name, value in case.class_options.items()
+                                                if name in RULES[case.rule]["fields"]})],
+                     {name: (array, 0) for name, array in arrays.items()}, storage_of(storage), 2**64 - 3)  # fmt: skip
+    assert mine.code == OK, lib.error()
+    for t in range(1, 5):
+        grads = {name: rng.standard_normal(shape).astype(storage.grad) for name, shape in shapes.items()}
+        options = {"loss": loss(t), "clip_norm": 5.0 * (t % 2)}
+        index = rng.integers(0, 31, 8).astype(np.int32) if t > 2 and RULES[case.rule]["rows"] else None
+        if index is not None:
+            grads["emb"] = grads["emb"][:8].copy()
+        given: dict[str, Any] = {**grads} if index is None else {**grads, "emb": fs.Rows(index, grads["emb"])}
+        theirs.step(given, loss=options["loss"], clip_norm=options["clip_norm"] or None)
+        assert mine.step(list(grads.values()), index, **options)[0] == OK, lib.error()
+        assert_same(arrays, expected, f"{case} after step {t}")
+        for k, name in enumerate(shapes):
+            for state, array in theirs.state[name].items():
+                assert not difference(as_numpy(mine.state(k, state)[1]), array), (name, state, t)
+        if storage.master and t == 2:
+            assert lib.optimizer_sync_master(mine.handle, 0) == OK
+            theirs.sync_master("emb")
+
+
+def test_bad_storage_says_what_is_wrong(lib: Library) -> None:
+    """Of the struct, and of what a parameter can't be."""
+    rule, w = [lib.rule("adagrad")], {"w": (np.ones(3, np.float32), 0)}
+    plain = Storage(np.float32, np.float32, np.float32)
+    for changed, says in (
+        ({"size": 0}, "storage: "),
+        ({"state_dtype": 6}, "state_dtype: expected a dtype from 0 to 5, or -1, got 6"),
+        ({"state_dtype": -2}, "state_dtype: expected a dtype from 0 to 5, or -1, got -2"),
+        (
+            {"state_dtype": FLOAT64},
+            "state_dtype: expected None or bfloat16 for parameter 'w' of dtype float32, got float64",
+        ),
+        ({"rounding": 2}, "rounding: expected a value below 2, got 2"),
+        ({"master": 2}, "master: expected a value below 2, got 2"),
+        (
+            {"master": 1},
+            "master: expected False (only a bfloat16 has low halves) for parameter 'w' of dtype float32, got True",
+        ),
+    ):
+        assert Optimizer(lib, rule, w, storage_of(plain, **changed)).code == INVALID_ARGUMENT
+        assert lib.error().startswith(says)
+    assert lib.noise_key(0, 0, b"w", ffi.new("uint64_t *")) == INVALID_ARGUMENT
+    assert lib.error() == "step: expected a count from 1, got 0"
+    for name, key in ((NULL, ffi.new("uint64_t *")), (b"w", NULL)):
+        assert lib.noise_key(0, 1, name, key) == INVALID_ARGUMENT
+        assert lib.error().endswith(": expected a pointer, got NULL")
 
 
 def test_norm(lib: Library) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ._functional import fused
 from ._optimizer import Optimizer, Options
-from .typing import Float, Index, Params, Rounding, StateDtype, Verify
+from .typing import Float, Gradient, Index, Parameter, Params, Rounding, StateDtype, Verify
 
 __all__ = ["Adadelta", "AdadeltaOptions", "adadelta_"]
 
@@ -23,8 +23,8 @@ class AdadeltaOptions(Options, total=False):
 
 @fused("adadelta")
 def adadelta_(
-    param: NDArray[Float],
-    grad: NDArray[Float],
+    param: Parameter[Float],
+    grad: Gradient[Float],
     square_avg: NDArray[Float],
     acc_delta: NDArray[Float],
     *,

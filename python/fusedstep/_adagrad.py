@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ._functional import fused
 from ._optimizer import Optimizer, Options
-from .typing import Float, Index, Params, Rounding, StateDtype, Verify
+from .typing import Float, Gradient, Index, Parameter, Params, Rounding, StateDtype, Verify
 
 __all__ = ["Adagrad", "AdagradOptions", "adagrad_"]
 
@@ -25,8 +25,8 @@ class AdagradOptions(Options, total=False):
 
 @fused("adagrad")
 def adagrad_(
-    param: NDArray[Float],
-    grad: NDArray[Float],
+    param: Parameter[Float],
+    grad: Gradient[Float],
     square_sum: NDArray[Float],
     *,
     lr: float,

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ._functional import fused
 from ._optimizer import Optimizer, Options
-from .typing import Float, Index, Params, Rounding, StateDtype, Verify
+from .typing import Float, Gradient, Index, Parameter, Params, Rounding, StateDtype, Verify
 
 __all__ = ["AdagradDA", "AdagradDAOptions", "adagrad_da_"]
 
@@ -22,8 +22,8 @@ class AdagradDAOptions(Options, total=False):
 
 @fused("adagrad_da")
 def adagrad_da_(
-    param: NDArray[Float],
-    grad: NDArray[Float],
+    param: Parameter[Float],
+    grad: Gradient[Float],
     grad_sum: NDArray[Float],
     square_sum: NDArray[Float],
     *,

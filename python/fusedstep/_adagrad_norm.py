@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ._functional import fused
 from ._optimizer import Optimizer, Options
-from .typing import Float, Index, Params, Per, Rounding, StateDtype, Verify
+from .typing import Float, Gradient, Index, Parameter, Params, Per, Rounding, StateDtype, Verify
 
 __all__ = ["AdagradNorm", "AdagradNormOptions", "adagrad_norm_"]
 
@@ -23,8 +23,8 @@ class AdagradNormOptions(Options, total=False):
 
 @fused("adagrad_norm")
 def adagrad_norm_(
-    param: NDArray[Float],
-    grad: NDArray[Float],
+    param: Parameter[Float],
+    grad: Gradient[Float],
     square_sum: NDArray[Float],
     *,
     lr: float,

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ._functional import fused
 from ._optimizer import Optimizer, Options
-from .typing import Float, Index, Params, Rounding, StateDtype, Verify
+from .typing import Float, Gradient, Index, Parameter, Params, Rounding, StateDtype, Verify
 
 __all__ = ["ProximalAdagrad", "ProximalAdagradOptions", "proximal_adagrad_"]
 
@@ -22,8 +22,8 @@ class ProximalAdagradOptions(Options, total=False):
 
 @fused("proximal_adagrad")
 def proximal_adagrad_(
-    param: NDArray[Float],
-    grad: NDArray[Float],
+    param: Parameter[Float],
+    grad: Gradient[Float],
     square_sum: NDArray[Float],
     *,
     lr: float,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ._functional import fused
 from ._optimizer import Optimizer, Options
-from .typing import Float, Index, MomentumForm, Params, Rounding, StateDtype, Verify
+from .typing import Float, Gradient, Index, MomentumForm, Parameter, Params, Rounding, StateDtype, Verify
 
 __all__ = ["RMSprop", "RMSpropOptions", "rmsprop_"]
 
@@ -30,8 +30,8 @@ class RMSpropOptions(Options, total=False):
 
 @fused("rmsprop")
 def rmsprop_(
-    param: NDArray[Float],
-    grad: NDArray[Float],
+    param: Parameter[Float],
+    grad: Gradient[Float],
     square_avg: NDArray[Float],
     *,
     lr: float,

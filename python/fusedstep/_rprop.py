@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ._functional import fused
 from ._optimizer import Optimizer, Options
-from .typing import Float, Params, Rounding, StateDtype, Variant, Verify
+from .typing import Float, Gradient, Parameter, Params, Rounding, StateDtype, Variant, Verify
 
 __all__ = ["Rprop", "RpropOptions", "StepSizeStats", "rprop_"]
 
@@ -25,8 +25,8 @@ class RpropOptions(Options, total=False):
 
 @fused("rprop")
 def rprop_(
-    param: NDArray[Float],
-    grad: NDArray[Float],
+    param: Parameter[Float],
+    grad: Gradient[Float],
     step_size: NDArray[Float],
     prev_sign: NDArray[np.int8],
     *,

@@ -10,6 +10,7 @@ __all__ = [
     "AttrsInstance",
     "DataclassInstance",
     "Float",
+    "Gradient",
     "Grads",
     "Index",
     "Leaf",
@@ -17,6 +18,7 @@ __all__ = [
     "MinimizeResult",
     "MomentumForm",
     "Nonfinite",
+    "Parameter",
     "Params",
     "Per",
     "Rounding",
@@ -28,7 +30,7 @@ __all__ = [
 ]
 
 Float = TypeVar("Float", np.float32, np.float64)
-"""The type of the elements: a function takes all of its arrays in the same one, or in others of floating point."""
+"""The type that a function computes in, which its states have, and its other arrays unless they are narrower."""
 
 MomentumForm: TypeAlias = Literal["torch", "tf"]
 Variant: TypeAlias = Literal["rprop-", "rprop+", "irprop-", "irprop-move", "irprop+", "grprop-slr", "grprop-sag"]
@@ -83,6 +85,12 @@ if TYPE_CHECKING:
 
     from ._rows import Index, Rows
 
+    Parameter: TypeAlias = NDArray[Float] | NDArray[np.float16]
+    """What a function updates. Arrays of bfloat16 have no type of their own: they are ``NDArray[Any]``."""
+
+    Gradient: TypeAlias = NDArray[Float] | NDArray[np.float32] | NDArray[np.float16]
+    """What it takes for a gradient: any type that the computation holds exactly."""
+
     Leaf: TypeAlias = NDArray[Any] | Buffer | SupportsDLPack
     """An array, or an object that offers its memory."""
 
@@ -100,3 +108,4 @@ if TYPE_CHECKING:
     """Gradients: the containers of the parameters, where ``Rows`` are those of some rows, and None leaves one out."""
 else:  # what reads annotations at run time can't follow types that contain themselves
     Leaf = Index = Tree = Params = Grads = Any
+    Parameter = Gradient = list[Float]

@@ -34,7 +34,7 @@ class Other:
 
 
 single, double = np.zeros(3, np.float32), np.zeros(3)
-signs = np.zeros(3, np.int8)
+signs, half = np.zeros(3, np.int8), np.zeros(3, np.float16)
 anything: NDArray[Any] = single
 layer = Layer(single, single)
 flat: dict[str, NDArray[np.float32]] = {"w": single}
@@ -82,6 +82,14 @@ smallest: float = rprop.step_size_stats()["w"].min
 fs.rmsprop_(single, single, single, lr=0.1)
 fs.rmsprop_(double, double, double, lr=0.1, grad_avg=double, momentum_form="tf", step=3)
 fs.rmsprop_(anything, anything, anything, lr=0.1)
+fs.rmsprop_(double, single, double, lr=0.1)
+fs.rmsprop_(double, half, double, lr=0.1)
+fs.rmsprop_(single, half, single, lr=0.1)
+fs.rmsprop_(single, anything, single, lr=0.1)
+fs.rmsprop_(single, anything, anything, lr=0.1, key=3)
+fs.rmsprop_(half, half, single, lr=0.1, momentum_buffer=single, momentum=0.9)
+fs.adagrad_(anything, anything, anything, lr=0.1, param_low=np.zeros(3, np.uint16))
+fs.RMSprop({"w": half}, state_dtype="bfloat16", rounding="nearest", seed=3, master=False)
 fs.adagrad_(double, double, double, lr=0.1)
 fs.rprop_(single, single, single, signs, variant="grprop-slr")
 fs.reference.adagrad_(double, double, double, lr=0.1)
