@@ -17,7 +17,7 @@ from fusedstep._bench import Case, alternate, repeated
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `bench`, which is not installed
 
-from bench import cases, history, lists, peers, report, rows
+from bench import cases, history, lists, narrow, peers, report, rows
 from bench.__main__ import main, parts
 from bench.cases import CASES, LAYOUTS, RIGHT, WRONG, Arrays
 
@@ -270,3 +270,19 @@ def test_the_plot_draws_every_rule(tmp_path):
     plot.plot(found, rows.machine(), tmp_path / "plot.svg")
     drawn = (tmp_path / "plot.svg").read_text()
     assert all(f">{name}<" in drawn for name in rows.MAIN)
+
+
+@pytest.mark.slow
+def test_narrow_storage_is_timed_beside_float32(monkeypatch, capsys):
+    monkeypatch.setattr(narrow, "SIZES", (64, 128))
+    monkeypatch.setattr(sys, "argv", ["narrow", "--seconds", "0.01"])
+    narrow.main()
+    text = capsys.readouterr().out
+    assert "other bits" not in text
+    _, *tables = text.split("\n\n")
+    assert {table.split(",")[0] for table in tables} == {"RMSprop", "Adagrad", "Rprop"}
+    for table in tables:
+        ratios = {line[:36].strip(): float(line.split()[-2]) for line in table.splitlines()[2:]}
+        assert narrow.STORAGES.keys() <= ratios.keys()
+        assert ratios["float32"] == 1
+        assert all(ratio > 0 for ratio in ratios.values())
