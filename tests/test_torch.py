@@ -331,7 +331,7 @@ def test_hooks() -> None:
 
 
 def python_calls(call: Callable[[], Any]) -> list[str]:
-    """Return the names of the functions in Python that run in a call, but for its own."""
+    """Return the names of the functions in Python that run in a call, except for its own."""
     names: list[str] = []
     sys.setprofile(lambda frame, event, _: names.append(frame.f_code.co_name) if event == "call" else None)
     try:

@@ -38,7 +38,7 @@ struct Exchange {
   int (*look)(void* tensor, Look* look);
 };
 
-// Whether a tensor is like an array, but for its place.
+// Whether a tensor is like an array, except for its place.
 bool is_like(const Look& look, const Array& array) {
   constexpr std::int32_t processor = 1;
   constexpr std::uint8_t integer = 0, natural = 1, real = 2, brain = 4;
