@@ -145,6 +145,8 @@ std::size_t OptimizerCore::kind(const Member& member, Type gradient) {
   return (member.group * type_count + parameter) * type_count + static_cast<std::size_t>(gradient);
 }
 
+std::size_t OptimizerCore::group_of(std::size_t kind) { return kind / (type_count * type_count); }
+
 void OptimizerCore::sync_master(std::size_t i) {
   if (members_[i].states[low_half].data != nullptr) set_to_zero(members_[i].states[low_half]);
 }
@@ -225,8 +227,8 @@ void OptimizerCore::check_rounding(std::size_t group, const Options& options) co
       if (field.kind != schema::Kind::real || field.purpose == schema::Purpose::loss) continue;
       const double value = options.at<double>(field);
       const auto rounded = static_cast<float>(value);
-      const bool is_eps = std::string_view(field.name) == "eps";
-      if (!std::isinf(rounded) && !(is_eps && value > 0 && rounded == 0)) continue;
+      const bool vanishes = value > 0 && rounded == 0 && std::string_view(field.name) == "eps";
+      if (!std::isinf(rounded) && !vanishes) continue;
       refuse(std::string(field.name) + ": " + schema::text(value) + " becomes " + (rounded == 0 ? "0" : "inf") +
              " in float32, in which parameter '" + member.name + "' is updated");
     }
@@ -237,15 +239,24 @@ void OptimizerCore::check_rounding(std::size_t group, const Options& options) co
 void OptimizerCore::set_options(std::size_t group, const Options& options) {
   check(schema_, options);
   if (std::memcmp(&options, &groups_[group], sizeof options) == 0) return;
-  bool needs_states = false;
+  bool same_states = true;
   for (std::size_t s = 0; s < schema_.states.size(); ++s) {
-    needs_states |= schema_.uses(options, s) && !schema_.uses(groups_[group], s);
+    same_states &= schema_.uses(options, s) == schema_.uses(groups_[group], s);
   }
-  if (needs_states) check_states(group, options);
+  if (!same_states) check_states(group, options);
   check_rounding(group, options);
   if (const std::string wrong = schema_.change(groups_[group], options); !wrong.empty()) refuse(wrong);
   groups_[group] = options;
-  plan_ = nullptr;
+  if (!same_states || schema_.uses_step(options) || plan_ != &kernels()) {
+    plan_ = nullptr;
+    return;
+  }
+  const DefaultFloatingPoint guard;
+  for (Part& part : parts_) {
+    if (group_of(part.kind) != group) continue;
+    part.work = make_work(rule_, options, 0, part.work.storage, {}, 1.0);
+    if (part.work.kernel.reduce != nullptr) plan_ = nullptr;
+  }
 }
 
 void OptimizerCore::restore_options(std::size_t group, const Options& options) {
@@ -439,7 +450,7 @@ void OptimizerCore::prepare(const StepOptions& options, std::span<const double> 
     if (!present_[i]) continue;
     present_elements_ += (members_[i].by_rows ? members_[i].rows->elements() : tensors_[i].size) + tensor_overhead;
     const std::size_t kind = kinds_[i];
-    const std::int64_t step = uses_step[kind / (type_count * type_count)] ? counts_[i] + 1 : 0;
+    const std::int64_t step = uses_step[group_of(kind)] ? counts_[i] + 1 : 0;
     if (clip_coefs.size() > 1) {
       part = part_for(i, step, options, clip_coefs[next++]);
     } else if (part < 0 || kind != last_kind || step != last_step) {

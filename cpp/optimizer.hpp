@@ -147,6 +147,7 @@ class OptimizerCore {
   }
   bool may_need_noise(const Member& member) const;
   static std::size_t kind(const Member& member, Type gradient);
+  static std::size_t group_of(std::size_t kind);
   void label_groups();
   void check_states(std::size_t group, const Options& options) const;
   void check_rounding(std::size_t group, const Options& options) const;

@@ -73,6 +73,8 @@ Interval extent(const Array& array) {
   return bytes;
 }
 
+bool apart(Interval a, Interval b) { return a.hi <= b.lo || b.hi <= a.lo; }
+
 // Whether each axis steps over all that lies along those after it: C order with or without gaps, as most arrays have.
 bool axes_are_nested(const Array& array) {
   std::int64_t reach = array.item_size();
@@ -90,7 +92,7 @@ bool axes_are_nested(const Array& array) {
 bool share_memory(const Array& a, const Array& b) {
   const Interval in_a = extent(a);
   const Interval in_b = extent(b);
-  if (in_a.hi <= in_b.lo || in_b.hi <= in_a.lo || a.size() == 0 || b.size() == 0) return false;
+  if (apart(in_a, in_b) || a.size() == 0 || b.size() == 0) return false;
 
   // An element of a at offset x and one of b at offset y share a byte if -a.item_size() < address(a) + x - address(b) - y
   // < b.item_size(). Equal strides make one term, so that interleaved slices are told apart at once.
@@ -112,8 +114,8 @@ bool share_memory(const Array& a, const Array& b) {
   };
   for (std::size_t k = 0; k < a.shape.size(); ++k) add(a.strides[k], 0, a.shape[k] - 1);
   for (std::size_t k = 0; k < b.shape.size(); ++k) add(b.strides[k], 1 - b.shape[k], 0);
-  const std::int64_t apart = address(b) - address(a);
-  return Reachable(std::move(terms))({apart - a.item_size() + 1, apart + b.item_size() - 1});
+  const std::int64_t from_a = address(b) - address(a);
+  return Reachable(std::move(terms))({from_a - a.item_size() + 1, from_a + b.item_size() - 1});
 }
 
 bool shares_memory_with_itself(const Array& array) {
@@ -147,6 +149,21 @@ void check_disjoint(const Array& a, const Array& b) {
   }
   refuse(a.label.text() + " shares memory with " + b.label.text() +
                               "; an update in place needs arrays that do not overlap: pass a copy of one");
+}
+
+void check_disjoint(std::span<const Array* const> written, std::span<const Array* const> read) {
+  constexpr std::size_t few = 8;
+  Interval bytes[few];
+  const auto check = [&](const Array& array, Interval own, std::size_t others) {
+    for (std::size_t k = 0; k < others; ++k) {
+      if (!apart(own, bytes[k])) check_disjoint(array, *written[k]);
+    }
+  };
+  for (std::size_t k = 0; k < written.size(); ++k) {
+    bytes[k] = extent(*written[k]);
+    check(*written[k], bytes[k], k);
+  }
+  for (const Array* array : read) check(*array, extent(*array), written.size());
 }
 
 WrittenMemory::WrittenMemory(std::vector<Array> arrays) : arrays_(std::move(arrays)) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "checks.hpp"
@@ -16,6 +17,9 @@ bool shares_memory_with_itself(const Array& array);
 
 void check_distinct_elements(const Array& written);
 void check_disjoint(const Array& a, const Array& b);
+
+// No two of at most eight written arrays, and none that is read with one of those.
+void check_disjoint(std::span<const Array* const> written, std::span<const Array* const> read);
 
 // Many written arrays, no two of which may share memory, and which further arrays must keep clear of.
 class WrittenMemory {

@@ -132,11 +132,14 @@ bool contains(const Range& range, double x) {
 }
 
 // `part` names the value where the field has two.
-void check(const Field& field, const Range& range, double value, const char* part = "") {
-  if (contains(range, value)) return;
+[[noreturn]] void refuse_value(const Field& field, const Range& range, double value, const char* part) {
   std::string rule = range.text;
   rule.replace(rule.find('%'), 1, std::string(field.name) + part);
   refuse(std::string(field.name) + ": expected a finite number with " + rule + ", got " + schema::text(value));
+}
+
+void check(const Field& field, const Range& range, double value, const char* part = "") {
+  if (!contains(range, value)) refuse_value(field, range, value, part);
 }
 
 }  // namespace

@@ -150,21 +150,18 @@ SingleUpdate::SingleUpdate(RuleId rule, const Options& options, std::int64_t ste
   if (is_given(index) || schema.is_per_row(options)) {
     if (!schema.takes_rows) refuse(index.label.text() + ": " + schema.name + " takes no rows");
     rows_.emplace().bind(index, gradient, parameter);
-    if (is_given(index)) check_disjoint(index, parameter);
   } else {
     check_shape(gradient, parameter);
   }
-  check_disjoint(gradient, parameter);
+  const Array* written[1 + state_arrays] = {&parameter};
+  std::size_t arrays_written = 1;
   for (std::size_t s = 0; s < states.size(); ++s) {
     if (states[s].data == nullptr) continue;
     check_state(s == low_half ? low_halves.storage : schema.storage(options, s), states[s], parameter);
-    check_disjoint(states[s], parameter);
-    check_disjoint(gradient, states[s]);
-    if (is_given(index)) check_disjoint(index, states[s]);
-    for (std::size_t other = 0; other < s; ++other) {
-      if (states[other].data != nullptr) check_disjoint(states[s], states[other]);
-    }
+    written[arrays_written++] = &states[s];
   }
+  const Array* const read[] = {&gradient, &index};
+  check_disjoint({written, arrays_written}, {read, is_given(index) ? 2u : 1u});
   const Rounding rounding = key ? Rounding::stochastic : Rounding::nearest;
   Array summed = gradient;
   if (rows_) summed.type = compute_type(parameter.type);

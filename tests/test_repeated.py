@@ -7,6 +7,7 @@ not.
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,10 @@ Array = np.ndarray[Any, Any]
 
 SIZES = (16, 3, 5000)
 """Of the parameters: the last one is large enough that steps let other threads run."""
+
+
+ANEW: dict[str, Any] = {"clip_value": 1e30}
+"""Options that change no bit of an ordinary step, which is then made in full."""
 
 
 class World:
@@ -223,7 +228,7 @@ def test_what_may_change(change: Callable[[World], None], sizes: tuple[int, ...]
             change(ours)
             change(theirs)
         report = ours.opt.step(ours.grads)
-        expected = theirs.opt.step(theirs.grads, zero_grads=False)
+        expected = theirs.opt.step(theirs.grads, **ANEW)
         assert (report.step, report.grad_norm, report.skipped) == (expected.step, None, False)
     for found, right in zip(ours.values(), theirs.values(), strict=True):
         assert not difference(found, right)
@@ -235,11 +240,11 @@ def test_what_may_not(change: Callable[[World], None]) -> None:
     ours, theirs = World(), World()
     for _ in range(4):
         ours.opt.step(ours.grads)
-    theirs.opt.step(theirs.grads, zero_grads=False)
+    theirs.opt.step(theirs.grads, **ANEW)
     change(ours)
     change(theirs)
     before = Unchanged(ours.values())
-    error = outcome(lambda: theirs.opt.step(theirs.grads, zero_grads=False))
+    error = outcome(lambda: theirs.opt.step(theirs.grads, **ANEW))
     assert error[0] in ("TypeError", "ValueError"), error
     for _ in range(2):
         assert outcome(lambda: ours.opt.step(ours.grads)) == error
@@ -282,7 +287,14 @@ def test_instruction_sets_and_copies() -> None:
     for isa in [*fs.available_isas(), *fs.available_isas()]:
         with fs.use_isa(isa):
             world.opt.step(world.grads)
-        other.opt.step(other.grads, zero_grads=False)
+        other.opt.step(other.grads, **ANEW)
+    for lr, isa in itertools.product((0.1, 0.2), fs.available_isas()):
+        for each, options in ((world, {}), (other, ANEW)):
+            each.opt.step(each.grads, **options)
+            with fs.use_isa(isa):
+                each.opt.lr = lr
+                each.opt.step(each.grads, **options)
+            each.opt.step(each.grads, **options)
     twin, handle = copy.deepcopy(world.opt), copy.copy(world.opt)
     before = Unchanged(world.values())
     for _ in range(3):
@@ -291,7 +303,7 @@ def test_instruction_sets_and_copies() -> None:
     handle.add_param_group({"params": np.zeros(2, np.float32)})
     for _ in range(3):
         world.opt.step([world.grads, np.ones(2, np.float32)])
-        other.opt.step(other.grads, zero_grads=False)
+        other.opt.step(other.grads, **ANEW)
     for found, right in zip(world.memory, other.memory, strict=True):
         assert not difference(found, right)
 

@@ -82,7 +82,9 @@ class World:
         else:
             given = self.build(self.tree, self.params.__getitem__)
         self.optimizer = cls(given, **options)
-        self.clean_step()
+        self.loss = {"loss": 1.0} if options.get("variant") == "irprop+" else {}
+        for _ in range(rng.choice((1, 3))):  # after which a step without options is like the one before
+            self.clean_step()
 
     # ------------------------------------------------------------------------------------------------------ containers
 
@@ -183,7 +185,7 @@ class World:
     def clean_step(self, optimizer: Any = None, **options: Any) -> Any:
         optimizer = self.optimizer if optimizer is None else optimizer
         grads = [np.full_like(p, self.value) for p in self.params]
-        return optimizer.step(self.clean(optimizer, grads), **{"loss": 1.0, **options})
+        return optimizer.step(self.clean(optimizer, grads), **{**self.loss, **options})
 
     def clean(self, optimizer: Any, grads: list[Array]) -> Any:
         if len(optimizer.param_groups) > 1:
@@ -196,7 +198,9 @@ class World:
         return [*(p for group in optimizer.param_groups for p in group["params"]), *states]
 
     def options(self) -> dict[str, Any]:
-        plain: dict[str, Any] = {"loss": 2.0}
+        plain: dict[str, Any] = dict.fromkeys(self.loss, 2.0)
+        if self.rng.random() < 0.4:
+            return plain
         for name, value in (("grad_scale", 2.0), ("clip_norm", 1.5), ("clip_value", 0.75)):
             if self.rng.random() < 0.3:
                 plain[name] = value

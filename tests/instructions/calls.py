@@ -5,6 +5,7 @@ interpreter does not count, nor what is done only once.
 """
 
 import gc
+import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -39,3 +40,14 @@ for tensors in (1, 100):
     params, grads = arrays(tensors), arrays(tensors)
     optimizer = fs.RMSprop(params, lr=1e-3)
     count(f"Python optimizer of {tensors} x 16", lambda: optimizer.step(grads))  # noqa: B023
+group, rates = optimizer.param_groups[0], itertools.cycle((1e-3, 2e-3))
+places = itertools.cycle((grads, arrays(tensors)))
+
+
+def with_another_lr() -> None:
+    group["lr"] = next(rates)
+    optimizer.step(grads)
+
+
+count("Python optimizer of 100 x 16, another lr", with_another_lr)
+count("Python optimizer of 100 x 16, other gradients", lambda: optimizer.step(next(places)))
