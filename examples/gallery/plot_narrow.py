@@ -2,8 +2,8 @@
 Rounding in 16 bits
 ===================
 
-A bfloat16 has 8 significant bits, so numbers near 1 are 1/128 or 1/256 apart. A sum of squares, or an average with alpha
-near 1, changes by less than half of that in each step. Rounded to nearest, it never changes at all. Rounded
+A bfloat16 has 8 significant bits, so numbers near 1 are 1/128 or 1/256 apart. A sum of squares, or an average with
+alpha near 1, changes by less than half of that in each step. Rounded to nearest, it never changes at all. Rounded
 stochastically, up or down with the right probability, it is right in the mean.
 """
 

@@ -527,7 +527,9 @@ class _Optimizer(torch.optim.Optimizer):
         """Check what a group says; return how its arrays are stored, as the core takes it."""
         _check_implementation(group)
         _core.check_hyperparameters(self._rule, self._options(group))
-        return _checked_storage(group, first)
+        stored = _checked_storage(group, first)
+        group["state_dtype"] = stored["state_dtype"]  # a str: steps that are repeated compare such values
+        return stored
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore what ``load_state_dict``, ``copy`` or ``pickle`` pass."""
