@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -325,3 +326,34 @@ def test_another_minor_version_is_refused() -> None:
         (f"{major}.{minor + 1}", "0"), (f"{major + 1}.{minor}", "0"), (f"{major}.{minor}", "1")
     ]  # fmt: skip
     assert found[-1][2] == fs.__version__
+
+
+def test_builds_leave_the_checkout_alone(tmp_path: Path) -> None:
+    """Two of them at once, by different compilers: each configures anew, and writes nothing beside the sources. So a
+    checkout may be read-only, and no build sees what another left there. (Nothing is compiled here.)"""
+    for module in ("scikit_build_core", "pybind11", "hatch_fancy_pypi_readme"):
+        pytest.importorskip(module)
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    for name in ("CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE", "cmake", "cpp", "python"):
+        path = native.sources() / name
+        if path.is_dir():
+            shutil.copytree(path, checkout / name, ignore=shutil.ignore_patterns("_core.*.*", "__pycache__"))
+        else:
+            shutil.copy(path, checkout)
+    before = {path: path.stat().st_mtime_ns for path in checkout.rglob("*")}
+    compilers = (native.cxx(), native.tool("clang++", "c++"))
+    quick = ("-Cbuild.targets=help", "-Cinstall.components=none")
+    command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "--no-build-isolation", *quick, checkout]
+    builds = [
+        subprocess.Popen(
+            [*command, "-w", tmp_path / str(k)], env={**os.environ, "CXX": compiler}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for k, compiler in enumerate(compilers)
+    ]  # fmt: skip
+    for build, compiler in zip(builds, compilers, strict=True):
+        told = build.communicate(timeout=600)[0]
+        assert build.returncode == 0, told
+        assert f"Check for working CXX compiler: {compiler}" in told
+    assert {path: path.stat().st_mtime_ns for path in checkout.rglob("*")} == before

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import numbers
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -175,3 +177,39 @@ def test_bad_masks(mask: Any, error: type[Exception], message: str) -> None:
     read_only.flags.writeable = False
     with pytest.raises(ValueError, match="read-only"):
         opt.step(read_only, mask=np.zeros(3, bool), zero_grads=True)
+
+
+class Number:
+    """A number that does something when it is read."""
+
+    def __init__(self, value: float, deed: Callable[[], Any]) -> None:
+        self.value, self.deed = value, deed
+
+    def __float__(self) -> float:
+        self.deed()
+        return self.value
+
+
+numbers.Real.register(Number)
+
+
+def test_arrays_that_change_while_the_options_are_read() -> None:
+    """A parameter that is locked or resized then is refused, and the others are as before. A gradient that is locked
+    then is one of a step that has begun: it is set to 0."""
+    first, second, g = np.full(3, 1.0), np.full(3, 2.0), np.ones(3)
+    some = np.array([True, False, True])
+    opt = fs.RMSprop([first, second])
+    step = {"grads": [g, g.copy()], "mask": [some, some]}
+    kept = Unchanged([first, second])
+    with pytest.raises(ValueError, match="parameter '1': expected a writeable array"):
+        opt.step(**step, grad_scale=Number(2.0, lambda: second.setflags(write=False)))
+    kept.check()
+    second.setflags(write=True)
+    opt.step(**step, zero_grads=True, grad_scale=Number(2.0, lambda: g.setflags(write=False)))
+    assert opt.steps == 1
+    assert not g.any()
+    kept = Unchanged([second])
+    with pytest.raises(ValueError, match="parameter '0': was resized"):
+        opt.step(**step, grad_scale=Number(2.0, lambda: first.resize((7,), refcheck=False)))
+    kept.check()
+    assert opt.steps == 1

@@ -35,6 +35,8 @@ def masked_step(
             if grad is not None and not grad.flags.writeable:
                 raise ValueError(f"gradient of parameter {name!r}: is read-only, so that it can't be set to 0")
     given = [_zeroed(grad, index, still) for (grad, index), still in zip(own, frozen, strict=True)]
+    pairs = zip(own, given, strict=True)
+    to_zero = [grad for (grad, _), (copied, _) in pairs if zero_grads and copied is not grad]
     saved = []
     for (name, array), still in zip(run.params.items(), frozen, strict=True):
         if still is not None:
@@ -42,6 +44,8 @@ def masked_step(
             saved += [(each, still, each[still]) for each in arrays]
     leaves = iter([grad if index is None else Rows(index, grad) for grad, index in given])
     trees = [filled(tree, leaves) for tree in run.trees]
+    # Options of the step may be numbers that lock or resize an array when they are read.
+    memory = {id(array): array[...] for array in [*to_zero, *(array for array, _, _ in saved)]}
     try:
         for array, still in zip(run.params.values(), frozen, strict=True):
             if still is not None:
@@ -49,11 +53,18 @@ def masked_step(
         report = step(trees if run.grouped else trees[0], zero_grads)
     finally:
         for array, still, values in saved:
-            array[still] = values
-    for (grad, _), (copied, _) in zip(own, given, strict=True):
-        if zero_grads and grad is not None and copied is not grad:
-            grad[...] = 0
+            if _stayed(array, memory[id(array)]):
+                memory[id(array)][still] = values
+    for grad in to_zero:
+        if _stayed(grad, memory[id(grad)]):
+            memory[id(grad)][...] = 0
     return report
+
+
+def _stayed(array: Array, memory: Array) -> bool:
+    """Return whether an array lies where a view of it does."""
+    places = [each.__array_interface__["data"] for each in (array, memory)]
+    return array.shape == memory.shape and places[0][0] == places[1][0]
 
 
 def _zeroed(grad: Any, index: Any, frozen: Array | None) -> tuple[Any, Any]:

@@ -17,6 +17,7 @@ import copy
 import dataclasses
 import faulthandler
 import gc
+import numbers
 import random
 import sys
 import threading
@@ -24,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 import fusedstep as fs
@@ -39,6 +41,14 @@ RULES: tuple[tuple[Any, dict[str, Any]], ...] = (
     (fs.ProximalAdagrad, {}),
     (fs.Rprop, {}),
     (fs.Rprop, {"variant": "irprop+"}),
+    (fs.Adadelta, {}),
+)
+STORAGE: tuple[tuple[Any, dict[str, Any]], ...] = (
+    *((np.float32, {}), (np.float64, {})) * 3,
+    (np.float32, {"state_dtype": "bfloat16"}),
+    (np.float16, {}),
+    (ml_dtypes.bfloat16, {"rounding": "nearest"}),
+    (ml_dtypes.bfloat16, {"master": True, "state_dtype": "bfloat16"}),
 )
 SHAPES = ((3,), (2, 5), (), (40, 30), (0,), (5000,))
 ERRORS = (ZeroDivisionError, KeyError, AttributeError, IndexError, TypeError, MemoryError, StopIteration, BufferError)
@@ -70,7 +80,7 @@ class World:
         self.broken = self.stepped = False
         self.quiet = True
         self.left = rng.choice((1, 1, 2, 5, 20))
-        dtype = rng.choice((np.float32, np.float64))
+        dtype, storage = rng.choice(STORAGE)
         self.params = [np.full(rng.choice(SHAPES), 1.0 + k, dtype) for k in range(rng.choice((1, 2, 3, 6)))]
         self.value = rng.choice((-1.0, 0.5, 3.0))  # of all gradients: whichever a call takes
         cls, options = rng.choice(RULES)
@@ -81,7 +91,8 @@ class World:
             given: Any = [{"params": self.build(part, self.params.__getitem__)} for part in self.tree]
         else:
             given = self.build(self.tree, self.params.__getitem__)
-        self.optimizer = cls(given, **options)
+        self.optimizer = cls(given, **options, **storage)
+        self.by_rows = rng.random() < 0.2 and np.dtype(dtype).itemsize > 2 and not storage
         self.loss = {"loss": 1.0} if options.get("variant") == "irprop+" else {}
         for _ in range(rng.choice((1, 3))):  # after which a step without options is like the one before
             self.clean_step()
@@ -110,12 +121,30 @@ class World:
         kind, *parts = tree
         return kind(*(self.build(part, leaf) for part in parts))
 
-    def hostile(self, tree: Any) -> Any:
+    def gradients(self) -> Any:
         """The gradients, in containers of which some do mischief."""
+        return self.of_groups(self.gradient)
+
+    def masks(self) -> tuple[Any, Any]:
+        """What is updated, in such containers, and in others that do nothing."""
+        moves = [np.array([self.rng.random() < 0.5 for _ in range(p.size)], bool).reshape(p.shape) for p in self.params]
+        before, self.lists, self.dicts = (self.lists, self.dicts), [], []
+        made = self.of_groups(moves.__getitem__)
+        self.lists, self.dicts = before  # out of reach: each mask is another
+        return made, self.clean(self.optimizer, moves)
+
+    def of_groups(self, leaf: Callable[[int], Any]) -> Any:
+        if len(self.optimizer.param_groups) == 1:
+            return self.hostile(self.tree, leaf)
+        made = [self.hostile(part, leaf) for part in self.tree]
+        self.lists.append(made)
+        return made
+
+    def hostile(self, tree: Any, leaf: Callable[[int], Any]) -> Any:
         if isinstance(tree, int):
-            return self.gradient(tree)
+            return leaf(tree)
         if isinstance(tree, list):
-            made = self.rng.choice((list, HostileList))([self.hostile(part) for part in tree])
+            made = self.rng.choice((list, HostileList))([self.hostile(part, leaf) for part in tree])
             if isinstance(made, HostileList):
                 made.world = self
             self.lists.append(made)
@@ -127,7 +156,7 @@ class World:
                 if self.rng.random() < 0.4:
                     key = HostileKey(name)
                     key.world = self
-                items[key] = self.hostile(part)
+                items[key] = self.hostile(part, leaf)
             kind = self.rng.randrange(4)
             if kind < 2:
                 self.dicts.append(items)
@@ -137,7 +166,7 @@ class World:
             self.dicts.append(made_dict)
             return made_dict
         kind, *parts = tree
-        values = [self.hostile(part) for part in parts]
+        values = [self.hostile(part, leaf) for part in parts]
         if kind is Fields and self.rng.random() < 0.6:
             fields = HostileFields(*values)
             fields.__dict__["world"] = self
@@ -146,6 +175,12 @@ class World:
 
     def gradient(self, index: int) -> Any:
         array = np.full_like(self.params[index], self.value)
+        if self.by_rows and array.ndim:
+            rows = np.array(self.rng.sample(range(len(array)), len(array)), np.int64)
+            return fs.Rows(self.disguise(rows), self.disguise(array))
+        return self.disguise(array)
+
+    def disguise(self, array: Array) -> Any:
         self.grads.append(array)
         kind = self.rng.randrange(6)
         if kind == 0:
@@ -154,7 +189,7 @@ class World:
             view = array.view(Subclass)
             view.world = self
             return view
-        if kind == 2 and array.size and array.ndim:
+        if kind == 2 and array.size and array.ndim and array.dtype != ml_dtypes.bfloat16:  # which has no memoryview
             return memoryview(array)
         self.resizable.append(array)
         return array
@@ -295,26 +330,31 @@ class HostileFields(Fields):
         return object.__getattribute__(self, name)
 
 
-class HostileNumber(float):
+class HostileNumber:
+    """A real number; no float, whose value would be read without asking."""
+
     world: Any = None
+
+    def __init__(self, value: Any) -> None:
+        self.value: float = plain(value)
 
     def __float__(self) -> float:
         self.world.mischief()
-        return float.__add__(self, 0.0)
-
-    def __index__(self) -> int:
-        self.world.mischief()
-        return 1
-
-    def __bool__(self) -> bool:
-        self.world.mischief()
-        return True
+        return self.value
 
     def __eq__(self, other: object) -> bool:
         self.world.mischief()
-        return float.__eq__(self, other)
+        return self.value == plain(other)
 
-    __hash__ = float.__hash__
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+
+numbers.Real.register(HostileNumber)
+
+
+def plain(number: Any) -> Any:
+    return number.value if isinstance(number, HostileNumber) else number
 
 
 class Subclass(np.ndarray[Any, Any]):
@@ -496,12 +536,14 @@ def one_step(world: World) -> bool:
     assert [id(p) for p in order] == [id(p) for p in world.params], "parameters in another order"
     expected = copy.deepcopy(optimizer)
     steps = optimizer.state_dict()["step"]
+    given = world.disguised(options)
+    if world.rng.random() < 0.2:
+        given["mask"], options["mask"] = world.masks()
     world.clean_step(expected, **options)
     wanted = world.memory(expected)
-    grads = world.hostile_gradients()
+    grads = world.gradients()
     if world.rng.random() < 0.2:
         sets_lr_again(world)
-    given = world.disguised(options)
     world.quiet = False
     try:
         optimizer.step(grads, **given)
@@ -524,7 +566,7 @@ def one_step(world: World) -> bool:
         assert not world.moved, "a parameter that had moved was updated"
     if not world.broken:
         for group in optimizer.param_groups:
-            group["lr"] = float.__add__(group["lr"], 0.0)
+            group["lr"] = plain(group["lr"])
         assert world.clean_step().step == steps + done + 1
         again = world.clean_step(expected) if done else None
         assert again is None or same(world.memory(), world.memory(expected)), "the next step differs"
@@ -560,7 +602,7 @@ def one_function(world: World) -> bool:
 
 def one_construction(world: World) -> bool:
     """Hostile containers for the parameters of a new optimizer."""
-    given = world.hostile_gradients()
+    given = world.gradients()
     before = [array.copy() for array in world.grads]
     live = list(world.grads)
     world.quiet = False
@@ -575,17 +617,6 @@ def one_construction(world: World) -> bool:
     with contextlib.suppress(*REFUSALS):
         made.step([np.ones(p.shape, p.dtype) for group in made.param_groups for p in group["params"]])
     return True
-
-
-def hostile_gradients(self: World) -> Any:
-    if len(self.optimizer.param_groups) > 1:
-        made = [self.hostile(part) for part in self.tree]
-        self.lists.append(made)
-        return made
-    return self.hostile(self.tree)
-
-
-World.hostile_gradients = hostile_gradients  # type: ignore[attr-defined]
 
 
 def run(seed: int, number: int) -> bool:
