@@ -68,7 +68,7 @@ def calls() -> tuple[dict[str, Contender], dict[str, int]]:
     if importlib.util.find_spec("torch") is not None:
         made["adaptor for PyTorch, one parameter"] = torch_step(1)
         made["adaptor for PyTorch, each of 100"] = torch_step(100)
-    return made, {name: MANY if str(MANY // 1000) in name else 100 if "of 100" in name else 1 for name in made}
+    return made, {name: MANY if f"of {MANY:,}" in name else 100 if "of 100" in name else 1 for name in made}
 
 
 def torch_step(count: int) -> Contender:

@@ -10,13 +10,13 @@ namespace fusedstep::bind {
 namespace {
 
 // A method of optimizers in Python: a call step(self, grads), or step(self) over tensors, repeats the step before by
-// `self._again` where that can; else, and with any other arguments, it calls the function that it is made from, which it looks like.
+// `self._again` where that can; else, and with any other arguments, it calls the function that it is made from, which
+// it looks like.
 struct StepMethod {
-  PyObject_HEAD
-  vectorcallfunc call;
+  PyObject_HEAD vectorcallfunc call;
   PyObject* function;
   PyObject* again;
-  PyObject* arrays;   // the classes of what may repeat one
+  PyObject* arrays;  // the classes of what may repeat one
   PyObject* tensors;
 };
 
@@ -27,7 +27,8 @@ PyObject* repeat(const StepMethod& method, PyObject* const* arguments, Py_ssize_
   if (count != 1 && count != 2) return nullptr;
   const auto again = py::reinterpret_steal<py::object>(PyObject_GetAttr(arguments[0], method.again));
   if (!again) PyErr_Clear();
-  if (!again || reinterpret_cast<PyObject*>(Py_TYPE(again.ptr())) != (count == 2 ? method.arrays : method.tensors)) return nullptr;
+  if (!again || reinterpret_cast<PyObject*>(Py_TYPE(again.ptr())) != (count == 2 ? method.arrays : method.tensors))
+    return nullptr;
   return count == 2 ? repeat_arrays(again.ptr(), arguments[1]) : repeat_tensors(again.ptr(), arguments[0]);
 }
 
@@ -105,7 +106,8 @@ PyType_Slot step_method_slots[] = {{Py_tp_new, reinterpret_cast<void*>(new_step_
                                    {0, nullptr}};
 PyType_Spec step_method_specification = {
     "fusedstep._core.StepMethod", sizeof(StepMethod), 0,
-    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_METHOD_DESCRIPTOR, step_method_slots};
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_METHOD_DESCRIPTOR,
+    step_method_slots};
 
 }  // namespace
 

@@ -15,8 +15,8 @@
 namespace fusedstep::bind {
 namespace {
 
-// What is used here of DLPack's C exchange API, version 1 (https://dmlc.github.io/dlpack/latest/c_api.html): a look at a
-// tensor that makes no object.
+// What is used here of DLPack's C exchange API, version 1 (https://dmlc.github.io/dlpack/latest/c_api.html): a look at
+// a tensor that makes no object.
 struct Look {
   void* data;
   std::int32_t device;
@@ -81,18 +81,30 @@ struct Torch {
 
 class TensorStep {
  public:
-  // `params`: all tensors, in order; `entries`: the dict of states of each, or None; `states`: for each with a dict, its
-  // tensors in the order of the rule, or None, the low halves, or None, and then that of the count, an element of `steps`, which
-  // are `counted` unless somebody else wrote into them.
+  // `params`: all tensors, in order; `entries`: the dict of states of each, or None; `states`: for each with a dict,
+  // its tensors in the order of the rule, or None, the low halves, or None, and then that of the count, an element of
+  // `steps`, which are `counted` unless somebody else wrote into them.
   TensorStep(const py::object& core, const py::object& lock, const py::list& params, const py::list& entries,
-             const std::vector<std::size_t>& sizes, const py::list& states, const py::array& steps, const py::array& counted, const py::dict& torch)
-      : owner_(core), lock_(lock), steps_(steps), counted_(counted), sizes_(sizes), core_(repeatable(core)), groups_(core_.core().schema()) {
+             const std::vector<std::size_t>& sizes, const py::list& states, const py::array& steps,
+             const py::array& counted, const py::dict& torch)
+      : owner_(core),
+        lock_(lock),
+        steps_(steps),
+        counted_(counted),
+        sizes_(sizes),
+        core_(repeatable(core)),
+        groups_(core_.core().schema()) {
     const auto capsule = torch["exchange"].cast<py::capsule>();
-    torch_ = {static_cast<const Exchange*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api")), torch["tensor"],
-              torch["profiler_enabled"], torch["increment_version"], torch["pre_hooks"], torch["post_hooks"]};
+    torch_ = {static_cast<const Exchange*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api")),
+              torch["tensor"],
+              torch["profiler_enabled"],
+              torch["increment_version"],
+              torch["pre_hooks"],
+              torch["post_hooks"]};
     if (torch_.exchange == nullptr) throw py::error_already_set();
-    for (const char* name : {"param_groups", "state", "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks", "found_inf",
-                             "grad_scale", "grad", "is_neg", "untyped_storage", "nbytes", "acquire", "release"}) {
+    for (const char* name :
+         {"param_groups", "state", "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks", "found_inf", "grad_scale",
+          "grad", "is_neg", "untyped_storage", "nbytes", "acquire", "release"}) {
       names_.push_back(py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name)));
     }
     std::size_t next = 0;
@@ -102,7 +114,8 @@ class TensorStep {
       param.entry = entries[i];
       if (param.entry.is_none()) continue;
       param.seen = entries_of(param.entry.ptr());
-      for (const py::handle state : py::list(states[next++])) param.states.push_back(py::reinterpret_borrow<py::object>(state));
+      for (const py::handle state : py::list(states[next++]))
+        param.states.push_back(py::reinterpret_borrow<py::object>(state));
     }
     if (next != core_.core().size()) throw py::value_error("states: expected those of each parameter of the core");
   }
@@ -166,7 +179,18 @@ class TensorStep {
 
  private:
   enum Name {
-    param_groups, state, own_pre_hooks, own_post_hooks, found_inf, grad_scale, grad, is_neg, untyped_storage, nbytes, acquire, release
+    param_groups,
+    state,
+    own_pre_hooks,
+    own_post_hooks,
+    found_inf,
+    grad_scale,
+    grad,
+    is_neg,
+    untyped_storage,
+    nbytes,
+    acquire,
+    release
   };
 
   struct Param {
@@ -203,21 +227,25 @@ class TensorStep {
 
   static bool is_empty(PyObject* dict) { return dict != nullptr && PyDict_Check(dict) && PyDict_GET_SIZE(dict) == 0; }
 
-  // No hooks, no profiler and no scale of gradients; and the groups, the lists in them and the states are those of last time.
+  // No hooks, no profiler and no scale of gradients; and the groups, the lists in them and the states are those of last
+  // time.
   bool is_plain(PyObject* optimizer) {
     const auto attributes = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(optimizer, nullptr));
     PyObject* const dict = attributes.ptr();
     if (dict == nullptr || get(dict, state) != state_.ptr() || get(dict, found_inf) != nullptr ||
-        get(dict, grad_scale) != nullptr || !is_empty(get(dict, own_pre_hooks)) || !is_empty(get(dict, own_post_hooks)) ||
-        !is_empty(torch_.pre_hooks.ptr()) || !is_empty(torch_.post_hooks.ptr())) {
+        get(dict, grad_scale) != nullptr || !is_empty(get(dict, own_pre_hooks)) ||
+        !is_empty(get(dict, own_post_hooks)) || !is_empty(torch_.pre_hooks.ptr()) ||
+        !is_empty(torch_.post_hooks.ptr())) {
       return false;
     }
     const auto profiled = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(torch_.profiler_enabled.ptr()));
-    if (profiled.ptr() != Py_False || !groups_.are(get(dict, param_groups)) || !groups_.read_floats(core_.core())) return false;
+    if (profiled.ptr() != Py_False || !groups_.are(get(dict, param_groups)) || !groups_.read_floats(core_.core()))
+      return false;
     std::size_t i = 0;
     for (std::size_t k = 0; k < sizes_.size(); ++k) {
       PyObject* const list = groups_.params(k).ptr();
-      if (list == nullptr || !PyList_CheckExact(list) || static_cast<std::size_t>(PyList_GET_SIZE(list)) != sizes_[k]) return false;
+      if (list == nullptr || !PyList_CheckExact(list) || static_cast<std::size_t>(PyList_GET_SIZE(list)) != sizes_[k])
+        return false;
       for (std::size_t j = 0; j < sizes_[k]; ++j, ++i) {
         if (PyList_GET_ITEM(list, static_cast<Py_ssize_t>(j)) != params_[i].tensor.ptr()) return false;
       }
@@ -280,9 +308,11 @@ class TensorStep {
     }
     const auto negative = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(gradient, names_[is_neg].ptr()));
     if (negative.ptr() != Py_False) return false;
-    const auto storage = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(gradient, names_[untyped_storage].ptr()));
+    const auto storage =
+        py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(gradient, names_[untyped_storage].ptr()));
     if (!storage) return false;
-    const auto bytes = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(storage.ptr(), names_[nbytes].ptr()));
+    const auto bytes =
+        py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(storage.ptr(), names_[nbytes].ptr()));
     if (!bytes || PyLong_AsLongLong(bytes.ptr()) < last.size() * last.item_size()) return false;
     return core_.take_again(i, place(found));
   }
@@ -323,8 +353,9 @@ PyObject* repeat_tensors(PyObject* tensor_step, PyObject* optimizer) {
 
 void register_tensors(py::module_& module) {
   py::class_<TensorStep>(module, "TensorStep", py::custom_type_setup(take_part_in_collection<TensorStep>))
-      .def(py::init<const py::object&, const py::object&, const py::list&, const py::list&, const std::vector<std::size_t>&,
-                    const py::list&, const py::array&, const py::array&, const py::dict&>(),
+      .def(py::init<const py::object&, const py::object&, const py::list&, const py::list&,
+                    const std::vector<std::size_t>&, const py::list&, const py::array&, const py::array&,
+                    const py::dict&>(),
            py::arg("core"), py::arg("lock"), py::arg("params"), py::arg("entries"), py::arg("sizes"), py::arg("states"),
            py::arg("steps"), py::arg("counted"), py::arg("torch"))
       .def("remember", &TensorStep::remember, py::arg("groups"), py::arg("state"));
