@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <map>
+#include <numeric>
 #include <stdexcept>
 #include <utility>
 
@@ -62,6 +63,11 @@ void OptimizerCore::add(std::span<const Options> groups, std::span<const NewPara
       add_member(parameter);
     }
     label_groups();
+    for (std::size_t i = members_before; i < members_.size(); ++i) {
+      const Options& options = groups_[members_[i].group];
+      check_own(members_[i], options, parameters[i - members_before].own);
+      set_own(i, parameters[i - members_before].own);
+    }
     make_states(members_before, parameters);
     for (std::size_t k = groups_before; k < groups_.size(); ++k) {
       check_states(k, groups_[k]);
@@ -223,30 +229,131 @@ void OptimizerCore::make_states(std::size_t first_member, std::span<const NewPar
 void OptimizerCore::check_rounding(std::size_t group, const Options& options) const {
   for (const Member& member : members_) {
     if (member.group != group || compute_type(member.parameter.type) != Type::float32) continue;
-    for (const schema::Field& field : schema_.fields) {
-      if (field.kind != schema::Kind::real || field.purpose == schema::Purpose::loss) continue;
-      const double value = options.at<double>(field);
-      const auto rounded = static_cast<float>(value);
-      const bool vanishes = value > 0 && rounded == 0 && std::string_view(field.name) == "eps";
-      if (!std::isinf(rounded) && !vanishes) continue;
-      refuse(std::string(field.name) + ": " + schema::text(value) + " becomes " + (rounded == 0 ? "0" : "inf") +
-             " in float32, in which parameter '" + member.name + "' is updated");
-    }
+    check_rounding(member, options);
     return;
   }
 }
 
-void OptimizerCore::set_options(std::size_t group, const Options& options) {
+void OptimizerCore::check_rounding(const Member& member, const Options& options) const {
+  for (const schema::Field& field : schema_.fields) {
+    if (field.kind != schema::Kind::real || field.purpose == schema::Purpose::loss) continue;
+    const double value = options.at<double>(field);
+    const auto rounded = static_cast<float>(value);
+    const bool is_eps = std::string_view(field.name) == "eps";
+    if (!std::isinf(rounded) && !(is_eps && value > 0 && rounded == 0)) continue;
+    refuse(std::string(field.name) + ": " + schema::text(value) + " becomes " + (rounded == 0 ? "0" : "inf") +
+           " in float32, in which parameter '" + member.name + "' is updated");
+  }
+}
+
+// Each element's options are checked like a group's.
+void OptimizerCore::check_own(const Member& member, const Options& options,
+                              std::span<const OwnOptions::Values> own) const {
+  if (own.empty()) return;
+  const std::string what = std::string(own[0].name) + " of " + member.parameter.label.text();
+  const bool chooses_one = kernels().update[rule_][0](options.bytes, false).update_chosen != nullptr;
+  if (chooses_one && std::ranges::any_of(own, [&](const auto& values) { return uses(options, values); })) {
+    refuse(what + ": expected a number for hyperparameters that choose one element of all arrays, got an array");
+  }
+  std::vector<std::int64_t> suspects;  // ranges are intervals: of one option, the ends show what is out of it
+  const std::vector<double>& numbers = own[0].numbers;
+  if (own.size() > 1 || numbers.empty()) {
+    suspects.resize(numbers.size());
+    std::iota(suspects.begin(), suspects.end(), std::int64_t{0});
+  } else {
+    const auto [least, most] = std::ranges::minmax_element(numbers);
+    const auto nan = std::ranges::find_if(numbers, [](double x) { return std::isnan(x); });
+    for (const auto at : {nan == numbers.end() ? least : nan, least, most}) suspects.push_back(at - numbers.begin());
+  }
+  Options element = options;
+  for (const std::int64_t i : suspects) {
+    for (const OwnOptions::Values& values : own) {
+      std::memcpy(element.bytes + values.offset, &values.numbers[static_cast<std::size_t>(i)], sizeof(double));
+    }
+    try {
+      check(schema_, element);
+      if (compute_type(member.parameter.type) == Type::float32) check_rounding(member, element);
+    } catch (const std::invalid_argument& error) {
+      std::vector<std::int64_t> index(member.parameter.shape.begin(), member.parameter.shape.end());
+      std::int64_t rest = i;
+      for (std::size_t axis = index.size(); axis-- > 0; rest /= member.parameter.shape[axis]) index[axis] = rest % index[axis];
+      refuse(std::string(error.what()) + "; at " + shape_text(index) + " of " + member.parameter.label.text());
+    }
+  }
+}
+
+void OptimizerCore::check_own(std::size_t group, const Options& options, const Own& own) const {
+  std::size_t k = 0;
+  for (const Member& member : members_) {
+    if (member.group == group && !own.empty()) check_own(member, options, own[k++]);
+  }
+}
+
+// Whether a step looks at them. An option that only says where a state starts is used by decoupled decay alone.
+bool OptimizerCore::uses(const Options& options, const OwnOptions::Values& own) const {
+  const Prologue prologue = schema_.prologue(options);
+  return (prologue.decoupled_weight_decay && prologue.weight_decay != 0) ||
+         std::ranges::none_of(schema_.states, [&](const schema::State& state) {
+           return state.starts_at != nullptr && std::string_view(state.starts_at) == own.name;
+         });
+}
+
+// Whether the options of the elements are these already.
+bool OptimizerCore::has_own(std::size_t group, const Options& options, const Own& own) const {
+  std::size_t k = 0;
+  for (const Member& member : members_) {
+    if (member.group != group) continue;
+    std::span<const OwnOptions::Values> now;
+    if (member.own != nullptr) now = member.own->values;
+    for (const OwnOptions::Values& values : own.empty() ? std::span<const OwnOptions::Values>() : own[k++]) {
+      if (!uses(options, values)) continue;
+      if (now.empty() || now[0] != values) return false;
+      now = now.subspan(1);
+    }
+    if (!now.empty()) return false;
+  }
+  return true;
+}
+
+void OptimizerCore::set_own(std::size_t i, std::vector<OwnOptions::Values> own) {
+  Member& member = members_[i];
+  std::erase_if(own, [&](const OwnOptions::Values& values) { return !uses(groups_[member.group], values); });
+  const bool had = member.own != nullptr;
+  if (own.empty()) {
+    member.own = nullptr;
+  } else {
+    if (!had) member.own = std::make_unique<OwnOptions>();
+    member.own->values = std::move(own);
+  }
+  // The walk over the last gradient begins or ceases to count elements.
+  if (had == (member.own != nullptr) || member.gradient.data == nullptr || member.by_rows) return;
+  member.layout = arranged(member, member.gradient, tensors_[i]);
+  blocks_known_ = false;
+}
+
+void OptimizerCore::set_own(std::size_t group, Own own) {
+  plan_ = nullptr;
+  std::size_t k = 0;
+  for (std::size_t i = 0; i < members_.size(); ++i) {
+    if (members_[i].group != group) continue;
+    set_own(i, own.empty() ? std::vector<OwnOptions::Values>() : std::move(own[k++]));
+  }
+}
+
+void OptimizerCore::set_options(std::size_t group, const Options& options, Own own) {
   check(schema_, options);
-  if (std::memcmp(&options, &groups_[group], sizeof options) == 0) return;
+  const bool same_own = has_own(group, options, own);
+  if (same_own && std::memcmp(&options, &groups_[group], sizeof options) == 0) return;
   bool same_states = true;
   for (std::size_t s = 0; s < schema_.states.size(); ++s) {
     same_states &= schema_.uses(options, s) == schema_.uses(groups_[group], s);
   }
   if (!same_states) check_states(group, options);
   check_rounding(group, options);
+  check_own(group, options, own);
   if (const std::string wrong = schema_.change(groups_[group], options); !wrong.empty()) refuse(wrong);
   groups_[group] = options;
+  if (!same_own || !own.empty()) set_own(group, std::move(own));
   if (!same_states || schema_.uses_step(options) || plan_ != &kernels()) {
     plan_ = nullptr;
     return;
@@ -259,21 +366,29 @@ void OptimizerCore::set_options(std::size_t group, const Options& options) {
   }
 }
 
-void OptimizerCore::restore_options(std::size_t group, const Options& options) {
+void OptimizerCore::restore_options(std::size_t group, const Options& options, Own own) {
+  check_options(group, options, own);
+  groups_[group] = options;
+  set_own(group, std::move(own));
+}
+
+void OptimizerCore::check_options(std::size_t group, const Options& options, const Own& own) const {
   check(schema_, options);
   check_states(group, options);
-  groups_[group] = options;
-  plan_ = nullptr;
+  check_rounding(group, options);
+  check_own(group, options, own);
 }
 
 void OptimizerCore::check_states(std::size_t group, const Options& options) const {
   for (const Member& member : members_) {
     if (member.group != group) continue;
+    std::vector<const char*> lacking;
     for (std::size_t s = 0; s < schema_.states.size(); ++s) {
-      if (!schema_.uses(options, s) || member.states[s].data != nullptr) continue;
-      refuse("parameter '" + member.name + "' has no " + schema_.state_name(options, s) +
-             ", which these hyperparameters need; make the optimizer with them from the start");
+      if (schema_.uses(options, s) && member.states[s].data == nullptr) lacking.push_back(schema_.state_name(options, s));
     }
+    if (lacking.empty()) continue;
+    refuse("parameter '" + member.name + "' has no " + listed(lacking) +
+           ", which these hyperparameters need; make the optimizer with them from the start");
   }
 }
 
@@ -301,13 +416,10 @@ void OptimizerCore::accept(std::size_t i, const Array& gradient, bool written) {
   written_->check_disjoint_from(gradient);
 
   Tensor tensor;
-  auto layout = std::make_unique<Layout>();
-  const auto first = may_need_noise(member) ? std::optional(member.piece.first) : std::nullopt;
-  if (arrange(schema_, member.parameter, gradient, member.states, first, tensor, *layout)) layout = nullptr;
+  auto layout = arranged(member, gradient, tensor);
   auto order = c_order(gradient);
 
   // From here on nothing throws: the member is as before or completely new.
-  tensor.layout = layout.get();
   tensors_[i] = tensor;
   by_rows_ -= std::exchange(member.by_rows, false);
   member.layout = std::move(layout);
@@ -334,6 +446,16 @@ bool OptimizerCore::move(std::size_t i, char* data) {
   gradients_are_disjoint_ = false;
   keep(i);
   return true;
+}
+
+// The walk over a gradient of this layout with the parameter and its states. Null: one dense run.
+std::unique_ptr<Layout> OptimizerCore::arranged(const Member& member, const Array& gradient, Tensor& tensor) const {
+  auto layout = std::make_unique<Layout>();
+  const bool counts = may_need_noise(member) || member.own != nullptr;
+  const auto first = counts ? std::optional(member.piece.first) : std::nullopt;
+  if (arrange(schema_, member.parameter, gradient, member.states, first, tensor, *layout)) layout = nullptr;
+  tensor.layout = layout.get();
+  return layout;
 }
 
 void OptimizerCore::accept_rows(std::size_t i, const Array& index, const Array& values, bool written) {
@@ -428,7 +550,7 @@ std::int32_t OptimizerCore::part_for(std::size_t i, std::int64_t step, const Ste
   const Options& rule_options = groups_[member.group];
   const Storage storage = storage_of(schema_, rule_options, member.parameter, member.gradient, member.states,
                                      storage_[member.group].rounding);
-  parts_.push_back({kinds_[i], step, make_work(rule_, rule_options, step, storage, options, clip_coef)});
+  parts_.push_back({kinds_[i], step, make_work(rule_, rule_options, step, storage, options, clip_coef, member.own.get())});
   if (gather_ && parts_.back().work.kernel.update_chosen != nullptr) {
     refuse(std::string(schema_.name) + ": these hyperparameters choose one element of all arrays in each step, which one " +
            "process must have; use others, or one process");
@@ -451,17 +573,19 @@ void OptimizerCore::prepare(const StepOptions& options, std::span<const double> 
     present_elements_ += (members_[i].by_rows ? members_[i].rows->elements() : tensors_[i].size) + tensor_overhead;
     const std::size_t kind = kinds_[i];
     const std::int64_t step = uses_step[group_of(kind)] ? counts_[i] + 1 : 0;
-    if (clip_coefs.size() > 1) {
-      part = part_for(i, step, options, clip_coefs[next++]);
-    } else if (part < 0 || kind != last_kind || step != last_step) {
-      const auto [found, is_new] = parts.try_emplace({kind, step}, 0);
-      if (is_new) found->second = part_for(i, step, options, clip_coefs[0]);
-      part = found->second;
-      last_kind = kind;
-      last_step = step;
+    if (clip_coefs.size() > 1 || members_[i].own != nullptr) {
+      part_of_[i] = part_for(i, step, options, clip_coefs[clip_coefs.size() > 1 ? next++ : 0]);
+    } else {
+      if (part < 0 || kind != last_kind || step != last_step) {
+        const auto [found, is_new] = parts.try_emplace({kind, step}, 0);
+        if (is_new) found->second = part_for(i, step, options, clip_coefs[0]);
+        part = found->second;
+        last_kind = kind;
+        last_step = step;
+      }
+      part_of_[i] = part;
     }
-    part_of_[i] = part;
-    if (parts_[static_cast<std::size_t>(part)].work.storage.uses(index_stream)) {
+    if (parts_[static_cast<std::size_t>(part_of_[i])].work.storage.uses(index_stream)) {
       tensors_[i].key = key_of(seed_, counts_[i] + 1, members_[i].name_hash);
     }
   }

@@ -32,7 +32,11 @@ class OptimizerCore {
     Array array;
     // Somebody else's, by the rule's order, and the low halves of a master parameter; else they are made here.
     std::optional<std::array<Array, state_arrays>> states;
+    std::vector<OwnOptions::Values> own = {};  // options of each element
   };
+
+  // Options of each element, for each parameter of a group; empty: there are none.
+  using Own = std::vector<std::vector<OwnOptions::Values>>;
 
   // The memory of a state that was made here lives as long as this.
   using Owner = std::shared_ptr<const std::byte>;
@@ -45,10 +49,13 @@ class OptimizerCore {
            std::span<const GroupStorage> storage = {});
 
   // New options for a group, from the next step on. Throws if a member of the group lacks a state that they need.
-  void set_options(std::size_t group, const Options& options);
+  void set_options(std::size_t group, const Options& options, Own own = {});
 
   // The same where states are restored, too: then any option may change.
-  void restore_options(std::size_t group, const Options& options);
+  void restore_options(std::size_t group, const Options& options, Own own = {});
+
+  // Throws what restore_options() would.
+  void check_options(std::size_t group, const Options& options, const Own& own) const;
 
   // Makes the parameters pieces of larger ones, of which other processes have the rest: each a run of elements, in C order,
   // of an array of `whole` elements, from `first` on, a multiple of `block`. From now on these processes step together, with
@@ -58,6 +65,7 @@ class OptimizerCore {
     std::int64_t whole;
   };
   void share(std::span<const Piece> pieces, Gather gather);
+  bool is_shared() const { return static_cast<bool>(gather_); }
 
   // The gradient of parameter i for the next step: accept() unless it is the array of the last time, in the same place and
   // shape; that one keep() takes once more. leave_out(): there is none. `written`: it may be set to 0.
@@ -129,6 +137,7 @@ class OptimizerCore {
     std::unique_ptr<Layout> layout;
     std::unique_ptr<StridedOrder> gradient_order;  // null: one dense run
     std::unique_ptr<RowGradient> rows;
+    std::unique_ptr<OwnOptions> own;  // null: all elements have the group's options
     bool by_rows = false;  // the gradient accepted last is `rows`
   };
 
@@ -146,11 +155,19 @@ class OptimizerCore {
     return s == low_half ? low_halves.name : schema_.state_name(groups_[member.group], s);
   }
   bool may_need_noise(const Member& member) const;
+  std::unique_ptr<Layout> arranged(const Member& member, const Array& gradient, Tensor& tensor) const;
+  void check_own(const Member& member, const Options& options, std::span<const OwnOptions::Values> own) const;
+  void check_own(std::size_t group, const Options& options, const Own& own) const;
+  bool uses(const Options& options, const OwnOptions::Values& own) const;
+  bool has_own(std::size_t group, const Options& options, const Own& own) const;
+  void set_own(std::size_t i, std::vector<OwnOptions::Values> own);
+  void set_own(std::size_t group, Own own);
   static std::size_t kind(const Member& member, Type gradient);
   static std::size_t group_of(std::size_t kind);
   void label_groups();
   void check_states(std::size_t group, const Options& options) const;
   void check_rounding(std::size_t group, const Options& options) const;
+  void check_rounding(const Member& member, const Options& options) const;
   template <class F>
   void each_of_rows(F f);
   struct Measured {

@@ -30,7 +30,7 @@ Reduced reduce_block(const Operand& operand, std::int64_t index) {
     gather(array.shape, array.strides, array.data, item_size, begin, n, dense + s * apart);
     streams[s] = dense + s * apart;
   }
-  Reduced reduced = work.storage.is_narrow ? reduce_narrow(work, n, streams) : work.kernel.reduce(work.prepared, n, streams);
+  Reduced reduced = work.is_plain ? work.kernel.reduce(work.prepared, n, streams) : reduce_narrow(work, n, streams);
   if (reduced.position >= 0) reduced.position += begin;
   return reduced;
 }
@@ -110,7 +110,9 @@ Reduction::Reduction(std::span<const Operand> operands, const Gather& gather) {
 void Reduction::settle() {
   for (const OfArray& each : of_arrays_) {
     Work& work = *each.operand->work;
-    work.kernel.settle(each.sum, each.operand->whole, each.operand->stream[first_state]->data, work.prepared);
+    char* const scalar = each.operand->stream[first_state]->data;
+    work.kernel.settle(each.sum, each.operand->whole, scalar, work.prepared);
+    work.scalar = scalar;
   }
 }
 

@@ -462,6 +462,7 @@ class RowGradient::Update {
     gradient_.each_piece(group, group + 1, 1, block, piece);
     char* const scalar = scalars_->data + gradient_.row(group) * scalars_->strides[0];
     work_.kernel.settle(total.value(), gradient_.row_size_, scalar, work_.prepared);
+    work_.scalar = scalar;
   }
 
   template <int locality>
@@ -519,11 +520,11 @@ class RowGradient::Update {
 
   // Elements of some rows in a row, `columns` of each; `first` has the index of the first of each.
   void update(std::int64_t n, void** streams, std::int64_t columns, const std::int64_t* first) {
-    if (work_.storage.is_narrow) {
+    if (work_.is_plain) {
+      work_.kernel.update(work_.prepared, n, streams);
+    } else {
       streams[index_stream] = index_as_stream(0);
       update_converted(work_, 0, n, streams, key_, {columns, 1, 0, first}, scratch_.wide());
-    } else {
-      work_.kernel.update(work_.prepared, n, streams);
     }
   }
 

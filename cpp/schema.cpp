@@ -82,8 +82,7 @@ constexpr RuleSchema erased_schema() {
       .prologue =
           [](const Options& options) {
             const Rule& o = as<Rule>(options);
-            return Prologue{.lr = o.lr,
-                            .weight_decay = o.weight_decay,
+            return Prologue{.weight_decay = o.weight_decay,
                             .decoupled_weight_decay = o.decoupled_weight_decay,
                             .maximize = o.maximize};
           },

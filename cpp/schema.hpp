@@ -10,31 +10,6 @@
 
 namespace fusedstep {
 
-// The largest struct of options of all rules.
-template <class... R>
-consteval std::size_t largest(TypeList<R...>) {
-  std::size_t size = 0;
-  ((size = sizeof(R) > size ? sizeof(R) : size), ...);
-  return size;
-}
-
-// The options of any rule, by value.
-struct alignas(8) Options {
-  unsigned char bytes[largest(AllRules{})];
-
-  template <class T>
-  T& at(const schema::Field& field) {
-    return *reinterpret_cast<T*>(bytes + field.offset);
-  }
-  template <class T>
-  const T& at(const schema::Field& field) const {
-    return *reinterpret_cast<const T*>(bytes + field.offset);
-  }
-
-  // Whether a field is anything but 0, false or the first choice.
-  bool is_on(const schema::Field& field) const;
-};
-
 // A dialect, with the options of any rule.
 struct AnyDialect {
   const char* name;

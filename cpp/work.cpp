@@ -55,10 +55,11 @@ Storage storage_of(const RuleSchema& rule, const Options& options, const Array& 
 }
 
 Work make_work(RuleId rule, const Options& options, std::int64_t step, const Storage& storage,
-               const StepOptions& step_options, double clip_coef) {
+               const StepOptions& step_options, double clip_coef, OwnOptions* own) {
   const RuleSchema& schema = schema_of(rule);
   Work work;
   work.storage = storage;
+  work.is_plain = !storage.is_narrow && own == nullptr;
   Prologue prologue = schema.prologue(options);
   prologue.unscale = 1.0 / step_options.grad_scale;
   if (step_options.clip_value != 0) prologue.clip_value = step_options.clip_value;
@@ -67,6 +68,15 @@ Work make_work(RuleId rule, const Options& options, std::int64_t step, const Sto
   work.kernel.prepare(options.bytes, prologue, step, work.prepared);
   work.zero_gradient = step_options.zero_grads;
   work.per_row = schema.is_per_row(options);
+  work.own = own;
+  work.scalar = nullptr;
+  if (own != nullptr) {
+    own->rule = rule;
+    own->options = options;
+    own->prologue = prologue;
+    own->step = step;
+    work.storage.item_size[index_stream] = 1;
+  }
   return work;
 }
 

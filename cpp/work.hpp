@@ -21,9 +21,9 @@ void check(const StepOptions& options);
 Storage storage_of(const RuleSchema& rule, const Options& options, const Array& parameter, const Array& gradient,
                    std::span<const Array> states, Rounding rounding);
 
-// What options ask for at update number `step` of parameters that are stored alike.
+// What options ask for at update number `step` of parameters that are stored alike, or of one whose elements have their own.
 Work make_work(RuleId rule, const Options& options, std::int64_t step, const Storage& storage,
-               const StepOptions& step_options, double clip_coef);
+               const StepOptions& step_options, double clip_coef, OwnOptions* own = nullptr);
 
 // The type of a state's elements, where those of floating point are of type `floats`; and those that it may have.
 Type type_of_state(const schema::State& state, Type parameter, Type floats);

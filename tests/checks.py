@@ -339,6 +339,8 @@ def shows(message: str, value: Any) -> bool:
     """Whether a message shows a value, in one of the ways in which numbers are written."""
     if isinstance(value, tuple | list) and value:
         return repr(value) in message or any(shows(message, part) for part in value)
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        return repr(value) in message or shows(message, value.item())
     if isinstance(value, np.ndarray):
         return repr(value) in message
     if isinstance(value, int) and abs(value) >= 2**1024:

@@ -411,6 +411,8 @@ def refused(folder: Path) -> None:
         "reduce": (lambda: make(reduce="max"), ValueError, ("rank 0: ", "reduce", "max")),
         "verify": (lambda: make(verify="first"), ValueError, ("rank 0: ", "verify", "first")),
         "mask": (lambda: make([{"params": parameters(), "mask": np.zeros(1, bool)}]), ValueError, ("rank 0: ", "mask")),
+        "an lr for each element": (lambda: make(lr=np.ones(1)), ValueError, ("rank 0: ", "lr", "array")),
+        "an lr for each element, later": (lambda: with_lr(opt, np.ones(1), good), ValueError, ("lr", "array")),
         "cls": (lambda: make(cls=dict), TypeError, ("rank 0: ", "cls", "dict")),
         "an option": (lambda: make(lrr=1.0), TypeError, ("rank 0: ", "lrr")),
         "GRprop": (lambda: make(cls=fs.Rprop, variant="grprop-slr"), ValueError, ("rank 0: ", "rprop", "element")),

@@ -965,13 +965,26 @@ def _bad_of_function(entry: Entry) -> dict[str, tuple[Bad, ...]]:
     }
 
 
+_BAD_ARRAYS = (
+    *_bad((np.array(1), np.array([True]), np.array("0.1"), np.ma.ones(()), np.array(1, np.longdouble)), TypeError),
+    *_bad((np.array(-1.0), np.array(math.nan), np.array(-math.inf, np.float16)), ValueError),
+)
+
+
+def _bad_of_class(entry: Entry) -> dict[str, tuple[Bad, ...]]:
+    fields = DECLARED[entry.rule]["fields"]
+    found = _bad_of(entry, [key for key, spec in fields.items() if spec["purpose"] != "loss"])
+    for key, values in found.items():
+        if fields[key]["per_element"]:
+            arrays = _BAD_ARRAYS
+            if fields[key]["kind"] == "pair":
+                arrays = tuple(Bad((bad.value, 50.0), bad.error) for bad in arrays)
+            found[key] = (*(bad for bad in values if not isinstance(bad.value, np.ndarray)), *arrays)
+    return found
+
+
 BAD_FUNCTION_OPTIONS = {entry.rule: _bad_of_function(entry) for entry in _WHOLE}
-BAD_CLASS_OPTIONS = {
-    entry.rule: _bad_of(
-        entry, [key for key, spec in DECLARED[entry.rule]["fields"].items() if spec["purpose"] != "loss"]
-    )
-    for entry in _WHOLE
-}
+BAD_CLASS_OPTIONS = {entry.rule: _bad_of_class(entry) for entry in _WHOLE}
 
 # --------------------------------------------------------------------------------------------------- shapes and layouts
 

@@ -726,7 +726,7 @@ def test_bad_calls_of_an_optimizer(lib: Library) -> None:
         (lib.optimizer_state, (handle, 0, b"momentum_buffer", found), "there is no 'momentum_buffer'"),
         (lib.optimizer_state, (handle, 1, b"square_avg", found), "parameter: expected one below 1, got 1"),
         (lib.optimizer_state, (handle, -1, b"square_avg", found), "got -1"),
-        (lib.optimizer_set, (handle, 0, lib.rule("rmsprop", {"momentum": 0.9})), "'w' has no momentum_buffer"),
+        (lib.optimizer_set, (handle, 0, lib.rule("rmsprop", {"momentum": 0.9})), "'w' has no 'momentum_buffer'"),
         (lib.optimizer_set, (handle, 0, lib.rule("adagrad")), "adagrad"),
         (lib.optimizer_set, (handle, 1, good), "group: expected one below 1, got 1"),
         (lib.optimizer_set, (handle, -1, good), "group: expected >= 0"),

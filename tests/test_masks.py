@@ -7,13 +7,14 @@ import math
 import numbers
 import pickle
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 import fusedstep as fs
-from checks import Unchanged, assert_same, difference
+from checks import Unchanged, assert_same, difference, memory_of
 from registry import CASES, DTYPES, FIRST_OF_RULE, Case, loss
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -129,6 +130,46 @@ def test_masks_of_groups() -> None:
     opt.step([*grads, np.ones(2)])
     assert (opt.parameters["late"] != 0).tolist() == [False, True]
     opt.load_state_dict(opt.state_dict())
+
+
+@pytest.mark.parametrize("ending", ["dict", "npz", "safetensors"])
+def test_checkpoints_hold_the_masks_of_groups(ending: str, tmp_path: Path) -> None:
+    """Who resumes without giving the mask again trains no frozen element; a checkpoint without one leaves it alone."""
+    if ending == "safetensors":
+        pytest.importorskip("safetensors")
+
+    def made(**mask: Any) -> fs.RMSprop:
+        return fs.RMSprop([{"params": {"w": np.zeros((2, 3))}, **mask}, {"params": {"b": np.zeros(2)}}])
+
+    def train(opt: fs.RMSprop) -> list[list[bool]]:
+        before = {name: array.copy() for name, array in opt.parameters.items()}
+        opt.step([{"w": np.ones((2, 3))}, {"b": np.ones(2)}])
+        return [(array != before[name]).tolist() for name, array in opt.parameters.items()]
+
+    def load(opt: fs.RMSprop, saved: fs.RMSprop, strict: Literal[True, False]) -> None:
+        if ending == "dict":
+            opt.load_state_dict(saved.state_dict(), strict)
+        else:
+            saved.save(tmp_path / f"run.{ending}")
+            opt.load(tmp_path / f"run.{ending}", strict=strict)
+
+    masks = np.array([True, False, True]), np.array([[False], [True]])
+    moves = [[[True, False, True]] * 2, [True, True]]
+    opt = made(mask=masks[0])
+    assert train(opt) == moves
+    for resumed in (made(), made(mask=masks[1])):
+        load(resumed, opt, strict=resumed.steps == 0)
+        assert train(resumed) == moves
+        load(resumed, made(), True)
+        assert train(resumed) == moves
+    assert masks[1].tolist() == [[False], [True]]
+    for bad in (np.ones(4, bool), np.ones(3), "all"):
+        saved = opt.state_dict()
+        saved["groups"][0]["mask"] = bad
+        before = Unchanged(memory_of(opt))
+        with pytest.raises(ValueError, match=r"mask of parameter 'w': expected"):
+            opt.load_state_dict(saved)
+        before.check()
 
 
 def test_a_dialect_with_a_mask() -> None:

@@ -16,6 +16,7 @@ import pytest
 import fusedstep as fs
 import fusedstep.typing
 from fusedstep import _core
+from fusedstep.typing import PerElement
 from registry import OF_CLASS
 
 PROGRAMS = Path(__file__).parent / "typing"
@@ -110,7 +111,7 @@ def test_options_are_written_alike(cls: Any) -> None:
     hints = get_type_hints(cls.__init__)
     own = {name: hint for name, hint in hints.items() if name not in ("params", "return", *OF_CLASS)}
     options = get_type_hints(getattr(module, f"{cls.__name__}Options"))
-    assert {"lr": float, **options} == own
+    assert {"lr": PerElement, **options} == own
     attributes = {name: get_type_hints(cls)[name] for name in own if not name.startswith("initial_")}
     assert attributes == {name: own[name] for name in attributes}
     assert all(isinstance(vars(cls)[name].__doc__, str) for name in attributes)
@@ -118,8 +119,10 @@ def test_options_are_written_alike(cls: Any) -> None:
     fields = _core.rules()[rule]["fields"]
     assert set(own) == {name for name, field in fields.items() if field["purpose"] != "loss"}
     assert set(attributes) == {name for name, field in fields.items() if field["purpose"] == "option"}
-    kinds = {"real": float, "flag": bool, "pair": tuple[float, float]}
-    assert all(own[name] == kinds[fields[name]["kind"]] for name in own if fields[name]["kind"] in kinds)
+    for name, hint in own.items():
+        number = PerElement if fields[name]["per_element"] else float
+        kinds = {"real": number, "flag": bool, "pair": tuple[number, number], "choice": hint}
+        assert hint == kinds[fields[name]["kind"]], name
     for name, default in cls.__init__.__kwdefaults__.items():
         assert name in OF_CLASS or fields[name]["default"] == default, name
     assert cls.__init__.__defaults__ == (fields["lr"]["default"],)

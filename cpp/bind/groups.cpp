@@ -44,6 +44,18 @@ GroupStorage storage_from(const std::optional<std::string>& state_dtype, bool ne
   return storage;
 }
 
+OptimizerCore::Own own_options(const OwnArrays& arrays, std::size_t group, const OptimizerCore& core) {
+  OptimizerCore::Own own;
+  if (!arrays.empty() && core.is_shared()) {
+    throw py::value_error(std::string(arrays[0].name) + ": expected a number over several processes, got an array");
+  }
+  for (std::size_t i = 0; !arrays.empty() && i < core.size(); ++i) {
+    if (core.group(i) != group) continue;
+    for (auto& values = own.emplace_back(); const OwnArray& array : arrays) values.push_back(array.of(core.parameter(i)));
+  }
+  return own;
+}
+
 Groups::Groups(const RuleSchema& rule) : rule_(rule) {
   for (const schema::Field& field : rule.fields) {
     names_.push_back(py::reinterpret_steal<py::object>(PyUnicode_InternFromString(field.name)));
@@ -62,7 +74,9 @@ void Groups::own(const py::list& groups, OptimizerCore& core) {
   groups_ = std::move(owned);
   list_ = groups;
   for (std::size_t k = 0; k < core.groups(); ++k) {
-    core.restore_options(k, read_group(k, groups_[k].dict.ptr(), core));
+    OwnArrays arrays;
+    const Options options = read_group(k, groups_[k].dict.ptr(), core, arrays);
+    core.restore_options(k, options, own_options(arrays, k, core));
   }
 }
 
@@ -94,9 +108,10 @@ void Groups::read(py::handle groups, OptimizerCore& core) {
       throw py::type_error(at(k) + ": expected a dict of hyperparameters, got " + type_name(values));
     }
     if (owned && !groups_[k].seen.empty() && holds(values.ptr(), groups_[k].seen)) continue;
-    const Options options = read_group(k, values.ptr(), core);
+    OwnArrays arrays;
+    const Options options = read_group(k, values.ptr(), core, arrays);
     Entries seen = std::exchange(groups_[k].seen, {});  // to be read again, should the optimizer refuse it
-    core.set_options(k, options);
+    core.set_options(k, options, own_options(arrays, k, core));
     groups_[k].seen = std::move(seen);
   }
 }
@@ -206,7 +221,7 @@ void Groups::check_keys(std::size_t index, const Group& group, const Entries& en
   throw py::value_error(at(index) + ": expected 'params', got none");
 }
 
-Options Groups::read_group(std::size_t index, PyObject* values, const OptimizerCore& core) {
+Options Groups::read_group(std::size_t index, PyObject* values, const OptimizerCore& core, OwnArrays& arrays) {
   Group& group = groups_[index];
   group.version = 0;
   Entries entries = entries_of(values);
@@ -216,7 +231,7 @@ Options Groups::read_group(std::size_t index, PyObject* values, const OptimizerC
   for (const auto& [key, value] : entries) {
     const schema::Field* field = this->field(key);
     if (field == nullptr) continue;
-    set_field(*field, value, options);
+    set_field(*field, value, options, &arrays);
     immutable = immutable && is_immutable(value.ptr());
   }
   group.seen = immutable ? std::move(entries) : Entries{};

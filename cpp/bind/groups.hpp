@@ -8,12 +8,16 @@
 #include <vector>
 
 #include "../optimizer.hpp"
+#include "hyperparameters.hpp"
 #include "objects.hpp"
 
 namespace fusedstep::bind {
 
 // What Python's `_storage.checked` returns of a group.
 GroupStorage storage_from(const std::optional<std::string>& state_dtype, bool nearest, bool master);
+
+// The arrays of a group for each of its parameters.
+OptimizerCore::Own own_options(const OwnArrays& arrays, std::size_t group, const OptimizerCore& core);
 
 class Groups {
  public:
@@ -48,7 +52,7 @@ class Groups {
     std::uint64_t version = 0;  // of the dict where it was seen to be as read; 0: unknown
   };
 
-  Options read_group(std::size_t index, PyObject* values, const OptimizerCore& core);
+  Options read_group(std::size_t index, PyObject* values, const OptimizerCore& core, OwnArrays& arrays);
   void check_keys(std::size_t index, const Group& group, const Entries& entries) const;
   const schema::Field* field(const py::object& key) const;
   bool is_start(const schema::Field& field) const;

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <string>
 
+#include "../loops/layout.hpp"
+#include "arrays.hpp"
+
 namespace fusedstep::bind {
 namespace {
 
@@ -16,6 +19,18 @@ using schema::Kind;
 
 bool is_real_number(py::handle value) {
   return py::isinstance(value, py::module_::import("numbers").attr("Real"));
+}
+
+// A number; or an array, if the field may have one, of which the first number stands for the others.
+double real_or_array(const Field& field, std::size_t offset, py::handle value, double otherwise, OwnArrays* arrays) {
+  if (arrays == nullptr || !field.may_differ || !is_array(value.ptr())) return real(value, field.name);
+  const auto array = py::reinterpret_borrow<py::array>(value);
+  if (!is_plain_array(value.ptr()) || array.dtype().kind() != 'f' || array.itemsize() > py::ssize_t{sizeof(double)}) {
+    wrong_type(field.name, "a real number, or a numpy.ndarray of float16, float32 or float64", value);
+  }
+  const py::array_t<double, py::array::c_style | py::array::forcecast> values(array);
+  arrays->push_back({field.name, offset, values});
+  return values.size() == 0 ? otherwise : *values.data();
 }
 
 }  // namespace
@@ -54,20 +69,46 @@ bool is_immutable(PyObject* value) {
   return true;
 }
 
-void set_field(const Field& field, py::handle value, Options& options) {
+OwnOptions::Values OwnArray::of(const Array& parameter) const {
+  const std::span<const std::int64_t> shape = parameter.shape;
+  const auto axes = static_cast<std::size_t>(values.ndim());
+  std::vector<std::int64_t> strides(shape.size());
+  bool fits = axes <= shape.size();
+  for (std::size_t k = 0; fits && k < axes; ++k) {
+    const auto axis = static_cast<py::ssize_t>(k);
+    const std::size_t theirs = shape.size() - axes + k;
+    if (values.shape(axis) != 1) strides[theirs] = values.strides(axis);
+    fits = values.shape(axis) == 1 || values.shape(axis) == shape[theirs];
+  }
+  if (!fits) {
+    const std::vector<std::int64_t> own(values.shape(), values.shape() + axes);
+    throw py::value_error(std::string(name) + " of " + parameter.label.text() + ": expected a shape that broadcasts to " +
+                          shape_text(shape) + ", got " + shape_text(own));
+  }
+  OwnOptions::Values made{name, offset, std::vector<double>(static_cast<std::size_t>(parameter.size()))};
+  if (made.numbers.empty()) return made;
+  gather(shape, strides.data(), reinterpret_cast<const char*>(values.data()), sizeof(double), 0, parameter.size(),
+         reinterpret_cast<char*>(made.numbers.data()));
+  return made;
+}
+
+void set_field(const Field& field, py::handle value, Options& options, OwnArrays* arrays) {
   switch (field.kind) {
-    case Kind::real:
-      options.at<double>(field) = real(value, field.name);
+    case Kind::real: {
+      double& number = options.at<double>(field);
+      number = real_or_array(field, field.offset, value, number, arrays);
       break;
+    }
     case Kind::pair: {
       if (!(PyTuple_Check(value.ptr()) || PyList_Check(value.ptr())) || PySequence_Size(value.ptr()) != 2) {
         wrong_type(field.name, "a pair of real numbers", value);
       }
       const auto pair = py::reinterpret_borrow<py::sequence>(value);
-      const double first = real(py::object(pair[0]), field.name);
-      const double second = real(py::object(pair[1]), field.name);
-      options.at<double[2]>(field)[0] = first;
-      options.at<double[2]>(field)[1] = second;
+      auto& numbers = options.at<double[2]>(field);
+      const double first = real_or_array(field, field.offset, py::object(pair[0]), numbers[0], arrays);
+      const double second = real_or_array(field, field.offset + sizeof first, py::object(pair[1]), numbers[1], arrays);
+      numbers[0] = first;
+      numbers[1] = second;
       break;
     }
     case Kind::flag:
@@ -105,13 +146,13 @@ py::object get_field(const Field& field, const Options& options) {
   return py::none();
 }
 
-Options options_from(const RuleSchema& rule, const py::dict& values) {
+Options options_from(const RuleSchema& rule, const py::dict& values, OwnArrays* arrays) {
   Options options = rule.defaults();
   for (const auto& [key, value] : values) {
     const auto name = key.cast<std::string>();
     const Field* field = rule.field(name);
     if (field == nullptr) throw py::type_error("'" + name + "' is no hyperparameter of " + rule.name);
-    set_field(*field, value, options);
+    set_field(*field, value, options, arrays);
   }
   return options;
 }

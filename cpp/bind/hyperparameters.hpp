@@ -1,12 +1,16 @@
 // Python values -> hyperparameters, by the schema of a rule.
 #pragma once
 
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
+#include "../checks.hpp"
+#include "../loops/tensors.hpp"
 #include "../schema.hpp"
 
 namespace fusedstep::bind {
@@ -23,12 +27,24 @@ std::string did_you_mean(py::handle name, const py::list& known);
 // Whether the same object has the same value: not so a list, or a number of somebody's own type.
 bool is_immutable(PyObject* value);
 
-// Writes a value into the options. TypeError for its type, ValueError for its range.
-void set_field(const schema::Field& field, py::handle value, Options& options);
+// An array instead of a number: its place among the options, and its values as C-contiguous float64.
+struct OwnArray {
+  const char* name;
+  std::size_t offset;
+  py::array_t<double> values;
+
+  // Those of each element of a parameter. ValueError if the shape does not broadcast to the parameter's.
+  OwnOptions::Values of(const Array& parameter) const;
+};
+using OwnArrays = std::vector<OwnArray>;
+
+// Writes a value into the options. TypeError for its type, ValueError for its range. Of an array, which is taken where the
+// option may differ between elements, the first number stands for the others.
+void set_field(const schema::Field& field, py::handle value, Options& options, OwnArrays* arrays = nullptr);
 py::object get_field(const schema::Field& field, const Options& options);
 
 // A dict of hyperparameters over the defaults. TypeError for an unknown name.
-Options options_from(const RuleSchema& rule, const py::dict& values);
+Options options_from(const RuleSchema& rule, const py::dict& values, OwnArrays* arrays = nullptr);
 
 // Runs f as the body of a function of the C API: a C++ exception becomes a Python exception.
 template <class F>

@@ -27,7 +27,8 @@ void check_hyperparameters(const std::string& rule, const py::dict& values) {
 // The names of the states that these hyperparameters use.
 std::vector<std::string> used_states(const std::string& rule, const py::dict& values) {
   const RuleSchema& schema = schema_of(rule_named(rule));
-  const Options options = options_from(schema, values);
+  OwnArrays arrays;
+  const Options options = options_from(schema, values, &arrays);
   std::vector<std::string> names;
   for (std::size_t s = 0; s < schema.states.size(); ++s) {
     if (schema.uses(options, s)) names.emplace_back(schema.state_name(options, s));
@@ -46,6 +47,7 @@ py::dict described(const schema::Field& field, const Options& defaults) {
   made["choices"] = py::tuple(py::cast(std::vector<std::string>(field.choices.begin(), field.choices.end())));
   made["range"] = text_or_none(field.range[0].text);
   made["purpose"] = purposes[static_cast<int>(field.purpose)];
+  made["per_element"] = field.may_differ;
   return made;
 }
 

@@ -53,7 +53,8 @@ class PyOptimizer final : public Repeatable {
   py::tuple add_group(const std::vector<std::string>& names, const py::list& arrays, const py::dict& options,
                       const py::object& states, const std::optional<std::string>& state_dtype, bool nearest, bool master) {
     const Hold hold(*this);
-    const Options values = options_from(core_.schema(), options);
+    OwnArrays own;
+    const Options values = options_from(core_.schema(), options, &own);
     check(core_.schema(), values);
     const std::size_t first = core_.size();
     const int group = core_.groups() > 0 ? static_cast<int>(core_.groups()) : -1;
@@ -77,6 +78,7 @@ class PyOptimizer final : public Repeatable {
       parameter.name = names[i];
       parameter.group = core_.groups();
       parameter.array = borrow(owned[k++], {"", &names[i], group}, parameter_types, true);
+      for (const OwnArray& array : own) parameter.own.push_back(array.of(parameter.array));
       if (states.is_none()) continue;
       parameter.states.emplace();
       for (std::size_t s = 0; s < states_each; ++s) {
@@ -92,6 +94,13 @@ class PyOptimizer final : public Repeatable {
     core_.add(std::span(&values, 1), added, std::span(&storage, 1));
     owned_.insert(owned_.end(), owned.begin(), owned.end());
     return bind(first, owned, states.is_none(), states_each);
+  }
+
+  // That a step would take these hyperparameters for a group.
+  void check_options(std::size_t group, const py::dict& values) const {
+    OwnArrays arrays;
+    const Options options = options_from(core_.schema(), values, &arrays);
+    core_.check_options(group, options, own_options(arrays, group, core_));
   }
 
   void sync_master(std::size_t i) {
@@ -604,6 +613,7 @@ void register_optimizer(py::module_& module) {
       .def("add_group", &PyOptimizer::add_group, py::arg("names"), py::arg("arrays"), py::arg("options"),
            py::arg("states") = py::none(), py::arg("state_dtype") = py::none(), py::arg("nearest") = false,
            py::arg("master") = false)
+      .def("check_options", &PyOptimizer::check_options, py::arg("group"), py::arg("values"))
       .def("sync_master", &PyOptimizer::sync_master, py::arg("parameter"))
       .def("set_tree", &PyOptimizer::set_tree, py::arg("tree"), py::arg("plain") = false)
       .def("own", &PyOptimizer::own, py::arg("groups"))

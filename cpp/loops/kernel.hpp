@@ -21,6 +21,31 @@ using RuleId = std::uint8_t;
 template <class Rule>
 inline constexpr RuleId id_of = index_in<Rule>(AllRules{});
 
+// The largest struct of options of all rules.
+template <class... R>
+consteval std::size_t largest(TypeList<R...>) {
+  std::size_t size = 0;
+  ((size = sizeof(R) > size ? sizeof(R) : size), ...);
+  return size;
+}
+
+// The options of any rule, by value.
+struct alignas(8) Options {
+  unsigned char bytes[largest(AllRules{})];
+
+  template <class T>
+  T& at(const schema::Field& field) {
+    return *reinterpret_cast<T*>(bytes + field.offset);
+  }
+  template <class T>
+  const T& at(const schema::Field& field) const {
+    return *reinterpret_cast<const T*>(bytes + field.offset);
+  }
+
+  // Whether a field is anything but 0, false or the first choice.
+  bool is_on(const schema::Field& field) const;
+};
+
 // The types that rules compute in, the first ones of Type: float for parameters of up to 32 bits, double for float64.
 inline constexpr int compute_types = 2;
 
@@ -61,7 +86,6 @@ struct Prologue {
   double unscale = 1.0;
   double clip_value = std::numeric_limits<double>::infinity();
   double clip_coef = 1.0;
-  double lr = 0.0;
   double weight_decay = 0.0;
   bool decoupled_weight_decay = false;
   bool maximize = false;

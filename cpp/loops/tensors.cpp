@@ -51,10 +51,10 @@ std::int64_t before_border(const Work& work, const void* parameter) {
 
 // A dense run in every stream.
 void update_dense(const Work& work, std::int64_t n, void* const* streams, std::uint64_t key, const Indices& indices = consecutive) {
-  if (work.storage.is_narrow) {
-    update_by_conversion(work, n, streams, key, indices);
-  } else {
+  if (work.is_plain) {
     work.kernel.update(work.prepared, n, streams);
+  } else {
+    update_by_conversion(work, n, streams, key, indices);
   }
 }
 
@@ -65,7 +65,7 @@ void update_run(const Tensor& tensor, const Work& work, std::int64_t begin, std:
   constexpr std::int64_t long_run = 4 * block;
   void* streams[max_streams];
   advance(work, streams, tensor.stream, begin);
-  if (end - begin >= long_run && !work.storage.is_narrow) {
+  if (end - begin >= long_run && work.is_plain) {
     const std::int64_t head = before_border(work, streams[0]);
     if (head > 0) {
       work.kernel.update(work.prepared, head, streams);
@@ -289,13 +289,29 @@ void update_strided(const Tensor& tensor, const Work& work, std::int64_t first, 
   for (std::int64_t i = first; i < last; ++i) {
     const bool more = i + 1 < last;
     const Tile next_tile = more ? tiles.place(i + 1, next) : Tile{};
-    if (layout.apart && !work.storage.is_narrow && work.kernel.update_apart != nullptr) {
+    if (layout.apart && work.is_plain && work.kernel.update_apart != nullptr) {
       update_apart(layout, work, tile, at);
     } else {
       update_tile(layout, work, tile, at, more ? next : nullptr, tensor.key, scratch);
     }
     std::swap(at, next);
     tile = next_tile;
+  }
+}
+
+// Elements [begin, begin + n), whose streams are of the compute type.
+void update_by_own_constants(const Work& work, std::int64_t begin, std::int64_t n, void* const* wide, std::uint64_t index,
+                             const Indices& indices) {
+  const Storage& storage = work.storage;
+  for (std::int64_t i = 0; i < n;) {
+    void* streams[max_streams] = {};
+    for (int s = 0; s < low_stream; ++s) {
+      const std::int64_t size = storage.converts(s) ? size_of(storage.compute()) : storage.item_size[s];
+      streams[s] = static_cast<char*>(wide[s]) + i * size;
+    }
+    const std::int64_t count = indices.in_a_row(begin + i, n - i);
+    update_each(work, count, streams, static_cast<std::int64_t>(index + indices(begin + i)));
+    i += count;
   }
 }
 
@@ -306,7 +322,11 @@ void update_converted(const Work& work, std::int64_t begin, std::int64_t n, void
   void* streams[max_streams];
   advance(work, streams, run, begin);
   const Converted converted(work, n, streams, memory);
-  work.kernel.update(work.prepared, n, converted.streams());
+  if (work.own == nullptr) {
+    work.kernel.update(work.prepared, n, converted.streams());
+  } else {
+    update_by_own_constants(work, begin, n, converted.streams(), index_of(run), indices);
+  }
   for (int k = 0; k < work.storage.draws(); ++k) {
     const std::uint64_t own_key = k == 0 ? key : second_key(key);
     for (std::int64_t i = 0, count = 0; i < n; i += count) {

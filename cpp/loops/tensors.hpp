@@ -4,20 +4,45 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <vector>
 
 #include "kernel.hpp"
 #include "layout.hpp"
 
 namespace fusedstep {
 
+// Options of which each element of a parameter has its own, and what else its constants are made from.
+struct OwnOptions {
+  struct Values {
+    const char* name;             // of the option,
+    std::size_t offset;           // where it lies among all of them,
+    std::vector<double> numbers;  // and that of each element, in C order
+
+    bool operator==(const Values&) const = default;
+  };
+  std::vector<Values> values;
+
+  // Of the present step.
+  RuleId rule = 0;
+  Options options{};
+  Prologue prologue;
+  std::int64_t step = 0;
+};
+
 // What is to be done to the tensors of one group that are stored alike.
 struct Work {
   Storage storage;
+  bool is_plain;  // all streams are of the compute type, and all elements have the same constants
   Kernel kernel;  // over streams of the compute type
   Prepared prepared;
   bool zero_gradient;
   bool per_row;  // each row is reduced by itself
+  OwnOptions* own;  // null: what is prepared is for all elements
+  const void* scalar;  // what a reduction has updated, where elements have their own
 };
+
+// Updates dense streams of the compute type by each element's own constants, the first being element `first`.
+void update_each(const Work& work, std::int64_t n, void* const* streams, std::int64_t first);
 
 struct Tensor {
   std::int64_t size = 0;

@@ -36,7 +36,7 @@ constexpr bool uses() {
 template <class T>
 struct NoPrologue {
   template <class Prologue>
-  explicit NoPrologue(const Prologue&) {}
+  NoPrologue(const Prologue&, double) {}
 };
 
 template <class T>
@@ -49,7 +49,8 @@ struct Loop {
   Before<T> before;
 
   template <class Options>
-  Loop(const Options& options, const Prologue& prologue, std::int64_t step) : rule(options, step), before(prologue) {}
+  Loop(const Options& options, const Prologue& prologue, std::int64_t step)
+      : rule(options, step), before(prologue, options.lr) {}
 };
 
 // One element: the only place where a rule meets memory.

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ._functional import fused
 from ._optimizer import Optimizer, Options
-from .typing import Float, Gradient, Index, Parameter, Params, Rounding, StateDtype, Verify
+from .typing import Float, Gradient, Index, Parameter, Params, PerElement, Rounding, StateDtype, Verify
 
 __all__ = ["Adadelta", "AdadeltaOptions", "adadelta_"]
 
@@ -94,8 +94,9 @@ class Adadelta(Optimizer, rule="adadelta"):
     ----------
     params
         What to update, see ``Optimizer``.
-    lr : float
-        Factor of the step, ``lr >= 0``. The paper has none, which is 1.
+    lr : float or ndarray
+        Factor of the step, ``lr >= 0``. The paper has none, which is 1. An array has one for each element, see
+        ``Optimizer``.
     rho : float
         Decay of both averages, ``0 <= rho <= 1``.
     eps : float
@@ -129,7 +130,7 @@ class Adadelta(Optimizer, rule="adadelta"):
     def __init__(
         self,
         params: Params,
-        lr: float = 1.0,
+        lr: PerElement = 1.0,
         *,
         rho: float = 0.9,
         eps: float = 1e-6,
@@ -151,7 +152,7 @@ class Adadelta(Optimizer, rule="adadelta"):
             cls,
             name: str,
             params: Params,
-            lr: float | None = None,
+            lr: PerElement | None = None,
             *,
             state_dtype: StateDtype = None,
             rounding: Rounding | None = None,

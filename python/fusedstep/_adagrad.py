@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ._functional import fused
 from ._optimizer import Optimizer, Options
-from .typing import Float, Gradient, Index, Parameter, Params, Rounding, StateDtype, Verify
+from .typing import Float, Gradient, Index, Parameter, Params, PerElement, Rounding, StateDtype, Verify
 
 __all__ = ["Adagrad", "AdagradOptions", "adagrad_"]
 
@@ -93,8 +93,8 @@ class Adagrad(Optimizer, rule="adagrad"):
     ----------
     params
         What to update, see ``Optimizer``.
-    lr : float
-        Step size, ``lr >= 0``.
+    lr : float or ndarray
+        Step size, ``lr >= 0``; an array has one for each element, see ``Optimizer``.
     eps : float
         Added to the root, or under it, ``eps >= 0``.
     eps_inside_sqrt : bool
@@ -134,7 +134,7 @@ class Adagrad(Optimizer, rule="adagrad"):
     def __init__(
         self,
         params: Params,
-        lr: float = 1e-2,
+        lr: PerElement = 1e-2,
         *,
         eps: float = 1e-10,
         eps_inside_sqrt: bool = False,
@@ -158,7 +158,7 @@ class Adagrad(Optimizer, rule="adagrad"):
             cls,
             name: str,
             params: Params,
-            lr: float | None = None,
+            lr: PerElement | None = None,
             *,
             state_dtype: StateDtype = None,
             rounding: Rounding | None = None,

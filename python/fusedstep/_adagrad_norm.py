@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ._functional import fused
 from ._optimizer import Optimizer, Options
-from .typing import Float, Gradient, Index, Parameter, Params, Per, Rounding, StateDtype, Verify
+from .typing import Float, Gradient, Index, Parameter, Params, Per, PerElement, Rounding, StateDtype, Verify
 
 __all__ = ["AdagradNorm", "AdagradNormOptions", "adagrad_norm_"]
 
@@ -92,8 +92,8 @@ class AdagradNorm(Optimizer, rule="adagrad_norm"):
     ----------
     params
         What to update, see ``Optimizer``.
-    lr : float
-        Step size, ``lr >= 0``.
+    lr : float or ndarray
+        Step size, ``lr >= 0``; an array has one for each element, see ``Optimizer``.
     eps : float
         Added to the root, ``eps >= 0``.
     per : {"array", "row"}
@@ -134,7 +134,7 @@ class AdagradNorm(Optimizer, rule="adagrad_norm"):
     def __init__(
         self,
         params: Params,
-        lr: float = 1e-2,
+        lr: PerElement = 1e-2,
         *,
         eps: float = 1e-10,
         per: Per = "array",

@@ -13,7 +13,7 @@ from ._rows import Rows
 from ._run import Run
 from ._tree import filled, parse
 
-__all__ = ["masked_step"]
+__all__ = ["frozen_in", "masked_step"]
 
 Array = NDArray[Any]
 
@@ -93,12 +93,13 @@ def _frozen(run: Run, mask: Any) -> list[Array | None]:
         given = [leaves[name] for name in run.params]
     of_group = [own for own, names in zip(run.masks, run.names, strict=True) for _ in names]
     return [
-        _frozen_in(name, array, [each for each in both if each is not None])
+        frozen_in(name, array, [each for each in both if each is not None])
         for (name, array), both in zip(run.params.items(), zip(given, of_group, strict=True), strict=True)
     ]
 
 
-def _frozen_in(name: str, array: Array, masks: list[Any]) -> Array | None:
+def frozen_in(name: str, array: Array, masks: list[Any]) -> Array | None:
+    """Return where masks freeze a parameter; None without any. TypeError or ValueError for one that does not fit."""
     if not masks:
         return None
     moves = np.ones(array.shape, bool)

@@ -18,7 +18,7 @@ from ._optimizer import Optimizer, Options
 from ._rmsprop import RMSprop, RMSpropOptions
 from ._rprop import Rprop, RpropOptions
 from ._tree import parse
-from .typing import Method, MinimizeResult, Tree, Variant
+from .typing import Method, MinimizeResult, PerElement, Tree, Variant
 
 __all__ = ["minimize", "scipy_method"]
 
@@ -36,7 +36,7 @@ STOPS = ("maxiter", "xtol", "gtol", "ftol", "patience", "target")
 class RuleOptions(RpropOptions, RMSpropOptions, AdagradOptions, AdagradNormOptions, total=False):
     """The options of all rules, of which each has some."""
 
-    lr: float
+    lr: PerElement
 
 
 def minimize(
@@ -349,7 +349,7 @@ class _Run:
         self._clip(x)
         self._ftol = ftol
         self.nit = 0
-        self.steps = [float(self._optimizer.lr) if cls is Rprop else 0.0 for _ in x]
+        self.steps = [_largest(self._optimizer.lr) if cls is Rprop else 0.0 for _ in x]
         """The largest step size, or the largest move."""
         self.stalled = 0
         """For how many iterations the best loss has not improved."""

@@ -15,7 +15,7 @@ from ._load_report import LoadReport
 from ._run import Run
 from ._schema import SCHEMAS, Schema
 from ._tree import ungrouped
-from .typing import Grads, Nonfinite, Verify
+from .typing import Grads, Nonfinite, PerElement, Verify
 
 __all__ = ["Optimizer", "Options"]
 
@@ -38,7 +38,7 @@ class _Hyperparameter:
     def __get__(self, optimizer: Optimizer | None, cls: type[Optimizer]) -> Any:
         return self if optimizer is None else optimizer._run.get(self._name)
 
-    def __set__(self, optimizer: Optimizer, value: Any) -> None:
+    def __set__(self, optimizer: Optimizer, value: PerElement) -> None:  # as type checkers see lr
         optimizer._run.set(self._name, value)
 
 
@@ -59,6 +59,11 @@ class Optimizer:
 
     Every hyperparameter is also an attribute: reading ``opt.lr`` returns the value that all groups share, and assigning
     to it sets all groups. For a single group, change ``opt.param_groups[k]["lr"]``.
+
+    ``lr``, and each of Rprop's ``step_sizes``, may be an array of float16, float32 or float64 that broadcasts to the
+    shape of every parameter in its group: **each element has its own**. Constants are computed from it in double and
+    rounded once. It is your array: what you write into it counts from the next step on. An element then takes about as
+    long as in NumPy.
 
     Parameters
     ----------
@@ -134,7 +139,10 @@ class Optimizer:
     _again: OptimizerCore | None = None
     """The core, where the next step may be like the last: ``step`` then repeats it without a look at this class."""
 
-    lr: float
+    if TYPE_CHECKING:
+        lr: _Hyperparameter  # any number is written, and read as one
+    else:
+        lr: PerElement
     weight_decay: float
     decoupled_weight_decay: bool
     maximize: bool
@@ -190,7 +198,7 @@ class Optimizer:
         self._run = Run(self._schema, arguments["params"], options, type(self).__name__, seed)
 
     @classmethod
-    def like(cls, name: str, params: Any, lr: float | None = None, **overrides: Any) -> Self:
+    def like(cls, name: str, params: Any, lr: PerElement | None = None, **overrides: Any) -> Self:
         """Return an optimizer with the formula and the defaults of another framework: a preset, or dialect.
 
         RMSprop, where ``r`` is ``v``, or the variance if centered, and ``u = g / d``::
@@ -222,7 +230,7 @@ class Optimizer:
             One of ``fusedstep.dialects()[rule]``, which lists all defaults.
         params
             What to update, see ``Optimizer``.
-        lr : float, optional
+        lr : float or ndarray, optional
             Step size. The default is that of the framework; where it has none, ``lr`` is needed.
         **overrides
             Other arguments of this class that the framework also has, ``verify``, and how arrays are stored

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ._functional import fused
 from ._optimizer import Optimizer, Options
-from .typing import Float, Gradient, Index, Parameter, Params, Rounding, StateDtype, Verify
+from .typing import Float, Gradient, Index, Parameter, Params, PerElement, Rounding, StateDtype, Verify
 
 __all__ = ["ProximalAdagrad", "ProximalAdagradOptions", "proximal_adagrad_"]
 
@@ -92,8 +92,8 @@ class ProximalAdagrad(Optimizer, rule="proximal_adagrad"):
     ----------
     params
         What to update, see ``Optimizer``.
-    lr : float
-        Step size, ``lr >= 0``.
+    lr : float or ndarray
+        Step size, ``lr >= 0``; an array has one for each element, see ``Optimizer``.
     l1 : float
         L1 penalty, ``l1 >= 0``: small elements become 0.
     l2 : float
@@ -130,7 +130,7 @@ class ProximalAdagrad(Optimizer, rule="proximal_adagrad"):
     def __init__(
         self,
         params: Params,
-        lr: float = 1e-2,
+        lr: PerElement = 1e-2,
         *,
         l1: float = 0.0,
         l2: float = 0.0,

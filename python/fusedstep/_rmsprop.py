@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ._functional import fused
 from ._optimizer import Optimizer, Options
-from .typing import Float, Gradient, Index, MomentumForm, Parameter, Params, Rounding, StateDtype, Verify
+from .typing import Float, Gradient, Index, MomentumForm, Parameter, Params, PerElement, Rounding, StateDtype, Verify
 
 __all__ = ["RMSprop", "RMSpropOptions", "rmsprop_"]
 
@@ -123,8 +123,8 @@ class RMSprop(Optimizer, rule="rmsprop"):
     ----------
     params
         What to update, see ``Optimizer``.
-    lr : float
-        Step size, ``lr >= 0``.
+    lr : float or ndarray
+        Step size, ``lr >= 0``; an array has one for each element, see ``Optimizer``.
     alpha : float
         Decay of the average, ``0 <= alpha <= 1``. PyTorch's default is 0.99.
     eps : float
@@ -180,7 +180,7 @@ class RMSprop(Optimizer, rule="rmsprop"):
     def __init__(
         self,
         params: Params,
-        lr: float = 1e-2,
+        lr: PerElement = 1e-2,
         *,
         alpha: float = 0.9,
         eps: float = 1e-8,
@@ -209,7 +209,7 @@ class RMSprop(Optimizer, rule="rmsprop"):
             cls,
             name: str,
             params: Params,
-            lr: float | None = None,
+            lr: PerElement | None = None,
             *,
             state_dtype: StateDtype = None,
             rounding: Rounding | None = None,

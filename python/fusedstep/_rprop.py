@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ._functional import fused
 from ._optimizer import Optimizer, Options
-from .typing import Float, Gradient, Parameter, Params, Rounding, StateDtype, Variant, Verify
+from .typing import Float, Gradient, Parameter, Params, PerElement, Rounding, StateDtype, Variant, Verify
 
 __all__ = ["Rprop", "RpropOptions", "StepSizeStats", "rprop_"]
 
@@ -19,7 +19,7 @@ class RpropOptions(Options, total=False):
     """The hyperparameters of ``Rprop``, except ``lr``."""
 
     etas: tuple[float, float]
-    step_sizes: tuple[float, float]
+    step_sizes: tuple[PerElement, PerElement]
     variant: Variant
 
 
@@ -118,13 +118,14 @@ class Rprop(Optimizer, rule="rprop"):
     ----------
     params
         What to update, see ``Optimizer``.
-    lr : float
-        First step size, ``lr >= 0``. Decoupled weight decay also uses it. Without that, a later change would be without
-        effect and is refused: change ``opt.state[name]["step_size"]`` instead.
+    lr : float or ndarray
+        First step size, ``lr >= 0``; an array has that of each element, see ``Optimizer``. Decoupled weight decay also
+        uses it. Without that, a later change would be without effect and is refused: change
+        ``opt.state[name]["step_size"]`` instead.
     etas : pair of float
         ``(eta-, eta+)``, ``0 < eta- < 1 < eta+``.
-    step_sizes : pair of float
-        ``(lo, hi)``, ``0 <= lo <= hi``.
+    step_sizes : pair of float or ndarray
+        ``(lo, hi)``, ``0 <= lo <= hi``; an array has those of each element.
     variant : {"rprop-", "rprop+", "irprop-", "irprop-move", "irprop+", "grprop-slr", "grprop-sag"}
         What happens where the sign flipped, see ``rprop_``. PyTorch's is ``irprop-``. ``irprop+`` needs
         ``step(grads, loss=...)``.
@@ -152,16 +153,16 @@ class Rprop(Optimizer, rule="rprop"):
     """
 
     etas: tuple[float, float]
-    step_sizes: tuple[float, float]
+    step_sizes: tuple[PerElement, PerElement]
     variant: Variant
 
     def __init__(
         self,
         params: Params,
-        lr: float = 1e-2,
+        lr: PerElement = 1e-2,
         *,
         etas: tuple[float, float] = (0.5, 1.2),
-        step_sizes: tuple[float, float] = (1e-6, 50.0),
+        step_sizes: tuple[PerElement, PerElement] = (1e-6, 50.0),
         variant: Variant = "rprop-",
         weight_decay: float = 0.0,
         decoupled_weight_decay: bool = False,
@@ -181,7 +182,7 @@ class Rprop(Optimizer, rule="rprop"):
             cls,
             name: str,
             params: Params,
-            lr: float | None = None,
+            lr: PerElement | None = None,
             *,
             state_dtype: StateDtype = None,
             rounding: Rounding | None = None,

@@ -121,6 +121,9 @@ class Run:
         storage = _storage.checked(options)
         arguments = {key: options[key] for key in self.schema.arguments}
         arrays, states = self.core.add_group(leaves.names, leaves.arrays, arguments, **storage)
+        for key, state in self.schema.starting.items():
+            for each in states if isinstance(arguments[key], np.ndarray) else ():
+                np.copyto(each[state], arguments[key], casting="unsafe")
         self.storage.append(storage)
         self._keep(leaves.names, leaves.tree, arrays, states)
         self._unnamed = leaves.unnamed
@@ -162,7 +165,7 @@ class Run:
     def checked(self, index: int, group: Mapping[str, Any]) -> dict[str, Any]:
         """Return the hyperparameters of ``group`` as plain values, checked for the group ``index``.
 
-        Types and ranges, and whether the states are there, are checked as in a step.
+        Types, ranges and shapes, and whether the states are there, are checked as in a step.
         """
         schema = self.schema
         if missing := [key for key in schema.options if key not in group]:
@@ -170,21 +173,14 @@ class Run:
         if unknown := [key for key in group if key not in schema.options and key != "params"]:
             raise TypeError(self._unknown(unknown[0]))
         values = {key: group[key] for key in schema.options}
-        _core.check_hyperparameters(schema.rule, values)
-        used = _core.used_states(schema.rule, values)
-        for name in self.names[index]:
-            if lacking := [state for state in used if state not in self._state[name]]:
-                raise ValueError(
-                    f"parameter {name!r} has no {', '.join(map(repr, lacking))}, which these hyperparameters need; "
-                    "make the optimizer with them from the start"
-                )
+        self.core.check_options(index, values)
         return {key: schema.plain(key, value) for key, value in values.items()}
 
     def get(self, key: str) -> Any:
         """Return the value of a hyperparameter that all groups share."""
         self.check_groups()
         values = [group[key] for group in self.groups]
-        if any(value is not values[0] and value != values[0] for value in values):
+        if not all(_same(value, values[0]) for value in values):
             raise ValueError(
                 f"{key}: the groups differ ({', '.join(map(repr, values))}); read param_groups[k][{key!r}]"
             )
@@ -206,16 +202,16 @@ class Run:
         self.starts = self._starts_of(self.groups)
 
     def _starts_of(self, groups: list[dict[str, Any]]) -> list[tuple[dict[str, Any], str, Any]]:
-        return [(group, key, group[key]) for group in groups for key in self.schema.starting]
+        return [(group, key, _kept(group[key])) for group in groups for key in self.schema.starting]
 
     def check_starts(self) -> None:
         """Raise ValueError if a value at which a group's states started was changed."""
         for group, key, value in self.starts:
             now = group.get(key, value)
-            if now is value or now == value or _decays_decoupled(group):
+            if _same(now, value) or _decays_decoupled(group):
                 continue
-            _core.check_hyperparameters(self.schema.rule, {key: now})
             index = next(index for index, each in enumerate(self._members) if each is group.get("params", each))
+            self.core.check_options(index, {key: now})
             raise ValueError(
                 f"param_groups[{index}]: {key} was changed from {value!r} to {now!r}; {self._only_a_start(key)}"
             )
@@ -329,6 +325,20 @@ def _usable(array: Array) -> Array:
     if array.flags.writeable and array.flags.aligned:
         return array
     return np.array(array, order="K", subok=not isinstance(array, np.memmap))  # a copy in memory is no map of a file
+
+
+def _kept(value: Any) -> Any:
+    """Return a value that stays as it is now: of an array, which may be changed, a copy."""
+    return value.copy() if isinstance(value, np.ndarray) else value
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two values of a hyperparameter are the same, or equal; either may be, or have, an array."""
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        return np.array_equal(a, b)
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return a is b or bool(a == b)
 
 
 def _decays_decoupled(group: Mapping[str, Any]) -> bool:

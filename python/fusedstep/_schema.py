@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from . import _core
 
 __all__ = ["SCHEMAS", "Schema"]
@@ -45,13 +47,17 @@ class Schema:
         }
         """Options of a group that a state starts at: later changes of them would be without effect."""
 
-    def plain(self, name: str, value: Any) -> bool | float | str | tuple[float, ...]:
-        """Return the exact value of an option as a Python object."""
+    def plain(self, name: str, value: Any) -> Any:
+        """Return the exact value of an option as a Python object; instead of a number perhaps an array of float64."""
         kind = self.fields[name]["kind"]
         if kind == "pair":
-            return tuple(map(float, value))
-        convert: type[bool | float | str] = {"real": float, "flag": bool, "choice": str}[kind]
+            return tuple(map(_number, value))
+        convert: Any = {"real": _number, "flag": bool, "choice": str}[kind]
         return convert(value)
+
+
+def _number(value: Any) -> Any:
+    return np.array(value, np.float64, order="C") if isinstance(value, np.ndarray) else float(value)
 
 
 SCHEMAS = {rule: Schema(rule, **parts) for rule, parts in _core.rules().items()}

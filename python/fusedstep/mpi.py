@@ -79,8 +79,9 @@ class Sharded:
     TypeError, ValueError
         As in ``Optimizer``, and: not a communicator; parameters, hyperparameters or arguments that differ between
         ranks; lanes that are no power of two or fewer than ranks; hyperparameters that choose one element of all arrays
-        (GRprop); ``verify``; masks; ``Rows``. If one rank refuses, all raise the error of the lowest such rank, and
-        none has written anything. The text starts with the rank: ``"rank 1: gradient of ..."``.
+        (GRprop); arrays as hyperparameters; ``verify``; masks; ``Rows``. If one rank refuses, all raise the error of
+        the lowest such rank, and none has written anything. The text starts with the rank: ``"rank 1: gradient of
+        ..."``.
 
     References
     ----------
@@ -126,6 +127,11 @@ class Sharded:
             self._front = front = Front(params)
             if any(own.get("mask") is not None for own in front.options):
                 raise ValueError("mask: expected none, got one in a group; elements are masked in one process only")
+            for key, value in ((key, value) for own in (options, *front.options) for key, value in own.items()):
+                if any(
+                    isinstance(each, np.ndarray) for each in (value if isinstance(value, tuple | list) else [value])
+                ):
+                    raise ValueError(f"{key}: expected a number over several processes, got an array")
             self._cut = Cut([array.size for array in front.arrays], peers.size)
             self._places = self._cut.pieces(peers.rank)
             self._pieces = [flat(array)[begin:end] for array, (begin, end) in self._placed()]

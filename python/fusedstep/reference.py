@@ -3,8 +3,10 @@
 Each function has the name and the arguments of the fused one, where they are explained, and updates the same arrays in
 place. What comes before the rule (scaling, clipping, ascent, decay) is the same for all: the arguments of ``gradient``,
 which each function takes, too. One expression per line, in the order of operations of the rule's definition; derived
-constants are computed in double and rounded once to the arrays' type. With ``rows``, ``grad`` holds a gradient for each
-of these rows. Those of the same row are summed, and the rule updates only these rows. Nothing is checked here.
+constants are computed in double and rounded once to the arrays' type. Instead of ``lr``, and of either of Rprop's
+``step_sizes``, there may be an array that broadcasts to the parameter: a number for each element. With ``rows``,
+``grad`` holds a gradient for each of these rows. Those of the same row are summed, and the rule updates only these
+rows. Nothing is checked here.
 
 The rules compute in float32 or float64. ``stored`` lets them update arrays that are stored in 16 bits.
 
@@ -84,8 +86,11 @@ def stored(rule: _Rule) -> _Rule:
     def update(*args: Any, key: int | None = None, param_low: Array | None = None, **options: Any) -> None:
         given = signature.bind(*args, **options).arguments
         given |= given.pop("prologue", {})
-        arrays = {name: array for name, array in given.items() if isinstance(array, np.ndarray)}
-        param, T = arrays["param"], compute_type(arrays["param"])
+        param, T = given["param"], compute_type(given["param"])
+        given |= {name: _of_elements(given[name], param, given.get("rows")) for name in PER_ELEMENT if name in given}
+        arrays = {
+            name: each for name, each in given.items() if isinstance(each, np.ndarray) and name not in PER_ELEMENT
+        }
         with np.errstate(all="ignore"):
             wide = {name: widened(array, T) for name, array in arrays.items()}
             if param_low is not None:
@@ -111,6 +116,19 @@ def stored(rule: _Rule) -> _Rule:
     *own, prologue = signature.parameters.values()
     update.__signature__ = signature.replace(parameters=[*own, *more, prologue])  # type: ignore[attr-defined]
     return cast(_Rule, update)
+
+
+PER_ELEMENT = ("lr", "step_sizes")
+
+
+def _of_elements(value: Any, param: Array, rows: Array | None) -> Any:
+    """Return an option, or a pair, with arrays in float64 and in the shape of what is updated."""
+    if isinstance(value, tuple | list):
+        return tuple(_of_elements(each, param, rows) for each in value)
+    if not isinstance(value, np.ndarray):
+        return value
+    whole = np.broadcast_to(value.astype(np.float64), param.shape)
+    return whole if rows is None else whole[np.unique(rows)]
 
 
 def _mix64(z: int) -> int:
@@ -205,7 +223,7 @@ def gradient(
     param: Array,
     grad: Array,
     *,
-    lr: float | None = None,
+    lr: float | Array | None = None,
     weight_decay: float = 0.0,
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
@@ -310,7 +328,7 @@ def rmsprop_(
     grad: Array,
     square_avg: Array,
     *,
-    lr: float,
+    lr: float | Array,
     alpha: float = 0.9,
     eps: float = 1e-8,
     eps_inside_sqrt: bool = False,
@@ -360,7 +378,7 @@ def adagrad_(
     grad: Array,
     square_sum: Array,
     *,
-    lr: float,
+    lr: float | Array,
     eps: float = 1e-10,
     eps_inside_sqrt: bool = False,
     lr_decay: float = 0.0,
@@ -385,7 +403,7 @@ def proximal_adagrad_(
     grad: Array,
     square_sum: Array,
     *,
-    lr: float,
+    lr: float | Array,
     l1: float = 0.0,
     l2: float = 0.0,
     rows: Array | None = None,
@@ -410,7 +428,7 @@ def adagrad_da_(
     grad_sum: Array,
     square_sum: Array,
     *,
-    lr: float,
+    lr: float | Array,
     step: int,
     l1: float = 0.0,
     l2: float = 0.0,
@@ -435,7 +453,7 @@ def adagrad_norm_(
     grad: Array,
     square_sum: Array,
     *,
-    lr: float,
+    lr: float | Array,
     eps: float = 1e-10,
     per: str = "array",
     mean: bool = False,
@@ -463,7 +481,7 @@ def adadelta_(
     square_avg: Array,
     acc_delta: Array,
     *,
-    lr: float,
+    lr: float | Array,
     rho: float = 0.9,
     eps: float = 1e-6,
     rows: Array | None = None,
@@ -488,10 +506,10 @@ def rprop_(
     prev_sign: Array,
     *,
     etas: tuple[float, float] = (0.5, 1.2),
-    step_sizes: tuple[float, float] = (1e-6, 50.0),
+    step_sizes: tuple[float | Array, float | Array] = (1e-6, 50.0),
     variant: str = "rprop-",
     loss_increased: bool = False,
-    lr: float | None = None,
+    lr: float | Array | None = None,
     chosen: tuple[float, int | None] | None = None,
     **prologue: Any,
 ) -> None:
@@ -576,13 +594,13 @@ def _grprop_total(pairs: Sequence[tuple[Array, Array]], variant: str) -> list[tu
     return [(total, index if i == array else None) for i in range(len(pairs))]
 
 
-def _limits(T: Any, step_sizes: tuple[float, float]) -> tuple[Any, Any]:
+def _limits(T: Any, step_sizes: tuple[Any, Any]) -> tuple[Any, Any]:
     largest = float(np.finfo(T).max)
     lo, hi = step_sizes
-    return T(min(lo, largest)), T(min(hi, largest))
+    return T(np.minimum(lo, largest)), T(np.minimum(hi, largest))
 
 
-def _resized(g: Array, D: Array, prev_sign: Array, etas: tuple[float, float], step_sizes: tuple[float, float]) -> Array:
+def _resized(g: Array, D: Array, prev_sign: Array, etas: tuple[float, float], step_sizes: tuple[Any, Any]) -> Array:
     T = D.dtype.type
     eta_minus, eta_plus = map(T, etas)
     lo, hi = _limits(T, step_sizes)

@@ -21,6 +21,7 @@ __all__ = [
     "Parameter",
     "Params",
     "Per",
+    "PerElement",
     "Rounding",
     "StateDtype",
     "SupportsDLPack",
@@ -91,6 +92,9 @@ if TYPE_CHECKING:
     Gradient: TypeAlias = NDArray[Float] | NDArray[np.float32] | NDArray[np.float16]
     """What it takes for a gradient: any type that the computation holds exactly."""
 
+    PerElement: TypeAlias = float | NDArray[np.floating[Any]]
+    """A number for all elements, or an array with one for each."""
+
     Leaf: TypeAlias = NDArray[Any] | Buffer | SupportsDLPack
     """An array, or an object that offers its memory."""
 
@@ -107,5 +111,5 @@ if TYPE_CHECKING:
     )
     """Gradients: the containers of the parameters, where ``Rows`` are those of some rows, and None leaves one out."""
 else:  # what reads annotations at run time can't follow types that contain themselves
-    Leaf = Index = Tree = Params = Grads = Any
+    Leaf = Index = PerElement = Tree = Params = Grads = Any
     Parameter = Gradient = list[Float]

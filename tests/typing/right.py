@@ -68,6 +68,8 @@ norm: float | None = report.grad_norm
 step, _, skipped, names = report
 rate: float = rmsprop.lr
 rmsprop.lr = 0.01
+rmsprop.lr = double
+fs.Rprop(single, lr=double, step_sizes=(0.0, single))
 rmsprop.alpha = 1
 rmsprop.nesterov = True
 rmsprop.momentum_form = "torch"

@@ -71,7 +71,7 @@ def unpacked(value: Any, arrays: Mapping[str, Array]) -> Any:
             at = at[key]
             key = int(part) if isinstance(at, list) else part.replace("~1", "/").replace("~0", "~")
         if not isinstance(at, dict | list) or at[key] is not None:
-            raise ValueError(f"extra: no place for the array {pointer!r}")
+            raise ValueError(f"no place for the array {pointer!r}")
         at[key] = array
     return root[0]
 

@@ -36,10 +36,12 @@ def save(run: Run, path: str | os.PathLike[str], extra: Any = None) -> None:
     values, arrays = packed(extra)
     with run.core:
         about = description(run) | ({} if values is None else {"extra": values})
+        about["groups"], of_groups = packed(about["groups"])
         found = {f"params.{_key(name)}": array for name, array in run.params.items()}
         for name, states in run.state.items():
             found |= {f"state.{_key(name)}.{state}": array for state, array in states.items()}
-        found |= {f"extra.{_key(pointer)}": array for pointer, array in arrays.items()}
+        for kind, some in (("groups", of_groups), ("extra", arrays)):
+            found |= {f"{kind}.{_key(pointer)}": array for pointer, array in some.items()}
         _save(container, path, about, found)
 
 
@@ -115,9 +117,11 @@ def read(run: Run, path: str | os.PathLike[str], strict: bool = True) -> tuple[R
             before = _version(file)
             checksum, about, arrays = _parsed(container, file)
             values = about.pop("extra", None)
-            pointers = {_name(key[6:]): arrays.pop(key) for key in list(arrays) if key.startswith("extra.")}
+            pointers = _pointers("extra", arrays)
+            if of_groups := _pointers("groups", arrays):
+                about["groups"] = _unpacked("groups", about.get("groups"), of_groups)
             restore = checked(run, about | _by_name(arrays), strict).read()
-            extra = _unpacked(values, pointers)
+            extra = _unpacked("extra", values, pointers)
             if _version(file) != before:
                 raise ValueError("the file was changed while it was read")
         except ValueError as error:
@@ -167,11 +171,17 @@ def _parsed(container: Container, file: BufferedIOBase) -> tuple[str, dict[str, 
         raise ValueError(f"not a checkpoint of fusedstep: {error}") from error
 
 
-def _unpacked(values: Any, pointers: dict[str, Stored]) -> Any:
+def _pointers(kind: str, arrays: dict[str, Stored]) -> dict[str, Stored]:
+    """Take out the arrays that belong into some JSON, by pointer."""
+    keys = [key for key in arrays if key.startswith(f"{kind}.")]
+    return {_name(key.removeprefix(f"{kind}.")): arrays.pop(key) for key in keys}
+
+
+def _unpacked(kind: str, values: Any, pointers: dict[str, Stored]) -> Any:
     try:
         return unpacked(values, {pointer: stored.read() for pointer, stored in pointers.items()})
     except (LookupError, TypeError) as error:
-        raise ValueError(f"not a checkpoint of fusedstep: extra: {error}") from error
+        raise ValueError(f"not a checkpoint of fusedstep: {kind}: {error}") from error
 
 
 def _by_name(arrays: dict[str, Stored]) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._load_report import LoadReport
+from .._mask import frozen_in
 from .._run import Run
 from .._storage import checked_seed
 from . import _version1
@@ -79,8 +80,12 @@ def description(run: Run) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "class": run.schema.class_name,
         "groups": [
-            {"params": list(names), **_hyperparameters(run, index, group)}
-            for index, (names, group) in enumerate(zip(run.names, run.groups, strict=True))
+            {
+                "params": list(names),
+                **_hyperparameters(run, index, group),
+                **({} if mask is None else {"mask": np.array(mask)}),
+            }
+            for index, (names, group, mask) in enumerate(zip(run.names, run.groups, run.masks, strict=True))
         ],
         "step": run.core.steps,
         "times": dict(zip(run.params, run.core.counts, strict=True)),
@@ -94,6 +99,20 @@ def _hyperparameters(run: Run, index: int, group: Mapping[str, Any]) -> dict[str
         return run.checked(index, group)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"group {index}: {error}") from error
+
+
+def _restored(run: Run, index: int, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the hyperparameters of a saved group, and its mask if it has one, for the group ``index``."""
+    mask = saved.get("mask")
+    values = _hyperparameters(run, index, {key: value for key, value in saved.items() if key != "mask"})
+    if mask is None:
+        return values
+    try:
+        for name in run.names[index]:
+            frozen_in(name, run.params[name], [mask])
+    except TypeError as error:
+        raise ValueError(f"group {index}: {error}") from error
+    return {**values, "mask": np.array(mask)}
 
 
 class Piece(NamedTuple):
@@ -130,7 +149,7 @@ class Restore(NamedTuple):
     arrays: list[tuple[Any, Any]]
     """Live arrays, or pieces, with their new values: arrays, stored ones, or where a state starts."""
     groups: list[dict[str, Any] | None]
-    """None for a group that keeps its hyperparameters."""
+    """Hyperparameters, and a mask where one was saved; None for a group that keeps its own."""
     step: int
     times: list[int]
     last_loss: float | None
@@ -243,7 +262,7 @@ def _groups_that_fit(run: Run, saved: Mapping[str, Any]) -> list[dict[str, Any] 
             isinstance(states := saved["state"].get(name), Mapping) and set(states) == set(run.state[name])
             for name in own
         )
-        found.append(_hyperparameters(run, index, matches.pop(0)) if matches and fits else None)
+        found.append(_restored(run, index, matches.pop(0)) if matches and fits else None)
     return found
 
 
@@ -270,8 +289,9 @@ def _checked_groups(run: Run, saved: Any) -> list[dict[str, Any]]:
         if not matches:
             raise ValueError(f"groups: expected one of {_listed(own)}, as group {index} of this optimizer is")
         group = matches.pop(0)
-        _check_names(f"group {index}", ("params", *run.schema.options), group)
-        found.append(_hyperparameters(run, index, group))
+        options = {key: value for key, value in group.items() if key != "mask"}
+        _check_names(f"group {index}", ("params", *run.schema.options), options)
+        found.append(_restored(run, index, group))
     if any(by_names.values()):
         raise ValueError(f"groups: expected {len(found)}, as in this optimizer, got {len(saved)}")
     return found
@@ -356,12 +376,17 @@ def write(run: Run, restore: Restore) -> None:
     writes: list[Callable[[], Any]] = []
     writes += [partial(np.ndarray.__setitem__, live, ..., value) for live, value in restore.arrays]
     starts = {(id(group), key): value for group, key, value in run.starts}
-    for group, values in zip(run.groups, restore.groups, strict=True):
-        if values is not None:
+    masks = list(run.masks)
+    for index, (group, restored) in enumerate(zip(run.groups, restore.groups, strict=True)):
+        if restored is not None:
+            values = dict(restored)
+            masks[index] = values.pop("mask", masks[index])
             writes.append(partial(dict.update, group, values))
             starts |= {(id(group), key): values[key] for key in run.schema.starting}
     writes += [
         partial(run.core.own, run.groups),
+        partial(setattr, run, "masks", masks),
+        partial(setattr, run, "masked", any(mask is not None for mask in masks)),
         partial(setattr, run, "starts", [(group, key, starts[id(group), key]) for group, key, _ in run.starts]),
         partial(setattr, run.core, "steps", restore.step),
         partial(setattr, run.core, "counts", restore.times),

@@ -24,7 +24,7 @@ template <>
 struct Schema<Adadelta> {
   using Rule = Adadelta;
   static constexpr const char* name = "adadelta";
-  static constexpr schema::Field fields[] = {FUSEDSTEP_FIELD(lr, schema::nonnegative),
+  static constexpr schema::Field fields[] = {FUSEDSTEP_FIELD(lr, schema::nonnegative).per_element(),
                                              FUSEDSTEP_FIELD(rho, schema::unit),
                                              FUSEDSTEP_FIELD(eps, schema::nonnegative), FUSEDSTEP_DECAY_FIELDS};
   static constexpr schema::State states[] = {{.name = "square_avg"}, {.name = "acc_delta"}};

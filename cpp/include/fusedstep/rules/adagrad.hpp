@@ -26,9 +26,10 @@ struct Schema<Adagrad> {
   using Rule = Adagrad;
   static constexpr const char* name = "adagrad";
   static constexpr schema::Field fields[] = {
-      FUSEDSTEP_FIELD(lr, schema::nonnegative),       FUSEDSTEP_FIELD(eps, schema::nonnegative),
-      FUSEDSTEP_FIELD(eps_inside_sqrt),               FUSEDSTEP_FIELD(lr_decay, schema::nonnegative),
-      FUSEDSTEP_DECAY_FIELDS,                         FUSEDSTEP_START(initial_accumulator_value)};
+      FUSEDSTEP_FIELD(lr, schema::nonnegative).per_element(),
+      FUSEDSTEP_FIELD(eps, schema::nonnegative), FUSEDSTEP_FIELD(eps_inside_sqrt),
+      FUSEDSTEP_FIELD(lr_decay, schema::nonnegative), FUSEDSTEP_DECAY_FIELDS,
+      FUSEDSTEP_START(initial_accumulator_value)};
   static constexpr schema::State states[] = {{.name = "square_sum", .starts_at = "initial_accumulator_value"}};
   static constexpr const char* step_used_with = "lr_decay";
 

@@ -26,9 +26,9 @@ struct Schema<AdagradNorm> {
   static constexpr const char* name = "adagrad_norm";
   static constexpr const char* pers[] = {"array", "row"};
   static constexpr schema::Field fields[] = {
-      FUSEDSTEP_FIELD(lr, schema::nonnegative), FUSEDSTEP_FIELD(eps, schema::nonnegative),
-      FUSEDSTEP_FIELD(per, pers),               FUSEDSTEP_FIELD(mean),
-      FUSEDSTEP_DECAY_FIELDS,                   FUSEDSTEP_START(initial_accumulator_value)};
+      FUSEDSTEP_FIELD(lr, schema::nonnegative).per_element(),
+      FUSEDSTEP_FIELD(eps, schema::nonnegative), FUSEDSTEP_FIELD(per, pers), FUSEDSTEP_FIELD(mean),
+      FUSEDSTEP_DECAY_FIELDS, FUSEDSTEP_START(initial_accumulator_value)};
   static constexpr schema::State states[] = {{.name = "square_sum",
                                               .storage = schema::Storage::scalar,
                                               .starts_at = "initial_accumulator_value",

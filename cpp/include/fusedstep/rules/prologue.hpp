@@ -29,12 +29,12 @@ struct PrologueConstants {
   Option<T> coupled;
 
   template <class Prologue>
-  explicit PrologueConstants(const Prologue& o)
+  PrologueConstants(const Prologue& o, double lr)
       : unscale(rounded<T>(o.unscale)),
         clip_value(rounded<T>(o.clip_value)),
         coef(o.maximize ? -rounded<T>(o.clip_coef) : rounded<T>(o.clip_coef)),  // g coef, then -g: the sign is exact
         weight_decay(rounded<T>(o.weight_decay)),
-        decay(o.decoupled_weight_decay ? rounded<T>(1.0 - o.lr * o.weight_decay) : T(1)),
+        decay(o.decoupled_weight_decay ? rounded<T>(1.0 - lr * o.weight_decay) : T(1)),
         coupled(o.weight_decay != 0 && !o.decoupled_weight_decay) {}
 };
 

@@ -23,8 +23,9 @@ struct Schema<ProximalAdagrad> {
   using Rule = ProximalAdagrad;
   static constexpr const char* name = "proximal_adagrad";
   static constexpr schema::Field fields[] = {
-      FUSEDSTEP_FIELD(lr, schema::nonnegative), FUSEDSTEP_FIELD(l1, schema::nonnegative),
-      FUSEDSTEP_FIELD(l2, schema::nonnegative), FUSEDSTEP_DECAY_FIELDS, FUSEDSTEP_START(initial_accumulator_value)};
+      FUSEDSTEP_FIELD(lr, schema::nonnegative).per_element(),
+      FUSEDSTEP_FIELD(l1, schema::nonnegative), FUSEDSTEP_FIELD(l2, schema::nonnegative), FUSEDSTEP_DECAY_FIELDS,
+      FUSEDSTEP_START(initial_accumulator_value)};
   static constexpr schema::State states[] = {{.name = "square_sum", .starts_at = "initial_accumulator_value"}};
 };
 

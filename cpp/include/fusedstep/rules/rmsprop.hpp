@@ -41,12 +41,12 @@ struct Schema<RMSprop> {
   static constexpr const char* name = "rmsprop";
   static constexpr const char* momentum_forms[] = {"torch", "tf"};
   static constexpr schema::Field fields[] = {
-      FUSEDSTEP_FIELD(lr, schema::nonnegative),  FUSEDSTEP_FIELD(alpha, schema::unit),
-      FUSEDSTEP_FIELD(eps, schema::nonnegative), FUSEDSTEP_FIELD(eps_inside_sqrt),
-      FUSEDSTEP_FIELD(centered),                 FUSEDSTEP_FIELD(momentum, schema::unit),
-      FUSEDSTEP_FIELD(nesterov),                 FUSEDSTEP_FIELD(momentum_form, momentum_forms),
-      FUSEDSTEP_FIELD(bias_correction),          FUSEDSTEP_DECAY_FIELDS,
-      FUSEDSTEP_START(initial_square_avg)};
+      FUSEDSTEP_FIELD(lr, schema::nonnegative).per_element(),
+      FUSEDSTEP_FIELD(alpha, schema::unit), FUSEDSTEP_FIELD(eps, schema::nonnegative),
+      FUSEDSTEP_FIELD(eps_inside_sqrt),     FUSEDSTEP_FIELD(centered),
+      FUSEDSTEP_FIELD(momentum, schema::unit), FUSEDSTEP_FIELD(nesterov),
+      FUSEDSTEP_FIELD(momentum_form, momentum_forms), FUSEDSTEP_FIELD(bias_correction),
+      FUSEDSTEP_DECAY_FIELDS, FUSEDSTEP_START(initial_square_avg)};
   static constexpr schema::State states[] = {{.name = "square_avg",
                                               .starts_at = "initial_square_avg",
                                               .renamed_with = "centered",

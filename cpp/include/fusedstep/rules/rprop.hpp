@@ -39,9 +39,9 @@ struct Schema<Rprop> {
   static constexpr const char* variants[] = {"rprop-",  "rprop+",     "irprop-",   "irprop-move",
                                              "irprop+", "grprop-slr", "grprop-sag"};
   static constexpr schema::Field fields[] = {
-      FUSEDSTEP_FIELD(lr, schema::nonnegative),
+      FUSEDSTEP_FIELD(lr, schema::nonnegative).per_element(),
       FUSEDSTEP_FIELD(etas, schema::shrinking, schema::growing),
-      FUSEDSTEP_FIELD(step_sizes, schema::nonnegative, schema::nonnegative),
+      FUSEDSTEP_FIELD(step_sizes, schema::nonnegative, schema::nonnegative).per_element(),
       FUSEDSTEP_FIELD(variant, variants),
       FUSEDSTEP_FIELD(loss_increased).as(schema::Purpose::loss),
       FUSEDSTEP_DECAY_FIELDS};

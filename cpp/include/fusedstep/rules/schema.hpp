@@ -52,10 +52,16 @@ struct Field {
   Range range[2] = {};                        ///< real: the first; pair: one each
   std::span<const char* const> choices = {};  ///< choice: the names, in the order of the enumeration
   Purpose purpose = Purpose::option;
+  bool may_differ = false;  ///< each element of a parameter may have a number of its own
 
   constexpr Field as(Purpose other) const {
     Field field = *this;
     field.purpose = other;
+    return field;
+  }
+  constexpr Field per_element() const {
+    Field field = *this;
+    field.may_differ = true;
     return field;
   }
 };
