@@ -53,14 +53,15 @@ def calls() -> tuple[dict[str, Contender], dict[str, int]]:
     chance.shuffle(shuffled_grads)
     heap_grads, moving = full(0.1), [full(0.1) for _ in range(3)]
     in_order, at_random, at_new = fs.RMSprop(full(0.5)), fs.RMSprop(shuffled), fs.RMSprop(full(0.5))
-    options: dict[str, Any] = {"lr": 1e-3, "alpha": 0.9, "eps": 1e-8, "weight_decay": 0.0}
     made = {
         "numpy.multiply(a, b, out=c)": repeated(lambda: np.multiply(a, b, out=c)),
         "opt.step, one parameter": repeated(lambda: one.step(grads)),
         "opt.step, lr set before": repeated(with_lr),
         "opt.step, gradient at a new address": in_turn([[grad], [other]], fresh.step),
         "fs.rmsprop_, lr": repeated(lambda: fs.rmsprop_(param, grad, state, lr=1e-3)),
-        "fs.rmsprop_, four keywords": repeated(lambda: fs.rmsprop_(param, grad, state, **options)),
+        "fs.rmsprop_, four keywords": repeated(
+            lambda: fs.rmsprop_(param, grad, state, lr=1e-3, alpha=0.9, eps=1e-8, weight_decay=0.0)
+        ),
         f"each of {MANY:,}, in heap order": repeated(lambda: in_order.step(heap_grads)),
         f"each of {MANY:,}, shuffled": repeated(lambda: at_random.step(shuffled_grads)),
         f"each of {MANY:,}, gradients at new addresses": in_turn(moving, at_new.step),

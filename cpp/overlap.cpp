@@ -188,9 +188,15 @@ template <class F>
 bool WrittenMemory::any_near(const Array& array, F f) const {
   if (array.size() == 0) return false;
   const Interval bytes = extent(array);
-  const auto after = std::lower_bound(extents_.begin(), extents_.end(), static_cast<std::uintptr_t>(bytes.hi),
-                                      [](const Extent& e, std::uintptr_t end) { return e.begin < end; });
-  for (auto e = after; e != extents_.begin();) {
+  const auto end = static_cast<std::uintptr_t>(bytes.hi);
+  const bool as_before = (after_ == extents_.size() || extents_[after_].begin >= end) &&
+                         (after_ == 0 || extents_[after_ - 1].begin < end);
+  if (!as_before) {
+    const auto after = std::lower_bound(extents_.begin(), extents_.end(), end,
+                                        [](const Extent& e, std::uintptr_t wanted) { return e.begin < wanted; });
+    after_ = static_cast<std::size_t>(after - extents_.begin());
+  }
+  for (auto e = extents_.begin() + static_cast<std::ptrdiff_t>(after_); e != extents_.begin();) {
     --e;
     if (e->furthest <= static_cast<std::uintptr_t>(bytes.lo)) break;
     if (f(arrays_[e->array])) return true;

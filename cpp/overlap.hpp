@@ -43,6 +43,7 @@ class WrittenMemory {
 
   std::vector<Array> arrays_;
   std::vector<Extent> extents_;
+  mutable std::size_t after_ = 0;  // the first that begins after the array looked at last: many lie beside each other
 };
 
 }  // namespace fusedstep

@@ -37,15 +37,15 @@ Containers::Containers(py::handle tree) : root_(parse(tree)) {
   }
 }
 
-PyObject* const* Containers::borrow(PyObject* const& found) const {
+PyObject* const* Containers::borrow(PyObject* const& found, std::size_t leaves) const {
 #if defined(Py_GIL_DISABLED)
-  static_cast<void>(found);
+  static_cast<void>(found), static_cast<void>(leaves);
   return nullptr;  // another thread could change a list meanwhile
 #else
-  if (!flat_) return nullptr;
+  if (!flat_ || leaves != (root_.kind == Node::Kind::leaf ? 1 : root_.children.size())) return nullptr;
   if (root_.kind == Node::Kind::leaf) return &found;
   if (!PyList_CheckExact(found) && !PyTuple_CheckExact(found)) return nullptr;
-  if (static_cast<std::size_t>(PySequence_Fast_GET_SIZE(found)) != root_.children.size()) return nullptr;
+  if (static_cast<std::size_t>(PySequence_Fast_GET_SIZE(found)) != leaves) return nullptr;
   return PySequence_Fast_ITEMS(found);
 #endif
 }

@@ -23,9 +23,9 @@ class Containers {
   // Python code that empties a container while another is read. TypeError or ValueError with the place.
   void collect(py::handle found, std::vector<PyObject*>& leaves, References& references) const;
 
-  // The leaves where they are borrowed from: `found` itself, or the items of a list or tuple that holds nothing else. Null for
-  // any other containers, which collect() looks at. Runs no Python code.
-  PyObject* const* borrow(PyObject* const& found) const;
+  // So many leaves where they are borrowed from: `found` itself, or the items of a list or tuple that holds nothing else. Null
+  // for any other containers, and another number, which collect() looks at. Runs no Python code.
+  PyObject* const* borrow(PyObject* const& found, std::size_t leaves) const;
 
   // For Python's garbage collection.
   int traverse(visitproc visit, void* arg) const;

@@ -143,7 +143,7 @@ class PyOptimizer final : public Repeatable {
   PyObject* repeat(PyObject* const& grads) {
     if (!plain_ || holder_.load(std::memory_order_relaxed) != std::thread::id()) return nullptr;
     const Hold hold(*this, true);
-    PyObject* const* const gradients = containers_->borrow(grads);
+    PyObject* const* const gradients = containers_->borrow(grads, bound_.size());
     if (gradients == nullptr || !groups_.read_floats(core_) || core_.needs_loss()) return nullptr;
     References references;
     if (core_.elements() >= small) {  // another thread may come between

@@ -139,11 +139,11 @@ class Run:
         self.leaves += len(names)
 
     def _bind(self) -> None:
-        self.core.own(self.groups)
-        self._members = [group["params"] for group in self.groups]
         self.masked = any(mask is not None for mask in self.masks)
         plain = not (self.grouped or self.masked)
         self.core.set_tree(self.trees if self.grouped else self.trees[0], plain)
+        self.core.own(self.groups)
+        self._members = [group["params"] for group in self.groups]
 
     def _unknown(self, key: object) -> str:
         known = [*self.schema.arguments, *_storage.DEFAULTS]
