@@ -249,10 +249,9 @@ void RowGradient::sum_elements(std::int64_t group, std::int64_t n, T* sums) cons
 }
 
 // f(k, n, run) for columns [column, column + columns) of values number `place`: n of them, from the k-th on, as a run of the
-// compute type. It is where they lie, if they are one.
+// compute type. It is where they lie, if they are one; `widen` is null where the types are the same.
 template <class F>
-void RowGradient::each_run(std::int64_t place, std::int64_t column, std::int64_t columns, F f) const {
-  const auto widen = kernels().conversions.widen[static_cast<std::size_t>(compute_)][static_cast<std::size_t>(values_.type)];
+void RowGradient::each_run(std::int64_t place, std::int64_t column, std::int64_t columns, Widen widen, F f) const {
   const std::int64_t item = values_.item_size();
   const char* const row = values_.data + place * values_.strides[0];
   if (dense_values_ && widen == nullptr) {
@@ -276,9 +275,10 @@ void RowGradient::sum_piece(std::int64_t group, std::int64_t n, std::int64_t col
                             char* sums) const {
   const std::int64_t item = size_of(compute_);
   const std::int64_t bytes = columns * item;
+  const Widen widen = kernels().conversions.widen[static_cast<std::size_t>(compute_)][static_cast<std::size_t>(values_.type)];
   if (all_rows()) {  // nothing to add, not even 0, which would turn -0 into 0
     for (std::int64_t k = 0; k < n; ++k, sums += bytes) {
-      each_run(group + k, column, columns, [&](std::int64_t from, std::int64_t count, const char* run) {
+      each_run(group + k, column, columns, widen, [&](std::int64_t from, std::int64_t count, const char* run) {
         std::memcpy(sums + from * item, run, static_cast<std::size_t>(count * item));
       });
     }
@@ -299,7 +299,7 @@ void RowGradient::sum_piece(std::int64_t group, std::int64_t n, std::int64_t col
   for (std::int64_t k = 0; k < n; ++k, sums += bytes) {
     for (std::int64_t e = first_.data()[group + k]; e < first_.data()[group + k + 1]; ++e) {
       if (dense_values_ && e + values_ahead < end) prefetch<3>(value(e + values_ahead) + offset, stored_bytes);
-      each_run(entries_[e].place, column, columns, [&](std::int64_t from, std::int64_t count, const char* run) {
+      each_run(entries_[e].place, column, columns, widen, [&](std::int64_t from, std::int64_t count, const char* run) {
         add(count, run, sums + from * item);
       });
     }

@@ -87,8 +87,9 @@ class RowGradient {
 
   template <class T, class E>
   void sum_elements(std::int64_t group, std::int64_t n, T* sums) const;
+  using Widen = void (*)(std::int64_t n, const void* from, void* to) noexcept;
   template <class F>
-  void each_run(std::int64_t place, std::int64_t column, std::int64_t columns, F f) const;
+  void each_run(std::int64_t place, std::int64_t column, std::int64_t columns, Widen widen, F f) const;
   void sum_piece(std::int64_t group, std::int64_t n, std::int64_t column, std::int64_t columns, char* sums) const;
   template <class F>
   void each_piece(std::int64_t first, std::int64_t last, std::int64_t most_rows, std::int64_t most, F f) const;
