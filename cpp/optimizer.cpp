@@ -239,8 +239,8 @@ void OptimizerCore::check_rounding(const Member& member, const Options& options)
     if (field.kind != schema::Kind::real || field.purpose == schema::Purpose::loss) continue;
     const double value = options.at<double>(field);
     const auto rounded = static_cast<float>(value);
-    const bool is_eps = std::string_view(field.name) == "eps";
-    if (!std::isinf(rounded) && !(is_eps && value > 0 && rounded == 0)) continue;
+    const bool vanishes = value > 0 && rounded == 0 && std::string_view(field.name) == "eps";
+    if (!std::isinf(rounded) && !vanishes) continue;
     refuse(std::string(field.name) + ": " + schema::text(value) + " becomes " + (rounded == 0 ? "0" : "inf") +
            " in float32, in which parameter '" + member.name + "' is updated");
   }
@@ -283,9 +283,10 @@ void OptimizerCore::check_own(const Member& member, const Options& options,
 }
 
 void OptimizerCore::check_own(std::size_t group, const Options& options, const Own& own) const {
+  if (own.empty()) return;
   std::size_t k = 0;
   for (const Member& member : members_) {
-    if (member.group == group && !own.empty()) check_own(member, options, own[k++]);
+    if (member.group == group) check_own(member, options, own[k++]);
   }
 }
 
