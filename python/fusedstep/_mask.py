@@ -45,7 +45,7 @@ def masked_step(
     leaves = iter([grad if index is None else Rows(index, grad) for grad, index in given])
     trees = [filled(tree, leaves) for tree in run.trees]
     # Options of the step may be numbers that lock or resize an array when they are read.
-    memory = {id(array): array[...] for array in [*to_zero, *(array for array, _, _ in saved)]}
+    memory = {id(array): np.asarray(array)[...] for array in [*to_zero, *(array for array, _, _ in saved)]}
     try:
         for array, still in zip(run.params.values(), frozen, strict=True):
             if still is not None:
@@ -61,10 +61,14 @@ def masked_step(
     return report
 
 
+def _place(array: Array) -> tuple[Any, ...]:
+    """Return shape and address, without a word of Python's: a subclass may have attributes of its own that raise."""
+    return np.ndarray.shape.__get__(array), np.ndarray.__array_interface__.__get__(array)["data"][0]
+
+
 def _stayed(array: Array, memory: Array) -> bool:
     """Return whether an array lies where a view of it does."""
-    places = [each.__array_interface__["data"] for each in (array, memory)]
-    return array.shape == memory.shape and places[0][0] == places[1][0]
+    return _place(array) == _place(memory)
 
 
 def _zeroed(grad: Any, index: Any, frozen: Array | None) -> tuple[Any, Any]:

@@ -33,15 +33,10 @@ import fusedstep as fs
 Array = np.ndarray[Any, Any]
 
 RULES: tuple[tuple[Any, dict[str, Any]], ...] = (
-    (fs.RMSprop, {}),
+    *((cls, {}) for cls in fs.Optimizer.__subclasses__()),
     (fs.RMSprop, {"centered": True, "momentum": 0.5}),
     (fs.Adagrad, {"lr_decay": 0.1}),
-    (fs.AdagradNorm, {}),
-    (fs.AdagradDA, {}),
-    (fs.ProximalAdagrad, {}),
-    (fs.Rprop, {}),
     (fs.Rprop, {"variant": "irprop+"}),
-    (fs.Adadelta, {}),
 )
 STORAGE: tuple[tuple[Any, dict[str, Any]], ...] = (
     *((np.float32, {}), (np.float64, {})) * 3,
