@@ -420,6 +420,7 @@ def resizes_gradient(world: World) -> None:
     if world.resizable:
         array = world.rng.choice(world.resizable)
         array.resize(world.rng.choice(((0,), (1,), (100_000,))), refcheck=False)
+        world.resizable.clear()  # index and values of rows would fit each other again
 
 
 def resizes_parameter(world: World) -> None:
