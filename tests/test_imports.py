@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,14 @@ def test_names_mean_one_thing_each() -> None:
     assert callable(fs.dialects)
     assert fs.Optimizer in fs.RMSprop.__mro__
     assert Path(fs.get_include()).name == "include"
+
+
+def test_each_function_of_the_header_has_an_address() -> None:
+    header = (Path(fs.get_include()) / "fusedstep" / "fusedstep.h").read_text(encoding="utf-8")
+    declared = re.findall(r"^FUSEDSTEP_API [\w *]+?(fusedstep_\w+)\(", header, re.MULTILINE)
+    addresses = fs.c_functions()
+    assert sorted(addresses) == sorted(declared)
+    assert len({*addresses.values()}) == len(declared)
 
 
 def imported(path: Path) -> set[str]:

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import numbers
 import os
 import shelve
 from collections.abc import Callable, Mapping
@@ -863,6 +864,34 @@ def test_an_added_group_that_is_refused() -> None:
         assert len(optimizer.param_groups) == 1
         optimizer.step({"w": np.ones(3)})
     assert optimizer.steps == len(bad)
+
+
+@pytest.mark.parametrize("reads", range(4))
+def test_a_group_is_added_whole_or_not_at_all(reads: int) -> None:
+    """Also where a number of an old or of the new group fails when it is read, for the first time or a later one."""
+
+    class Fails:
+        left = reads
+
+        def __float__(self) -> float:
+            Fails.left -= 1
+            if Fails.left < 0:
+                raise ZeroDivisionError
+            return 0.5
+
+    numbers.Real.register(Fails)
+    for old, new in ((Fails(), 0.5), (0.5, Fails())):
+        Fails.left = reads
+        optimizer = fs.RMSprop({"w": np.ones(3)}, lr=0.5)
+        optimizer.param_groups[0]["lr"] = old
+        try:
+            optimizer.add_param_group({"params": {"v": np.ones(2)}, "lr": new})
+        except ZeroDivisionError:
+            assert list(optimizer.state) == ["w"]
+        for group in optimizer.param_groups:
+            group["lr"] = 0.5
+        grads = [{"w": np.ones(3)}, {"v": np.ones(2)}]
+        assert optimizer.step(grads if len(optimizer.state) == 2 else grads[0]).step == 1
 
 
 # ------------------------------------------------------------------------------------------------- reports, NaN and inf

@@ -62,7 +62,7 @@ Groups::Groups(const RuleSchema& rule) : rule_(rule) {
   }
 }
 
-void Groups::own(const py::list& groups, OptimizerCore& core) {
+void Groups::own(const py::list& groups, OptimizerCore& core, bool has_their_values) {
   std::vector<Group> owned;
   for (const py::handle group : groups) {
     Group& made = owned.emplace_back();
@@ -73,7 +73,7 @@ void Groups::own(const py::list& groups, OptimizerCore& core) {
   if (owned.size() != core.groups()) throw py::value_error("groups: expected one for each group that was added");
   groups_ = std::move(owned);
   list_ = groups;
-  for (std::size_t k = 0; k < core.groups(); ++k) {
+  for (std::size_t k = 0; k < core.groups() && !has_their_values; ++k) {
     OwnArrays arrays;
     const Options options = read_group(k, groups_[k].dict.ptr(), core, arrays);
     core.restore_options(k, options, own_options(arrays, k, core));

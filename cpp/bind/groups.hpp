@@ -24,8 +24,8 @@ class Groups {
   explicit Groups(const RuleSchema& rule);
 
   // From now on read() insists on this list of these dicts, each with its "params" and with exactly the keys that it has.
-  // The optimizer takes their values as those that its states belong to.
-  void own(const py::list& groups, OptimizerCore& core);
+  // The optimizer takes their values as those that its states belong to; where it has them already, no Python code runs.
+  void own(const py::list& groups, OptimizerCore& core, bool has_their_values);
 
   // Hands what has changed since the last time to the optimizer. May run any Python code.
   void read(py::handle groups, OptimizerCore& core);

@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include "../dispatch.hpp"
+#include "../include/fusedstep/fusedstep.h"
 #include "../overlap.hpp"
 #include "../parallel.hpp"
 #include "arrays.hpp"
@@ -81,6 +82,45 @@ py::dict rules() {
   return all;
 }
 
+// The addresses of the C functions by their names.
+py::dict c_functions() {
+  py::dict all;
+  const auto add = [&](const char* name, auto* function) { all[name] = reinterpret_cast<std::uintptr_t>(function); };
+#define FUSEDSTEP_ADD(name) add(#name, &name)
+  FUSEDSTEP_ADD(fusedstep_rule_create);
+  FUSEDSTEP_ADD(fusedstep_rule_destroy);
+  FUSEDSTEP_ADD(fusedstep_rule_set);
+  FUSEDSTEP_ADD(fusedstep_rule_set_pair);
+  FUSEDSTEP_ADD(fusedstep_rule_set_choice);
+  FUSEDSTEP_ADD(fusedstep_rule_get);
+  FUSEDSTEP_ADD(fusedstep_rule_get_pair);
+  FUSEDSTEP_ADD(fusedstep_rule_get_choice);
+  FUSEDSTEP_ADD(fusedstep_rule_state);
+  FUSEDSTEP_ADD(fusedstep_step);
+  FUSEDSTEP_ADD(fusedstep_step_narrow);
+  FUSEDSTEP_ADD(fusedstep_noise_key);
+  FUSEDSTEP_ADD(fusedstep_step_rows);
+  FUSEDSTEP_ADD(fusedstep_norm);
+  FUSEDSTEP_ADD(fusedstep_optimizer_create);
+  FUSEDSTEP_ADD(fusedstep_optimizer_create_narrow);
+  FUSEDSTEP_ADD(fusedstep_optimizer_sync_master);
+  FUSEDSTEP_ADD(fusedstep_optimizer_destroy);
+  FUSEDSTEP_ADD(fusedstep_step_options_init);
+  FUSEDSTEP_ADD(fusedstep_optimizer_step);
+  FUSEDSTEP_ADD(fusedstep_optimizer_step_rows);
+  FUSEDSTEP_ADD(fusedstep_optimizer_set);
+  FUSEDSTEP_ADD(fusedstep_optimizer_state);
+  FUSEDSTEP_ADD(fusedstep_num_threads);
+  FUSEDSTEP_ADD(fusedstep_set_num_threads);
+  FUSEDSTEP_ADD(fusedstep_isa);
+  FUSEDSTEP_ADD(fusedstep_force_isa);
+  FUSEDSTEP_ADD(fusedstep_last_error);
+  FUSEDSTEP_ADD(fusedstep_abi_version);
+  FUSEDSTEP_ADD(fusedstep_version);
+#undef FUSEDSTEP_ADD
+  return all;
+}
+
 // {rule: [{"name", "source", "takes": [argument], "values": {argument: value}}]}
 py::dict dialects() {
   py::dict all;
@@ -121,6 +161,7 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used(), py::multiple_interpreters
   module.def("share_all_work", &share_all_work, py::arg("share"));
   module.def("rules", &bind::rules);
   module.def("dialects", &bind::dialects);
+  module.def("c_functions", &bind::c_functions);
   module.def("check_hyperparameters", &bind::check_hyperparameters, py::arg("rule"), py::arg("values"));
   module.def(
       "check_parameter",

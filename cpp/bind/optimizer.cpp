@@ -113,7 +113,7 @@ class PyOptimizer final : public Repeatable {
     containers_.emplace(tree);
     plain_ = plain;
   }
-  void own(const py::list& groups) { groups_.own(groups, core_); }
+  void own(const py::list& groups, bool has_their_values) { groups_.own(groups, core_, has_their_values); }
 
   // In this order: everything that may run Python code, and all objects owned; then a look at the memory, with nothing of
   // Python's run in between; then the work.
@@ -616,7 +616,7 @@ void register_optimizer(py::module_& module) {
       .def("check_options", &PyOptimizer::check_options, py::arg("group"), py::arg("values"))
       .def("sync_master", &PyOptimizer::sync_master, py::arg("parameter"))
       .def("set_tree", &PyOptimizer::set_tree, py::arg("tree"), py::arg("plain") = false)
-      .def("own", &PyOptimizer::own, py::arg("groups"))
+      .def("own", &PyOptimizer::own, py::arg("groups"), py::arg("has_their_values"))
       .def("show_states", &PyOptimizer::show_states)
       .def("check_states", &PyOptimizer::check_states, py::arg("written"))
       .def("__enter__", &PyOptimizer::enter)

@@ -10,6 +10,7 @@ from ._adagrad_da import AdagradDA, adagrad_da_
 from ._adagrad_norm import AdagradNorm, adagrad_norm_
 from ._config import (
     available_isas,
+    c_functions,
     get_cmake_dir,
     get_include,
     get_num_threads,
@@ -50,6 +51,7 @@ __all__ = [
     "adagrad_da_",
     "adagrad_norm_",
     "available_isas",
+    "c_functions",
     "dialects",
     "get_cmake_dir",
     "get_include",

@@ -13,6 +13,7 @@ from . import _core
 __all__ = [
     "Config",
     "available_isas",
+    "c_functions",
     "get_cmake_dir",
     "get_include",
     "get_num_threads",
@@ -189,6 +190,21 @@ def get_include() -> str:
     'include'
     """
     return os.path.join(_installed(), "include")
+
+
+def c_functions() -> dict[str, int]:
+    """Return the addresses of the functions that ``fusedstep/fusedstep.h`` declares, by name.
+
+    For code that calls C without a linker: numba, cffi, ctypes, LLVM. They stay valid until the process ends.
+
+    Examples
+    --------
+    >>> import ctypes, fusedstep as fs
+    >>> version = ctypes.CFUNCTYPE(ctypes.c_char_p)(fs.c_functions()["fusedstep_version"])
+    >>> version().decode() == fs.__version__
+    True
+    """
+    return _core.c_functions()
 
 
 def _installed() -> str:

@@ -68,7 +68,7 @@ class Run:
             raise ValueError("params: expected at least one array, got none")
         for leaves, own in parsed:
             self._add(leaves, own)
-        self._bind()
+        self._bind(has_their_values=False)
         self.remember_starts()
 
     def _begin(self, schema: Schema, name: str) -> None:
@@ -104,7 +104,7 @@ class Run:
             raise ValueError("param_group: expected at least one array, got none")
         self._add(leaves, {key: value for key, value in group.items() if key != "params"})
         self.grouped = True
-        self._bind()
+        self._bind(has_their_values=True)
         self.starts += self._starts_of(self.groups[-1:])
 
     def _parsed(self, members: Any, before: list[Leaves]) -> Leaves:
@@ -138,11 +138,11 @@ class Run:
         self._state.update(zip(names, map(MappingProxyType, states), strict=True))
         self.leaves += len(names)
 
-    def _bind(self) -> None:
+    def _bind(self, *, has_their_values: bool) -> None:
         self.masked = any(mask is not None for mask in self.masks)
         plain = not (self.grouped or self.masked)
         self.core.set_tree(self.trees if self.grouped else self.trees[0], plain)
-        self.core.own(self.groups)
+        self.core.own(self.groups, has_their_values)
         self._members = [group["params"] for group in self.groups]
 
     def _unknown(self, key: object) -> str:
@@ -300,7 +300,7 @@ class Run:
         run._unnamed = parts["unnamed"]
         run.begun = parts["begun"]
         run.masks = parts["masks"]
-        run._bind()
+        run._bind(has_their_values=False)
         starts = run._starts_of(run.groups)
         run.starts = [(*start[:2], value) for start, value in zip(starts, parts["starts"], strict=True)]
         run.core.seed = parts["seed"]

@@ -384,7 +384,7 @@ def write(run: Run, restore: Restore) -> None:
             writes.append(partial(dict.update, group, values))
             starts |= {(id(group), key): values[key] for key in run.schema.starting}
     writes += [
-        partial(run.core.own, run.groups),
+        partial(run.core.own, run.groups, False),
         partial(setattr, run, "masks", masks),
         partial(setattr, run, "masked", any(mask is not None for mask in masks)),
         partial(setattr, run, "starts", [(group, key, starts[id(group), key]) for group, key, _ in run.starts]),
