@@ -235,6 +235,7 @@ void OptimizerCore::check_rounding(std::size_t group, const Options& options) co
 }
 
 void OptimizerCore::check_rounding(const Member& member, const Options& options) const {
+  const DefaultFloatingPoint guard;
   for (const schema::Field& field : schema_.fields) {
     if (field.kind != schema::Kind::real || field.purpose == schema::Purpose::loss) continue;
     const double value = options.at<double>(field);
@@ -290,7 +291,7 @@ void OptimizerCore::check_own(std::size_t group, const Options& options, const O
   }
 }
 
-// Whether a step looks at them. An option that only says where a state starts is used by decoupled decay alone.
+// Whether a step looks at them. An option that only says where a state starts is used by decoupled decay only.
 bool OptimizerCore::uses(const Options& options, const OwnOptions::Values& own) const {
   const Prologue prologue = schema_.prologue(options);
   return (prologue.decoupled_weight_decay && prologue.weight_decay != 0) ||
@@ -442,7 +443,7 @@ bool OptimizerCore::move(std::size_t i, char* data) {
   moved.data = data;
   if (!written_->is_disjoint_from(moved)) return false;
   char*& stream = reinterpret_cast<char*&>(tensors_[i].stream[gradient_stream]);
-  stream += data - member.gradient.data;
+  if (stream != nullptr) stream += data - member.gradient.data;  // null: no element
   member.gradient.data = data;
   gradients_are_disjoint_ = false;
   keep(i);

@@ -59,8 +59,8 @@ def test_names_mean_one_thing_each() -> None:
 
 
 def test_each_function_of_the_header_has_an_address() -> None:
-    header = (Path(fs.get_include()) / "fusedstep" / "fusedstep.h").read_text(encoding="utf-8")
-    declared = re.findall(r"^FUSEDSTEP_API [\w *]+?(fusedstep_\w+)\(", header, re.MULTILINE)
+    header = Path(__file__).parents[1] / "cpp" / "include" / "fusedstep" / "fusedstep.h"
+    declared = re.findall(r"^FUSEDSTEP_API [\w *]+?(fusedstep_\w+)\(", header.read_text(encoding="utf-8"), re.MULTILINE)
     addresses = fs.c_functions()
     assert sorted(addresses) == sorted(declared)
     assert len({*addresses.values()}) == len(declared)

@@ -134,7 +134,7 @@ def test_masks_of_groups() -> None:
 
 @pytest.mark.parametrize("ending", ["dict", "npz", "safetensors"])
 def test_checkpoints_hold_the_masks_of_groups(ending: str, tmp_path: Path) -> None:
-    """Who resumes without giving the mask again trains no frozen element; a checkpoint without one leaves it alone."""
+    """Who resumes without giving the mask again trains no frozen element; a checkpoint without one leaves the mask."""
     if ending == "safetensors":
         pytest.importorskip("safetensors")
 

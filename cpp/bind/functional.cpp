@@ -267,6 +267,7 @@ void remember(Function& function, const Made& made, PyObject* const* passed, Py_
     written->passed.push_back(std::move(each));
     if (keyword != nullptr) written->keywords.push_back(py::reinterpret_borrow<py::object>(keyword));
   }
+  const DefaultFloatingPoint guard;
   written->work = make_work(function.rule, made.options, 1, made.storage, {}, 1.0);
   if (written->work.kernel.reduce != nullptr) return;
   // What it replaces is released when nothing points at it any more.

@@ -42,9 +42,9 @@ def make_function(
     rule: str, name: str, documentation: str, parameters: list[tuple[str, Any, bool]], positional: int
 ) -> Any: ...
 
-F = TypeVar("F", bound=Callable[..., Any])
+_F = TypeVar("_F", bound=Callable[..., Any])
 
-def step_method(function: F) -> F: ...
+def step_method(function: _F) -> _F: ...
 
 @final
 class StepReport(tuple[int, float | None, bool, tuple[str, ...] | None]):
