@@ -106,8 +106,8 @@ struct Optimizer::Impl {
   std::vector<AnySpan> accepted;  // the gradients of last time, null where there was none
   bool accepted_as_written = false;
 
-  bool take(std::size_t i, const AnySpan& gradient, bool known, bool written);
-  bool take(std::size_t i, const Rows& gradient, bool known, bool written);
+  inline bool take(std::size_t i, const AnySpan& gradient, bool known, bool written);  // inline: not exported
+  inline bool take(std::size_t i, const Rows& gradient, bool known, bool written);
   template <class F>
   StepReport step(std::size_t count, const StepOptions& options, F take_one);
 };

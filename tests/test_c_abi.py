@@ -797,7 +797,8 @@ def test_gradients_of_rows(lib: Library, dtype: Any) -> None:
     found, expected = {"w": table.copy(), "b": bias.copy()}, {"w": table.copy(), "b": bias.copy()}
     sums = [np.zeros((9, 4)), np.zeros((9, 4))]
     rule = lib.rule("adagrad", {"lr": 0.1})
-    code = lib.step_rows(rule, 1, borrow(found["w"]), rows_of(index), borrow(values), borrow(sums[0]), 1)
+    of_update = rule, 1, borrow(found["w"]), rows_of(index), borrow(values), borrow(sums[0]), 1
+    code = lib.step_rows(*of_update, NULL, NULL)
     assert code == OK, lib.error()
     fs.adagrad_(expected["w"], values, sums[1], lr=0.1, rows=index)
     assert_same({"w": found["w"], "sum": sums[0]}, {"w": expected["w"], "sum": sums[1]}, "function")

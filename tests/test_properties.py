@@ -237,6 +237,7 @@ def may_change(case: Case) -> list[str]:
         fixed.add(state["starts_at"])
         if name not in there or declared["fields"].get(state["used_with"], {}).get("kind") == "flag":
             fixed.add(state["used_with"])
+        fixed.add(state["per_row_with"])
     return [key for key, spec in declared["fields"].items() if spec["purpose"] == "option" and key not in fixed]
 
 

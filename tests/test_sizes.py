@@ -152,7 +152,7 @@ def test_a_whole_step_past_2_31() -> None:
     options = {key: spec["default"] for key, spec in fields.items() if spec["purpose"] == "option"}
     groups = [{"params": tuple(arrays), **options, **case.class_options}]
     core.set_tree([0, 1])
-    core.own(groups)
+    core.own(groups, True)
     with threads(1):
         report = core.step([made["grad"].array, grad], groups, None, None, 100.0, None, False, "raise", None)
     assert report == (1, norm, False, ())
