@@ -39,8 +39,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 
 # Blocks that compare with these are left out where they are not installed.
-PEERS = {"autograd", "dask", "jax", "joblib", "keras", "numba", "optax", "pennylane", "pints", "scipy", "sklearn",
-         "tensorflow", "thinc", "torch"}  # fmt: skip
+PEERS = {"autograd", "dask", "equinox", "flax", "jax", "joblib", "keras", "numba", "optax", "pennylane", "pints",
+         "scipy", "sklearn", "tensorflow", "thinc", "torch"}  # fmt: skip
 DIRECTIVES = {"{eval-rst}", "{include}", "{toctree}"}
 EXCERPTS = {"c", "cmake", "cpp", "python"}
 COMPILED = {"cpp": {"c", "cpp"}}
