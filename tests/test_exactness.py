@@ -8,6 +8,7 @@ instruction sets and, of the rest, the products named in each docstring.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 from typing import Any
 
@@ -30,6 +31,7 @@ from checks import (
 from registry import (
     CASES,
     COMBINATIONS,
+    DECLARED,
     DRAWN,
     DTYPES,
     FIRST_OF_RULE,
@@ -83,6 +85,19 @@ def test_short_lengths_and_offsets(case: Case, dtype: np.dtype[Any], isa: str) -
     with fs.use_isa(isa):
         for n, offset in pairs:
             run_function(problem(case, dtype, (n,)), f"{case} {dtype} {isa}, {n=} {offset=}", offset=offset)
+
+
+@each_dtype
+@pytest.mark.parametrize("case", FIRST_OF_RULE, ids=str)
+def test_numbers_of_numpy(case: Case, dtype: np.dtype[Any]) -> None:
+    """Constants are derived in double, whatever type of NumPy a hyperparameter has."""
+    fields = DECLARED[case.rule]["fields"]
+    takes = {*inspect.signature(getattr(fs, case.function_name)).parameters} & {*fields}
+    numbers = {key: fields[key]["default"] for key in takes if fields[key]["kind"] == "real"}
+    numbers |= {"lr": 0.01, "weight_decay": 0.1}
+    single = {key: np.float32(case.options.get(key, value)) for key, value in numbers.items()}
+    same = dataclasses.replace(case, options={**case.options, **single})
+    run_function(make_problem(same, dtype, (37,)), f"{case} {dtype}")
 
 
 @each_dtype

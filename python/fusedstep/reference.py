@@ -86,6 +86,7 @@ def stored(rule: _Rule) -> _Rule:
     def update(*args: Any, key: int | None = None, param_low: Array | None = None, **options: Any) -> None:
         given = signature.bind(*args, **options).arguments
         given |= given.pop("prologue", {})
+        given = {name: _number(each) for name, each in given.items()}
         param, T = given["param"], compute_type(given["param"])
         given |= {name: _of_elements(given[name], param, given.get("rows")) for name in PER_ELEMENT if name in given}
         arrays = {
@@ -116,6 +117,13 @@ def stored(rule: _Rule) -> _Rule:
     *own, prologue = signature.parameters.values()
     update.__signature__ = signature.replace(parameters=[*own, *more, prologue])  # type: ignore[attr-defined]
     return cast(_Rule, update)
+
+
+def _number(value: Any) -> Any:
+    """Return a number of NumPy, or each of a pair, as one of Python: constants are derived in double from any."""
+    if isinstance(value, tuple | list):
+        return tuple(map(_number, value))
+    return float(value) if isinstance(value, np.floating) else value
 
 
 PER_ELEMENT = ("lr", "step_sizes")
