@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 import fusedstep as fs
 from fusedstep._bench import Contender, alternate, machine, median, repeated
 
+from . import peers
+
 Array = NDArray[Any]
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -67,12 +69,6 @@ def numba_loops(parallel: bool) -> dict[str, Any]:
         return np.uint16((np.uint32(0x7FC00000) if x != x else up) >> np.uint32(16))
 
     @jit  # type: ignore[untyped-decorator]
-    def wide(p: Any, g: Any, v: Any, lr: Any, alpha: Any, rest: Any, eps: Any) -> None:
-        for i in span(p.size):
-            v[i] = alpha * v[i] + rest * g[i] * g[i]
-            p[i] = p[i] - lr * g[i] / (np.sqrt(v[i]) + eps)
-
-    @jit  # type: ignore[untyped-decorator]
     def states(p: Any, g: Any, v: Any, lr: Any, alpha: Any, rest: Any, eps: Any) -> None:
         for i in span(p.size):
             s = alpha * widened(v[i]) + rest * g[i] * g[i]
@@ -88,7 +84,7 @@ def numba_loops(parallel: bool) -> dict[str, Any]:
             p[i] = rounded(widened(p[i]) - lr * d / (np.sqrt(s) + eps))
 
     return {
-        "float32": wide,
+        "float32": peers.numba_loops(parallel)["RMSprop"],
         "bfloat16 states, to nearest": states,
         "all bfloat16, to nearest": everything,
     }

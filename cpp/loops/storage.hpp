@@ -38,8 +38,6 @@ template <class To>
 using Tag = std::type_identity<To>;
 
 // To nearest, ties to even; beyond the largest finite number to infinity.
-inline float to_nearest(Tag<float>, float x) { return x; }
-
 inline bfloat16 to_nearest(Tag<bfloat16>, float x) {
   const std::uint32_t b = bits_of(x);
   const std::uint32_t up = b + 0x7FFFu + (b >> 16 & 1u);
@@ -59,8 +57,6 @@ inline float16 to_nearest(Tag<float16>, float x) {
 }
 
 // Up if the dropped fraction and `u`, of 16 random bits, carry. A finite number stays finite.
-inline float stochastic(Tag<float>, float x, std::uint32_t) { return x; }
-
 inline bfloat16 stochastic(Tag<bfloat16>, float x, std::uint32_t u) {
   const std::uint32_t b = bits_of(x);
   const auto m = static_cast<std::int32_t>(b & ~sign_bit);
@@ -98,14 +94,6 @@ inline float joined(bfloat16 high, std::uint16_t low) {
 inline std::uint32_t word_of(float x) { return x != x ? quiet_nan : bits_of(x); }
 inline bfloat16 high_half(float x) { return {static_cast<std::uint16_t>((word_of(x) + 0x8000u) >> 16)}; }
 inline std::uint16_t low_half(float x) { return static_cast<std::uint16_t>(word_of(x)); }
-
-template <class E>
-inline constexpr Type stored_as = std::is_same_v<E, float>           ? Type::float32
-                                  : std::is_same_v<E, double>        ? Type::float64
-                                  : std::is_same_v<E, std::int8_t>   ? Type::int8
-                                  : std::is_same_v<E, bfloat16>      ? Type::bfloat16
-                                  : std::is_same_v<E, float16>       ? Type::float16
-                                                                     : Type::uint16;
 
 }  // namespace
 }  // namespace fusedstep
