@@ -86,7 +86,7 @@ def stored(rule: _Rule) -> _Rule:
     def update(*args: Any, key: int | None = None, param_low: Array | None = None, **options: Any) -> None:
         given = signature.bind(*args, **options).arguments
         given |= given.pop("prologue", {})
-        given = {name: _number(each) for name, each in given.items()}
+        given = {name: _number(each) for name, each in given.items()} | {"grad": np.asarray(given["grad"])}
         param, T = given["param"], compute_type(given["param"])
         given |= {name: _of_elements(given[name], param, given.get("rows")) for name in PER_ELEMENT if name in given}
         arrays = {
