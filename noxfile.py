@@ -15,6 +15,7 @@ nox.options.sessions = ["lint", "quick"]
 
 BUILD = Path("build")
 PROJECT = nox.project.load_toml("pyproject.toml")
+C = {".c", ".h", ".cpp", ".hpp"}
 # The presets of CMakePresets.json that need more than GCC, with the programs that each needs beside it.
 NEEDS = {
     "clang": ("clang++",),
@@ -57,10 +58,12 @@ def pytest(session: nox.Session, *arguments: str) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Read everything: Python, spelling, pyproject.toml, workflows."""
+    """Read everything: Python, C++, spelling, pyproject.toml, workflows."""
     group(session, "lint")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    sources = [file for place in ("cpp", "tests", "examples") for file in Path(place).rglob("*.*") if file.suffix in C]
+    session.run("clang-format", "--dry-run", "--Werror", *map(str, sorted(sources)))
     session.run("codespell")
     session.run("validate-pyproject", "pyproject.toml")
     forms = sorted(map(str, Path(".github/ISSUE_TEMPLATE").glob("[!c]*.yml")))

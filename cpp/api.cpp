@@ -181,9 +181,8 @@ StepReport Optimizer::Impl::step(std::size_t count, const StepOptions& options, 
 }
 
 StepReport Optimizer::step(std::span<const AnySpan> gradients, const StepOptions& options) {
-  return impl_->step(gradients.size(), options, [&](std::size_t i, bool known) {
-    return impl_->take(i, gradients[i], known, options.zero_grads);
-  });
+  return impl_->step(gradients.size(), options,
+                     [&](std::size_t i, bool known) { return impl_->take(i, gradients[i], known, options.zero_grads); });
 }
 
 StepReport Optimizer::step(std::span<const Gradient> gradients, const StepOptions& options) {

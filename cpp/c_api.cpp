@@ -57,8 +57,8 @@ T& given(T* pointer, const char* name) {
 // The size that a caller's struct has, which may be from before the last members of ours: nothing is written beyond it.
 std::uint64_t checked_size(std::uint64_t size, std::uint64_t known, const char* name, const char* hint) {
   if (size > sizeof size && size <= known) return size;
-  refuse(std::string(name) + ": expected a size of at most " + std::to_string(known) + ", got " +
-                              std::to_string(size) + "; " + hint);
+  refuse(std::string(name) + ": expected a size of at most " + std::to_string(known) + ", got " + std::to_string(size) +
+         "; " + hint);
 }
 
 static_assert(static_cast<int>(Type::bfloat16) == FUSEDSTEP_BFLOAT16 && static_cast<int>(Type::uint64) == FUSEDSTEP_UINT64);
@@ -299,9 +299,8 @@ std::int32_t fusedstep_noise_key(std::uint64_t seed, std::int64_t step, const ch
 }
 
 std::int32_t fusedstep_step_rows(const fusedstep_rule* rule, std::int64_t step, const fusedstep_array* parameter,
-                                 const fusedstep_array* index, const fusedstep_array* values,
-                                 const fusedstep_array* states, std::int32_t count, const std::uint64_t* key,
-                                 const fusedstep_array* param_low) {
+                                 const fusedstep_array* index, const fusedstep_array* values, const fusedstep_array* states,
+                                 std::int32_t count, const std::uint64_t* key, const fusedstep_array* param_low) {
   return guarded([&] {
     const Rows rows{span_from(given(index, "index")), span_from(given(values, "values"))};
     fusedstep::step(given(rule, "rule").any(), step, span_from(given(parameter, "parameter")), rows,
@@ -310,9 +309,7 @@ std::int32_t fusedstep_step_rows(const fusedstep_rule* rule, std::int64_t step, 
 }
 
 std::int32_t fusedstep_norm(const fusedstep_array* gradients, std::int64_t count, double* norm) {
-  return guarded([&] {
-    given(norm, "norm") = fusedstep::norm(spans_from(gradients, count));
-  });
+  return guarded([&] { given(norm, "norm") = fusedstep::norm(spans_from(gradients, count)); });
 }
 
 std::int32_t fusedstep_optimizer_create(const fusedstep_rule* const* rules, std::int64_t groups,
@@ -355,9 +352,8 @@ std::int32_t fusedstep_step_options_init(fusedstep_step_options* options, std::u
   });
 }
 
-std::int32_t fusedstep_optimizer_step(fusedstep_optimizer* optimizer, const fusedstep_array* gradients,
-                                      std::int64_t count, const fusedstep_step_options* options,
-                                      fusedstep_step_report* report) {
+std::int32_t fusedstep_optimizer_step(fusedstep_optimizer* optimizer, const fusedstep_array* gradients, std::int64_t count,
+                                      const fusedstep_step_options* options, fusedstep_step_report* report) {
   return guarded([&] {
     reported(report, [&] {
       return given(optimizer, "optimizer").optimizer.step(spans_from(gradients, count), step_options_from(options));

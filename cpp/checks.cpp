@@ -57,8 +57,8 @@ void check_reach(const Array& array) {
     beyond = beyond || add_overflows(reach, along, reach) || reach > most;
     if (!beyond) continue;
     const std::vector<std::int64_t> strides(array.strides, array.strides + array.shape.size());
-    refuse(array.label.text() + ": shape " + shape_text(array.shape) + " with strides " +
-                                shape_text(strides) + " is larger than any memory");
+    refuse(array.label.text() + ": shape " + shape_text(array.shape) + " with strides " + shape_text(strides) +
+           " is larger than any memory");
   }
 }
 
@@ -69,8 +69,8 @@ void check_has_rows(const Array& parameter) {
 
 void check_shape(const Array& array, const Array& parameter) {
   if (std::equal(array.shape.begin(), array.shape.end(), parameter.shape.begin(), parameter.shape.end())) return;
-  refuse(array.label.text() + ": shape " + shape_text(array.shape) + " differs from shape " +
-                              shape_text(parameter.shape) + " of the parameter; pass an array of the parameter's shape");
+  refuse(array.label.text() + ": shape " + shape_text(array.shape) + " differs from shape " + shape_text(parameter.shape) +
+         " of the parameter; pass an array of the parameter's shape");
 }
 
 }  // namespace fusedstep

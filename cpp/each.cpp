@@ -41,7 +41,8 @@ constexpr auto table(TypeList<R...>) {
 
 void update_each(const Work& work, std::int64_t n, void* const* streams, std::int64_t first) {
   constexpr auto updates = table(Rules{});
-  updates.update[work.own->rule][static_cast<std::size_t>(work.storage.compute())](*work.own, n, streams, first, work.scalar);
+  updates.update[work.own->rule][static_cast<std::size_t>(work.storage.compute())](*work.own, n, streams, first,
+                                                                                   work.scalar);
 }
 
 }  // namespace fusedstep

@@ -17,7 +17,8 @@ class Blocks {
  public:
   Blocks(const NormOperand& gradient, std::int64_t first, std::int64_t last) : gradient_(gradient) {
     const std::int64_t end = std::min(last * block, gradient.size);
-    if (gradient.order != nullptr) strided_.emplace(*gradient.order, gradient.data, size_of(gradient.type), first * block, end);
+    if (gradient.order != nullptr)
+      strided_.emplace(*gradient.order, gradient.data, size_of(gradient.type), first * block, end);
   }
 
   // f(n, dense)

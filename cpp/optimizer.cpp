@@ -198,9 +198,8 @@ void OptimizerCore::make_states(std::size_t first_member, std::span<const NewPar
       if (storage == schema::Storage::row) check_has_rows(member.parameter);
       if (storage != schema::Storage::scalar) {
         array.shape = member.parameter.shape.first(storage == schema::Storage::row ? 1 : member.parameter.shape.size());
-        array.strides = geometry_
-                            .emplace_back(dense_strides(array.shape, member.parameter.strides, array.item_size()))
-                            .data();
+        array.strides =
+            geometry_.emplace_back(dense_strides(array.shape, member.parameter.strides, array.item_size())).data();
       }
       made.push_back({&member, s});
       sizes.push_back(static_cast<std::size_t>(array.size() * array.item_size()));
@@ -218,7 +217,8 @@ void OptimizerCore::make_states(std::size_t first_member, std::span<const NewPar
     array.data = reinterpret_cast<char*>(begin + placement.offsets[k]);
     member.owner = owner;
     const char* const start = made[k].state == low_half ? nullptr : schema_.states[made[k].state].starts_at;
-    if (start != nullptr) fill(array.data, array.type, array.size(), groups_[member.group].at<double>(*schema_.field(start)));
+    if (start != nullptr)
+      fill(array.data, array.type, array.size(), groups_[member.group].at<double>(*schema_.field(start)));
     for (std::size_t axis = 0; axis < array.shape.size(); ++axis) {
       if (array.strides[axis] < 0) array.data -= (array.shape[axis] - 1) * array.strides[axis];
     }
@@ -248,8 +248,7 @@ void OptimizerCore::check_rounding(const Member& member, const Options& options)
 }
 
 // Each element's options are checked like a group's.
-void OptimizerCore::check_own(const Member& member, const Options& options,
-                              std::span<const OwnOptions::Values> own) const {
+void OptimizerCore::check_own(const Member& member, const Options& options, std::span<const OwnOptions::Values> own) const {
   if (own.empty()) return;
   const std::string what = std::string(own[0].name) + " of " + member.parameter.label.text();
   const bool chooses_one = kernels().update[rule_][0](options.bytes, false).update_chosen != nullptr;
@@ -277,7 +276,8 @@ void OptimizerCore::check_own(const Member& member, const Options& options,
     } catch (const std::invalid_argument& error) {
       std::vector<std::int64_t> index(member.parameter.shape.begin(), member.parameter.shape.end());
       std::int64_t rest = i;
-      for (std::size_t axis = index.size(); axis-- > 0; rest /= member.parameter.shape[axis]) index[axis] = rest % index[axis];
+      for (std::size_t axis = index.size(); axis-- > 0; rest /= member.parameter.shape[axis])
+        index[axis] = rest % index[axis];
       refuse(std::string(error.what()) + "; at " + shape_text(index) + " of " + member.parameter.label.text());
     }
   }
@@ -610,8 +610,8 @@ void OptimizerCore::update_dense(int threads) {
   const auto run = [this](std::int64_t begin, std::int64_t end) {
     const DefaultFloatingPoint guard;
     const auto after = std::upper_bound(first_block_.begin(), first_block_.end(), begin);
-    for (auto i = static_cast<std::size_t>(after - first_block_.begin()) - 1;
-         i < tensors_.size() && first_block_[i] < end; ++i) {
+    for (auto i = static_cast<std::size_t>(after - first_block_.begin()) - 1; i < tensors_.size() && first_block_[i] < end;
+         ++i) {
       if (!present_[i]) continue;
       const std::int64_t first = std::max(begin - first_block_[i], std::int64_t{0});
       const std::int64_t last = std::min(end, first_block_[i + 1]) - first_block_[i];
@@ -631,8 +631,8 @@ void OptimizerCore::reduce_and_update_all(int threads) {
     parts.push_back(parts_[static_cast<std::size_t>(part_of_[i])]);
     part_of_[i] = static_cast<std::int32_t>(parts.size() - 1);
     const Member& member = members_[i];
-    Operand& operand = operands.emplace_back(
-        Operand{{&member.parameter, &member.gradient}, &parts.back().work, member.piece.whole, tensors_[i].key, member.piece.first});
+    Operand& operand = operands.emplace_back(Operand{
+        {&member.parameter, &member.gradient}, &parts.back().work, member.piece.whole, tensors_[i].key, member.piece.first});
     for (std::size_t s = 0; s < state_arrays; ++s) operand.stream[first_state + s] = &member.states[s];
     if (!member.by_rows) continue;
     if (member.rows->sums().data == nullptr) member.rows->sum(threads);
@@ -710,9 +710,8 @@ StepReport OptimizerCore::step(const StepOptions& options) {
     update_all(threads);
   }
   if (options.zero_grads) each_of_rows([](std::size_t, const RowGradient& rows) { set_to_zero(rows.values()); });
-  const bool lasts = std::all_of(parts_.begin(), parts_.end(), [](const Part& part) {
-    return part.step == 0 && part.work.storage.draws() == 0;
-  });
+  const bool lasts = std::all_of(parts_.begin(), parts_.end(),
+                                 [](const Part& part) { return part.step == 0 && part.work.storage.draws() == 0; });
   if (plain && lasts && !reduces && !gather_ && by_rows_ == 0) plan_ = &kernels();
   return count_step(options, std::move(report));
 }

@@ -135,20 +135,19 @@ bool shares_memory_with_itself(const Array& array) {
 void check_distinct_elements(const Array& written) {
   if (!shares_memory_with_itself(written)) return;
   std::vector<std::int64_t> strides(written.strides, written.strides + written.shape.size());
-  refuse(written.label.text() + ": elements of shape " + shape_text(written.shape) +
-                              " with strides " + shape_text(strides) +
-                              " share memory (a broadcast or a sliding window), so that it cannot be written; pass a copy");
+  refuse(written.label.text() + ": elements of shape " + shape_text(written.shape) + " with strides " + shape_text(strides) +
+         " share memory (a broadcast or a sliding window), so that it cannot be written; pass a copy");
 }
 
 void check_disjoint(const Array& a, const Array& b) {
   if (!share_memory(a, b)) return;
   const bool parameters = *a.label.role == '\0' && *b.label.role == '\0';
   if (parameters && a.size() == b.size() && extent(a).lo == extent(b).lo && extent(a).hi == extent(b).hi) {
-    refuse(a.label.text() + " shares memory with " + b.label.text() + "; both have the same elements, as tied weights do: give " +
-           "the array once, and add both gradients");
+    refuse(a.label.text() + " shares memory with " + b.label.text() +
+           "; both have the same elements, as tied weights do: give " + "the array once, and add both gradients");
   }
   refuse(a.label.text() + " shares memory with " + b.label.text() +
-                              "; an update in place needs arrays that do not overlap: pass a copy of one");
+         "; an update in place needs arrays that do not overlap: pass a copy of one");
 }
 
 void check_disjoint(std::span<const Array* const> written, std::span<const Array* const> read) {

@@ -29,9 +29,7 @@ constexpr int max_threads = 256;
 // After a job a worker watches for the next one for about this many pauses (some tens of microseconds), then sleeps.
 constexpr int watchful_pauses = 2000;
 
-std::int64_t nanoseconds() {
-  return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+std::int64_t nanoseconds() { return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 // What it costs to bring sleeping workers to a job: W, the time of the call that wakes them, and L, until the first is
 // there. It differs by the system, from some microseconds to a hundred, and is learned from the jobs themselves.
@@ -371,8 +369,8 @@ int default_num_threads() {
   const char* end = wanted + std::strlen(wanted);
   const auto parsed = std::from_chars(wanted, end, n);
   if (parsed.ec != std::errc() || parsed.ptr != end || n < 1 || n > max_threads) {
-    throw std::invalid_argument("FUSEDSTEP_NUM_THREADS: expected a whole number from 1 to " +
-                                std::to_string(max_threads) + ", got '" + wanted + "'");
+    throw std::invalid_argument("FUSEDSTEP_NUM_THREADS: expected a whole number from 1 to " + std::to_string(max_threads) +
+                                ", got '" + wanted + "'");
   }
   return n;
 }
@@ -386,8 +384,8 @@ int num_threads() {
 
 void set_num_threads(int n) {
   if (n < 1 || n > max_threads) {
-    throw std::invalid_argument("num_threads: expected a whole number from 1 to " + std::to_string(max_threads) +
-                                ", got " + std::to_string(n));
+    throw std::invalid_argument("num_threads: expected a whole number from 1 to " + std::to_string(max_threads) + ", got " +
+                                std::to_string(n));
   }
   chosen_threads.store(n, std::memory_order_relaxed);
 }

@@ -21,9 +21,7 @@ namespace fusedstep {
 inline bool multiply_overflows(std::int64_t a, std::int64_t b, std::int64_t& product) {
   return __builtin_mul_overflow(a, b, &product);
 }
-inline bool add_overflows(std::int64_t a, std::int64_t b, std::int64_t& sum) {
-  return __builtin_add_overflow(a, b, &sum);
-}
+inline bool add_overflows(std::int64_t a, std::int64_t b, std::int64_t& sum) { return __builtin_add_overflow(a, b, &sum); }
 
 // The floating-point settings of the calling thread, those of IEEE 754 (round to nearest, subnormals kept), and which
 // bits only say what happened so far.
@@ -68,9 +66,7 @@ class Features {
   bool avx512() const { return has(bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL, 0xe6); }
 
  private:
-  bool has(unsigned bits, unsigned registers) const {
-    return (found_ & bits) == bits && (kept_ & registers) == registers;
-  }
+  bool has(unsigned bits, unsigned registers) const { return (found_ & bits) == bits && (kept_ & registers) == registers; }
 
   unsigned found_ = 0;
   unsigned kept_ = 0;  // the registers that the system saves where it switches threads

@@ -243,7 +243,8 @@ void RowGradient::sum_elements(std::int64_t group, std::int64_t n, T* sums) cons
   const std::uint32_t* const first = first_.data() + group;
   for (std::int64_t k = 0; k < n; ++k) {
     T sum = 0;
-    for (std::int64_t e = first[k]; e < first[k + 1]; ++e) sum += static_cast<T>(widened(*reinterpret_cast<const E*>(value(e))));
+    for (std::int64_t e = first[k]; e < first[k + 1]; ++e)
+      sum += static_cast<T>(widened(*reinterpret_cast<const E*>(value(e))));
     sums[k] = sum;
   }
 }
@@ -275,7 +276,8 @@ void RowGradient::sum_piece(std::int64_t group, std::int64_t n, std::int64_t col
                             char* sums) const {
   const std::int64_t item = size_of(compute_);
   const std::int64_t bytes = columns * item;
-  const Widen widen = kernels().conversions.widen[static_cast<std::size_t>(compute_)][static_cast<std::size_t>(values_.type)];
+  const Widen widen =
+      kernels().conversions.widen[static_cast<std::size_t>(compute_)][static_cast<std::size_t>(values_.type)];
   if (all_rows()) {  // nothing to add, not even 0, which would turn -0 into 0
     for (std::int64_t k = 0; k < n; ++k, sums += bytes) {
       each_run(group + k, column, columns, widen, [&](std::int64_t from, std::int64_t count, const char* run) {
@@ -299,9 +301,8 @@ void RowGradient::sum_piece(std::int64_t group, std::int64_t n, std::int64_t col
   for (std::int64_t k = 0; k < n; ++k, sums += bytes) {
     for (std::int64_t e = first_.data()[group + k]; e < first_.data()[group + k + 1]; ++e) {
       if (dense_values_ && e + values_ahead < end) prefetch<3>(value(e + values_ahead) + offset, stored_bytes);
-      each_run(entries_[e].place, column, columns, widen, [&](std::int64_t from, std::int64_t count, const char* run) {
-        add(count, run, sums + from * item);
-      });
+      each_run(entries_[e].place, column, columns, widen,
+               [&](std::int64_t from, std::int64_t count, const char* run) { add(count, run, sums + from * item); });
     }
   }
 }
@@ -344,9 +345,10 @@ void RowGradient::make(Dense& dense, const Array& like, Type type) const {
 void RowGradient::sum(int threads) {
   make(sums_, values_, compute_);
   in_threads(threads, [&](std::int64_t first, std::int64_t last) {
-    each_piece(first, last, block, block, [&](std::int64_t group, std::int64_t n, std::int64_t column, std::int64_t columns) {
-      sum_piece(group, n, column, columns, sums_.array.data + (group * row_size_ + column) * sums_.array.item_size());
-    });
+    each_piece(
+        first, last, block, block, [&](std::int64_t group, std::int64_t n, std::int64_t column, std::int64_t columns) {
+          sum_piece(group, n, column, columns, sums_.array.data + (group * row_size_ + column) * sums_.array.item_size());
+        });
   });
 }
 
@@ -457,7 +459,8 @@ class RowGradient::Update {
         streams[s] = scratch_.stream(s);
       }
       streams[gradient_stream] = sums(group, 1, column, columns);
-      total.add(work_.kernel.reduce(work_.prepared, columns, Converted(work_, columns, streams, scratch_.wide()).streams()).sum);
+      total.add(
+          work_.kernel.reduce(work_.prepared, columns, Converted(work_, columns, streams, scratch_.wide()).streams()).sum);
     };
     gradient_.each_piece(group, group + 1, 1, block, piece);
     char* const scalar = scalars_->data + gradient_.row(group) * scalars_->strides[0];
@@ -530,13 +533,14 @@ class RowGradient::Update {
 
   // A piece of rows to a dense run, or back.
   template <bool to_dense>
-  static void copy(const Stream& stream, const std::int64_t* rows, std::int64_t n, std::int64_t column,
-                   std::int64_t columns, char* dense) {
+  static void copy(const Stream& stream, const std::int64_t* rows, std::int64_t n, std::int64_t column, std::int64_t columns,
+                   char* dense) {
     const std::int64_t bytes = columns * stream.item;
     const auto move = [&](auto copied) {
       for (std::int64_t k = 0; k < n; ++k) {
         char* const row = stream.row(rows[k], column);
-        std::memcpy(to_dense ? dense + k * copied : row, to_dense ? row : dense + k * copied, static_cast<std::size_t>(copied));
+        std::memcpy(to_dense ? dense + k * copied : row, to_dense ? row : dense + k * copied,
+                    static_cast<std::size_t>(copied));
       }
     };
     const Array& array = *stream.array;

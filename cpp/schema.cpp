@@ -82,9 +82,8 @@ constexpr RuleSchema erased_schema() {
       .prologue =
           [](const Options& options) {
             const Rule& o = as<Rule>(options);
-            return Prologue{.weight_decay = o.weight_decay,
-                            .decoupled_weight_decay = o.decoupled_weight_decay,
-                            .maximize = o.maximize};
+            return Prologue{
+                .weight_decay = o.weight_decay, .decoupled_weight_decay = o.decoupled_weight_decay, .maximize = o.maximize};
           },
       .dialects = dialects<Rule>,
   };

@@ -20,10 +20,10 @@ int main(void) {
                                     {&offset_grad, one, NULL, FUSEDSTEP_FLOAT64, 1}};
 
   /* Rules and options have the names that they have in Python. */
-  fusedstep_rule *rule;
-  fusedstep_optimizer *optimizer;
+  fusedstep_rule* rule;
+  fusedstep_optimizer* optimizer;
   if (fusedstep_rule_create("rmsprop", NULL, &rule) != FUSEDSTEP_OK) return failed();
-  const fusedstep_rule *groups[1] = {rule};
+  const fusedstep_rule* groups[1] = {rule};
   if (fusedstep_optimizer_create(groups, 1, params, 2, &optimizer) != FUSEDSTEP_OK) return failed();
 
   fusedstep_step_options options;

@@ -18,8 +18,8 @@ static_assert(sizeof(py::ssize_t) == sizeof(std::int64_t));
 // NumPy's, by Type. bfloat16 is ml_dtypes', whose number is not fixed.
 constexpr int half_number = 23;
 constexpr int none = -1;
-constexpr int type_numbers[] = {npy::NPY_FLOAT_, npy::NPY_DOUBLE_, npy::NPY_BYTE_, none, half_number, npy::NPY_USHORT_,
-                                none,            none,             none,           none};
+constexpr int type_numbers[] = {
+    npy::NPY_FLOAT_, npy::NPY_DOUBLE_, npy::NPY_BYTE_, none, half_number, npy::NPY_USHORT_, none, none, none, none};
 static_assert(std::size(type_numbers) == type_count);
 constexpr char foreign_byte_order = std::endian::native == std::endian::little ? '>' : '<';
 
@@ -33,7 +33,8 @@ std::string advice(py::handle object, const std::string& dtype) {
     return "pass np.asarray(value, dtype=np." + dtype + ")";
   }
   const std::string module = py::str(py::getattr(py::type::handle_of(object), "__module__", py::str()));
-  if (module.starts_with("jax")) return "JAX arrays can't be updated in place: make arrays by jax.tree.map(np.array, params)";
+  if (module.starts_with("jax"))
+    return "JAX arrays can't be updated in place: make arrays by jax.tree.map(np.array, params)";
   return "pass a numpy.ndarray";
 }
 
@@ -134,7 +135,9 @@ Array view(PyObject* object, const Label& label, Type type, bool written) {
     throw py::value_error(label.text() + ": expected an array aligned to its dtype " + name_of(type) +
                           ", got a misaligned one; pass a copy");
   }
-  const Array borrowed{label, array->data, type,
+  const Array borrowed{label,
+                       array->data,
+                       type,
                        {reinterpret_cast<const std::int64_t*>(array->dimensions), static_cast<std::size_t>(array->nd)},
                        reinterpret_cast<const std::int64_t*>(array->strides)};
   check_reach(borrowed);
@@ -175,8 +178,9 @@ bool is_scalar(PyObject* object) {
 PyObject* as_array(py::handle scalar, Type rounded_to, References& references) {
   const auto numpy = py::module_::import("numpy");
   const bool rounded = PyFloat_CheckExact(scalar.ptr());
-  return references.share((rounded ? numpy.attr("asarray")(scalar, py::arg("dtype") = name_of(rounded_to))
-                                   : numpy.attr("asarray")(scalar)).ptr());
+  return references.share(
+      (rounded ? numpy.attr("asarray")(scalar, py::arg("dtype") = name_of(rounded_to)) : numpy.attr("asarray")(scalar))
+          .ptr());
 }
 
 Array borrow_index(py::handle object, const Label& label) {

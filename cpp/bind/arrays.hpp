@@ -17,8 +17,7 @@ namespace py = pybind11;
 inline bool is_plain_array(PyObject* object) { return Py_TYPE(object) == py::detail::npy_api::get().PyArray_Type_; }
 
 inline bool is_array(PyObject* object) {
-  return is_plain_array(object) ||
-         PyType_IsSubtype(Py_TYPE(object), py::detail::npy_api::get().PyArray_Type_) != 0;
+  return is_plain_array(object) || PyType_IsSubtype(Py_TYPE(object), py::detail::npy_api::get().PyArray_Type_) != 0;
 }
 
 // The object itself where it is a numpy.ndarray. What is none but offers its memory, by the buffer protocol or DLPack, gets

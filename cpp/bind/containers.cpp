@@ -121,8 +121,8 @@ void Containers::collect_sequence(const Node& node, py::handle found, const std:
   }
 }
 
-void Containers::collect_mapping(const Node& node, py::handle found, const std::string& path,
-                                 std::vector<PyObject*>& leaves, References& references) {
+void Containers::collect_mapping(const Node& node, py::handle found, const std::string& path, std::vector<PyObject*>& leaves,
+                                 References& references) {
   const bool dict = PyDict_Check(found.ptr());
   if (!dict && !py::isinstance(found, py::module_::import("collections.abc").attr("Mapping"))) {
     wrong_container(path, "a mapping", found);
@@ -161,8 +161,8 @@ void Containers::collect_mapping(const Node& node, py::handle found, const std::
   }
 }
 
-void Containers::collect_fields(const Node& node, py::handle found, const std::string& path,
-                                std::vector<PyObject*>& leaves, References& references) {
+void Containers::collect_fields(const Node& node, py::handle found, const std::string& path, std::vector<PyObject*>& leaves,
+                                References& references) {
   if (!node.type.is_none() && !py::type::handle_of(found).is(node.type)) {
     wrong_container(path, std::string(py::str(node.type.attr("__name__"))), found);
   }

@@ -42,12 +42,12 @@ class Containers {
   static Node parse(py::handle tree, int depth = 0);
   static void collect(const Node& node, py::handle found, const std::string& path, std::vector<PyObject*>& leaves,
                       References& references);
-  static void collect_sequence(const Node& node, py::handle found, const std::string& path,
-                               std::vector<PyObject*>& leaves, References& references);
-  static void collect_mapping(const Node& node, py::handle found, const std::string& path,
-                              std::vector<PyObject*>& leaves, References& references);
-  static void collect_fields(const Node& node, py::handle found, const std::string& path,
-                             std::vector<PyObject*>& leaves, References& references);
+  static void collect_sequence(const Node& node, py::handle found, const std::string& path, std::vector<PyObject*>& leaves,
+                               References& references);
+  static void collect_mapping(const Node& node, py::handle found, const std::string& path, std::vector<PyObject*>& leaves,
+                              References& references);
+  static void collect_fields(const Node& node, py::handle found, const std::string& path, std::vector<PyObject*>& leaves,
+                             References& references);
   static int traverse(const Node& node, visitproc visit, void* arg);
 
   Node root_;

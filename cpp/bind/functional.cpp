@@ -84,8 +84,8 @@ std::size_t find(const Function& function, PyObject* keyword) {
 void collect(const Function& function, PyObject* const* positional, Py_ssize_t count, PyObject* keywords,
              PyObject** values) {
   if (count > function.positional) {
-    throw py::type_error(function.name + "() takes " + std::to_string(function.positional) +
-                         " positional arguments but " + std::to_string(count) + " were given");
+    throw py::type_error(function.name + "() takes " + std::to_string(function.positional) + " positional arguments but " +
+                         std::to_string(count) + " were given");
   }
   for (Py_ssize_t i = 0; i < count; ++i) values[i] = positional[i];
   const Py_ssize_t named = keywords == nullptr ? 0 : PyTuple_GET_SIZE(keywords);
@@ -187,7 +187,8 @@ bool is_written(const Written& written, PyObject* const* passed, Py_ssize_t coun
     if (written.passed[k].stream < 0 && !is_same(passed[k], written.passed[k].value.ptr())) return false;
   }
   PyObject* const parameter = passed[written.parameter];
-  return is_plain_array(parameter) && py::detail::array_proxy(parameter)->descr == descriptor_of(written.work.storage.type[0]);
+  return is_plain_array(parameter) &&
+         py::detail::array_proxy(parameter)->descr == descriptor_of(written.work.storage.type[0]);
 }
 
 // An update of a few elements by what was remembered. Its arrays are looked at in full: ndarrays of native types, of one shape,
@@ -214,8 +215,7 @@ bool update_as_written(const Written& written, PyObject* const* passed) {
     const auto* const array = py::detail::array_proxy(arrays[s]);
     const int flags = npy::NPY_ARRAY_C_CONTIGUOUS_ | npy::NPY_ARRAY_ALIGNED_ |
                       (s == gradient_stream ? 0 : npy::NPY_ARRAY_WRITEABLE_);
-    if (array->descr != descriptor_of(storage.type[s]) || (array->flags & flags) != flags ||
-        array->nd != parameter->nd) {
+    if (array->descr != descriptor_of(storage.type[s]) || (array->flags & flags) != flags || array->nd != parameter->nd) {
       return false;
     }
     for (int axis = 0; axis < array->nd; ++axis) {
@@ -393,9 +393,8 @@ PyObject* call(PyObject* self, PyObject* const* positional, Py_ssize_t count, Py
 }
 
 Argument make_argument(const RuleSchema& rule, const std::string& text) {
-  Argument argument{.name = py::reinterpret_steal<py::str>(PyUnicode_InternFromString(text.c_str())),
-                    .text = text,
-                    .role = Role::field};
+  Argument argument{
+      .name = py::reinterpret_steal<py::str>(PyUnicode_InternFromString(text.c_str())), .text = text, .role = Role::field};
   const auto turn_on = [&](const Field* field) {
     if (field != nullptr && field->kind == schema::Kind::flag) argument.turned_on = field;
   };
@@ -452,8 +451,7 @@ py::object make_function(const std::string& rule_name, const std::string& name, 
   const auto self = py::reinterpret_steal<py::object>(PyModule_Create(&holder));
   if (!self) throw py::error_already_set();
   Function* const held = held_by(self.ptr()) = function.release();
-  return py::reinterpret_steal<py::object>(
-      PyCFunction_NewEx(&held->definition, self.ptr(), py::str(holder.m_name).ptr()));
+  return py::reinterpret_steal<py::object>(PyCFunction_NewEx(&held->definition, self.ptr(), py::str(holder.m_name).ptr()));
 }
 
 }  // namespace fusedstep::bind

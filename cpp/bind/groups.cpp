@@ -118,7 +118,8 @@ void Groups::read(py::handle groups, OptimizerCore& core) {
 
 bool Groups::remember(py::handle groups, const OptimizerCore& core) {
   clear();
-  if (!PyList_CheckExact(groups.ptr()) || static_cast<std::size_t>(PyList_GET_SIZE(groups.ptr())) != core.groups()) return false;
+  if (!PyList_CheckExact(groups.ptr()) || static_cast<std::size_t>(PyList_GET_SIZE(groups.ptr())) != core.groups())
+    return false;
   std::vector<Group> remembered(core.groups());
   for (std::size_t k = 0; k < remembered.size(); ++k) {
     Group& group = remembered[k];
@@ -159,7 +160,8 @@ bool Groups::read_floats(OptimizerCore& core) {
       if (i == group.seen.size() || key != group.seen[i].first.ptr()) return false;
       if (value == group.seen[i].second.ptr()) continue;
       const schema::Field* const field = this->field(group.seen[i].first);
-      if (field == nullptr || field->kind != schema::Kind::real || is_start(*field) || !PyFloat_CheckExact(value)) return false;
+      if (field == nullptr || field->kind != schema::Kind::real || is_start(*field) || !PyFloat_CheckExact(value))
+        return false;
       if (!changed) changed = core.options(k);
       set_field(*field, value, *changed);
     }
@@ -213,9 +215,8 @@ void Groups::check_keys(std::size_t index, const Group& group, const Entries& en
   if (entries.size() == group.keys) return;
   for (const schema::Field& field : rule_.fields) {
     if (field.purpose != schema::Purpose::option) continue;
-    const bool present = std::any_of(entries.begin(), entries.end(), [&](const auto& entry) {
-      return this->field(entry.first) == &field;
-    });
+    const bool present = std::any_of(entries.begin(), entries.end(),
+                                     [&](const auto& entry) { return this->field(entry.first) == &field; });
     if (!present) throw py::value_error(at(index) + ": expected a value for '" + field.name + "', got none");
   }
   throw py::value_error(at(index) + ": expected 'params', got none");

@@ -17,9 +17,7 @@ using schema::Kind;
                        std::string(py::str(py::type::handle_of(value).attr("__name__"))) + ")");
 }
 
-bool is_real_number(py::handle value) {
-  return py::isinstance(value, py::module_::import("numbers").attr("Real"));
-}
+bool is_real_number(py::handle value) { return py::isinstance(value, py::module_::import("numbers").attr("Real")); }
 
 // A number; or an array, if the field may have one, of which the first number stands for the others.
 double real_or_array(const Field& field, std::size_t offset, py::handle value, double otherwise, OwnArrays* arrays) {

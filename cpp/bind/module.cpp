@@ -74,8 +74,9 @@ py::dict rules() {
     py::dict entry;
     entry["fields"] = fields;
     entry["states"] = states;
-    entry["step"] = text_or_none(!schema.step_in_formula ? nullptr
-                                 : schema.step_used_with == nullptr ? schema::always : schema.step_used_with->name);
+    entry["step"] = text_or_none(!schema.step_in_formula            ? nullptr
+                                 : schema.step_used_with == nullptr ? schema::always
+                                                                    : schema.step_used_with->name);
     entry["rows"] = schema.takes_rows;
     all[schema.name] = entry;
   }
@@ -179,11 +180,12 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used(), py::multiple_interpreters
       py::arg("master") = false);
   // Swaps the floating-point settings of the calling thread; None: those of IEEE 754. Returns the ones before.
   module.def(
-      "exchange_floating_point",
-      [](std::optional<std::uint64_t> state) { return exchange_floating_point(state); }, py::arg("state"));
-  module.def("noise_key", [](std::uint64_t seed, std::int64_t step, const std::string& name) {
-    return noise_key(seed, step, name);
-  }, py::arg("seed"), py::arg("step"), py::arg("name"));
+      "exchange_floating_point", [](std::optional<std::uint64_t> state) { return exchange_floating_point(state); },
+      py::arg("state"));
+  module.def(
+      "noise_key",
+      [](std::uint64_t seed, std::int64_t step, const std::string& name) { return noise_key(seed, step, name); },
+      py::arg("seed"), py::arg("step"), py::arg("name"));
   module.def("used_states", &bind::used_states, py::arg("rule"), py::arg("values"));
   module.def("make_function", &bind::make_function, py::arg("rule"), py::arg("name"), py::arg("documentation"),
              py::arg("parameters"), py::arg("positional"));

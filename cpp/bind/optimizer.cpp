@@ -205,8 +205,8 @@ class PyOptimizer final : public Repeatable {
 
   static bool is_as_made(const BoundState& state, bool written) {
     const Array& array = *state.array;
-    return unchanged(state.object, native_descriptors()[static_cast<std::size_t>(array.type)], array.data, array.shape.size(),
-                     array.shape.data(), array.strides, written);
+    return unchanged(state.object, native_descriptors()[static_cast<std::size_t>(array.type)], array.data,
+                     array.shape.size(), array.shape.data(), array.strides, written);
   }
 
   // The states are as they were made: nobody gave one another shape or dtype, or made one read-only that is to be written.
@@ -327,8 +327,8 @@ class PyOptimizer final : public Repeatable {
     }
     py::list known;
     for (const char* word : {"propagate", "skip", "raise"}) known.append(word);
-    throw py::value_error("nonfinite: expected one of 'propagate', 'skip', 'raise', got " +
-                          std::string(py::repr(value)) + did_you_mean(value, known));
+    throw py::value_error("nonfinite: expected one of 'propagate', 'skip', 'raise', got " + std::string(py::repr(value)) +
+                          did_you_mean(value, known));
   }
 
   // Remembers the new parameters as they are, and returns them with their states as Python sees these.
@@ -391,8 +391,8 @@ class PyOptimizer final : public Repeatable {
         references.share(found[i]);
       } else if (core_.parameter(i).shape.empty() && is_scalar(found[i])) {
         if (to_be_zeroed) {
-          throw py::type_error(label.text() + ": expected a 0-d array with zero_grads=True, got a number, which can't be set " +
-                               "to 0");
+          throw py::type_error(label.text() +
+                               ": expected a 0-d array with zero_grads=True, got a number, which can't be set " + "to 0");
         }
         found[i] = as_array(found[i], compute_type(bound_[i].type), references);
       } else {
@@ -426,8 +426,8 @@ class PyOptimizer final : public Repeatable {
                           borrow(given, of(label, "values"), gradient_types(bound.type), written), written);
         continue;
       }
-      if (bound.accepted >= enough &&
-          unchanged(given, descriptors[static_cast<std::size_t>(bound.gradient_type)], bound.gradient, bound.ndim, shape, strides + bound.ndim, written)) {
+      if (bound.accepted >= enough && unchanged(given, descriptors[static_cast<std::size_t>(bound.gradient_type)],
+                                                bound.gradient, bound.ndim, shape, strides + bound.ndim, written)) {
         core_.keep(i);
         continue;
       }
@@ -448,7 +448,8 @@ class PyOptimizer final : public Repeatable {
     constexpr std::size_t ahead = 4;  // arrays lie anywhere: their headers come from memory meanwhile
     const Descriptors& descriptors = native_descriptors();
     const PyTypeObject* const array_type = py::detail::npy_api::get().PyArray_Type_;
-    if (states_are_shown_ && !std::ranges::all_of(states_, [](const BoundState& state) { return is_as_made(state, true); })) {
+    if (states_are_shown_ &&
+        !std::ranges::all_of(states_, [](const BoundState& state) { return is_as_made(state, true); })) {
       return false;
     }
     const std::size_t n = bound_.size();
@@ -471,9 +472,8 @@ class PyOptimizer final : public Repeatable {
         core_.leave_out(i);
         continue;
       }
-      if (Py_TYPE(given) != array_type ||
-          !same_form(given, descriptors[static_cast<std::size_t>(bound.gradient_type)], bound.ndim, shape,
-                     strides + bound.ndim, false)) {
+      if (Py_TYPE(given) != array_type || !same_form(given, descriptors[static_cast<std::size_t>(bound.gradient_type)],
+                                                     bound.ndim, shape, strides + bound.ndim, false)) {
         return false;
       }
       if (!take_again(i, py::detail::array_proxy(given)->data)) return false;
@@ -566,13 +566,12 @@ PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   return raising([&]() -> PyObject* {
     if (count != 9) throw py::type_error("step() takes 9 arguments, got " + std::to_string(count));
     auto& optimizer = *py::cast<PyOptimizer*>(py::handle(self));
-    return optimizer.step(arguments[0], arguments[1], arguments[2], arguments[3], arguments[4], arguments[5],
-                          arguments[6], arguments[7], arguments[8]);
+    return optimizer.step(arguments[0], arguments[1], arguments[2], arguments[3], arguments[4], arguments[5], arguments[6],
+                          arguments[7], arguments[8]);
   });
 }
 
-PyMethodDef step_definition = {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)),
-                               METH_FASTCALL,
+PyMethodDef step_definition = {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)), METH_FASTCALL,
                                "step(grads, groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite, "
                                "clip_norm_each)"};
 
@@ -593,7 +592,7 @@ Examples
 >>> report.step, report.grad_norm, report.skipped
 (1, 2.0, False)
 )",
-                                             report_fields, 4};
+                                            report_fields, 4};
 
 }  // namespace
 
@@ -602,13 +601,14 @@ Repeatable& repeatable(py::handle optimizer) { return py::cast<PyOptimizer&>(opt
 PyObject* repeat_arrays(PyObject* optimizer, PyObject* const& grads) { return held<PyOptimizer>(optimizer).repeat(grads); }
 
 void register_optimizer(py::module_& module) {
-  const auto report_type =
-      py::reinterpret_steal<py::object>(reinterpret_cast<PyObject*>(PyStructSequence_NewType(&report_description)));
+  const auto report_type = py::reinterpret_steal<py::object>(
+      reinterpret_cast<PyObject*>(PyStructSequence_NewType(&report_description)));
   if (!report_type) throw py::error_already_set();
   module.attr("StepReport") = report_type;
 
-  py::class_<PyOptimizer> type(module, "OptimizerCore", // it may be part of a cycle: an array's subclass may hold what holds the optimizer
-                               py::custom_type_setup(take_part_in_collection<PyOptimizer>));
+  py::class_<PyOptimizer> type(
+      module, "OptimizerCore", // it may be part of a cycle: an array's subclass may hold what holds the optimizer
+      py::custom_type_setup(take_part_in_collection<PyOptimizer>));
   type.def(py::init<const std::string&>(), py::arg("rule"))
       .def("add_group", &PyOptimizer::add_group, py::arg("names"), py::arg("arrays"), py::arg("options"),
            py::arg("states") = py::none(), py::arg("state_dtype") = py::none(), py::arg("nearest") = false,
@@ -632,8 +632,8 @@ void register_optimizer(py::module_& module) {
   type.attr("step") = method;
   type.attr("_StepReport") = report_type;
   // The class of gradients of rows, from then on.
-  module.def("register_rows", [](const py::type& rows) { py::type::of<PyOptimizer>().attr("_Rows") = rows; },
-             py::arg("rows"));
+  module.def(
+      "register_rows", [](const py::type& rows) { py::type::of<PyOptimizer>().attr("_Rows") = rows; }, py::arg("rows"));
 }
 
 }  // namespace fusedstep::bind

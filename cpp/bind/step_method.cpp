@@ -93,8 +93,8 @@ PyObject* step_method_attribute(PyObject* self, PyObject* name) {
   return PyObject_GetAttr(function, name);
 }
 
-PyMemberDef step_method_members[] = {
-    {"__vectorcalloffset__", T_PYSSIZET, offsetof(StepMethod, call), READONLY, nullptr}, {nullptr, 0, 0, 0, nullptr}};
+PyMemberDef step_method_members[] = {{"__vectorcalloffset__", T_PYSSIZET, offsetof(StepMethod, call), READONLY, nullptr},
+                                     {nullptr, 0, 0, 0, nullptr}};
 PyType_Slot step_method_slots[] = {{Py_tp_new, reinterpret_cast<void*>(new_step_method)},
                                    {Py_tp_call, reinterpret_cast<void*>(PyVectorcall_Call)},
                                    {Py_tp_descr_get, reinterpret_cast<void*>(bound_step_method)},
@@ -106,8 +106,7 @@ PyType_Slot step_method_slots[] = {{Py_tp_new, reinterpret_cast<void*>(new_step_
                                    {0, nullptr}};
 PyType_Spec step_method_specification = {
     "fusedstep._core.StepMethod", sizeof(StepMethod), 0,
-    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_METHOD_DESCRIPTOR,
-    step_method_slots};
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_METHOD_DESCRIPTOR, step_method_slots};
 
 }  // namespace
 

@@ -85,8 +85,8 @@ class TensorStep {
   // its tensors in the order of the rule, or None, the low halves, or None, and then that of the count, an element of
   // `steps`, which are `counted` unless somebody else wrote into them.
   TensorStep(const py::object& core, const py::object& lock, const py::list& params, const py::list& entries,
-             const std::vector<std::size_t>& sizes, const py::list& states, const py::array& steps,
-             const py::array& counted, const py::dict& torch)
+             const std::vector<std::size_t>& sizes, const py::list& states, const py::array& steps, const py::array& counted,
+             const py::dict& torch)
       : owner_(core),
         lock_(lock),
         steps_(steps),
@@ -102,9 +102,8 @@ class TensorStep {
               torch["pre_hooks"],
               torch["post_hooks"]};
     if (torch_.exchange == nullptr) throw py::error_already_set();
-    for (const char* name :
-         {"param_groups", "state", "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks", "found_inf", "grad_scale",
-          "grad", "is_neg", "untyped_storage", "nbytes", "acquire", "release"}) {
+    for (const char* name : {"param_groups", "state", "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks", "found_inf",
+                             "grad_scale", "grad", "is_neg", "untyped_storage", "nbytes", "acquire", "release"}) {
       names_.push_back(py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name)));
     }
     std::size_t next = 0;
@@ -233,9 +232,8 @@ class TensorStep {
     const auto attributes = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(optimizer, nullptr));
     PyObject* const dict = attributes.ptr();
     if (dict == nullptr || get(dict, state) != state_.ptr() || get(dict, found_inf) != nullptr ||
-        get(dict, grad_scale) != nullptr || !is_empty(get(dict, own_pre_hooks)) ||
-        !is_empty(get(dict, own_post_hooks)) || !is_empty(torch_.pre_hooks.ptr()) ||
-        !is_empty(torch_.post_hooks.ptr())) {
+        get(dict, grad_scale) != nullptr || !is_empty(get(dict, own_pre_hooks)) || !is_empty(get(dict, own_post_hooks)) ||
+        !is_empty(torch_.pre_hooks.ptr()) || !is_empty(torch_.post_hooks.ptr())) {
       return false;
     }
     const auto profiled = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(torch_.profiler_enabled.ptr()));
@@ -308,11 +306,10 @@ class TensorStep {
     }
     const auto negative = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(gradient, names_[is_neg].ptr()));
     if (negative.ptr() != Py_False) return false;
-    const auto storage =
-        py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(gradient, names_[untyped_storage].ptr()));
+    const auto storage = py::reinterpret_steal<py::object>(
+        PyObject_CallMethodNoArgs(gradient, names_[untyped_storage].ptr()));
     if (!storage) return false;
-    const auto bytes =
-        py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(storage.ptr(), names_[nbytes].ptr()));
+    const auto bytes = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(storage.ptr(), names_[nbytes].ptr()));
     if (!bytes || PyLong_AsLongLong(bytes.ptr()) < last.size() * last.item_size()) return false;
     return core_.take_again(i, place(found));
   }
@@ -353,9 +350,8 @@ PyObject* repeat_tensors(PyObject* tensor_step, PyObject* optimizer) {
 
 void register_tensors(py::module_& module) {
   py::class_<TensorStep>(module, "TensorStep", py::custom_type_setup(take_part_in_collection<TensorStep>))
-      .def(py::init<const py::object&, const py::object&, const py::list&, const py::list&,
-                    const std::vector<std::size_t>&, const py::list&, const py::array&, const py::array&,
-                    const py::dict&>(),
+      .def(py::init<const py::object&, const py::object&, const py::list&, const py::list&, const std::vector<std::size_t>&,
+                    const py::list&, const py::array&, const py::array&, const py::dict&>(),
            py::arg("core"), py::arg("lock"), py::arg("params"), py::arg("entries"), py::arg("sizes"), py::arg("states"),
            py::arg("steps"), py::arg("counted"), py::arg("torch"))
       .def("remember", &TensorStep::remember, py::arg("groups"), py::arg("state"));

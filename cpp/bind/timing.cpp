@@ -70,9 +70,8 @@ struct Streams {
 // Only the update, checked and prepared once: what the kernel costs, or one of the limits.
 Repeated repeated_kernel(const std::string& name, const py::dict& values, const py::list& arrays) {
   const Streams streams(rule_or_limit_named(name), values, arrays);
-  const auto update =
-      std::make_shared<SingleUpdate>(streams.rule, streams.options, 1, streams.parameter, streams.gradient,
-                                     std::span(streams.states, schema_of(streams.rule).states.size()));
+  const auto update = std::make_shared<SingleUpdate>(streams.rule, streams.options, 1, streams.parameter, streams.gradient,
+                                                     std::span(streams.states, schema_of(streams.rule).states.size()));
   return {[update] { update->run(); }, arrays};
 }
 
@@ -85,8 +84,7 @@ Repeated repeated_step(const std::string& name, const py::dict& values, const py
 }
 
 // fusedstep::Optimizer::step() over a list of parameters.
-Repeated repeated_optimizer(const std::string& name, const py::dict& values, const py::list& params,
-                            const py::list& grads) {
+Repeated repeated_optimizer(const std::string& name, const py::dict& values, const py::list& params, const py::list& grads) {
   const RuleId id = rule_named(name);
   const AnyRule rule = RuleAccess::make(id, options_from(schema_of(id), values));
   std::vector<Optimizer::Parameter> parameters;
@@ -109,8 +107,7 @@ Repeated repeated_division(std::int64_t n, std::int64_t like, bool is_double, in
   const auto kind = static_cast<Division>(roots + divisions - 1);
   return {[n, like, is_double, kind] {
             const auto part = [&](std::int64_t begin, std::int64_t end) {
-              kernels().divide_and_root[static_cast<int>(kind)][is_double ? 1 : 0](std::min(end * block, n) -
-                                                                                  begin * block);
+              kernels().divide_and_root[static_cast<int>(kind)][is_double ? 1 : 0](std::min(end * block, n) - begin * block);
             };
             parallel_for((n + block - 1) / block, threads_for(like), body(part));
           },

@@ -11,8 +11,7 @@
 
 namespace fusedstep {
 
-InCOrder::InCOrder(const StridedOrder& order, const char* data, std::int64_t item_size, std::int64_t begin,
-                   std::int64_t end)
+InCOrder::InCOrder(const StridedOrder& order, const char* data, std::int64_t item_size, std::int64_t begin, std::int64_t end)
     : order_(order), data_(data), item_(item_size), end_(end) {
   constexpr std::int64_t cache_line = 64;
   constexpr std::int64_t most_rows = 32;
@@ -56,7 +55,8 @@ void InCOrder::load_band(std::int64_t row) {
   end_row_ = row + std::min({rows_, in_turn - row % in_turn, (end_ - 1) / columns_ + 1 - row});
   const std::int64_t rows = end_row_ - first_row_;
   const char* from = data_;
-  for (std::size_t axis = last; axis-- > 0; row /= order_.shape[axis]) from += row % order_.shape[axis] * order_.strides[axis];
+  for (std::size_t axis = last; axis-- > 0; row /= order_.shape[axis])
+    from += row % order_.shape[axis] * order_.strides[axis];
   char* to = band_.get();
   std::int64_t step = row_bytes_;
   if (order_.strides[last - 1] < 0) {  // from its last row, which is the first in memory

@@ -49,9 +49,7 @@ struct alignas(8) Options {
 // The types that rules compute in, the first ones of Type: float for parameters of up to 32 bits, double for float64.
 inline constexpr int compute_types = 2;
 
-constexpr Type compute_type(Type parameter) {
-  return parameter == Type::float64 ? Type::float64 : Type::float32;
-}
+constexpr Type compute_type(Type parameter) { return parameter == Type::float64 ? Type::float64 : Type::float32; }
 
 // The streams of an update, in this order: parameter, gradient, the states of the rule, the low halves of a master parameter
 // (null where not used), and the index of the first element in the C order of the whole parameter, which advances like a
@@ -132,9 +130,7 @@ struct Storage {
   bool converts(int stream) const {
     return uses(stream) && type[stream] != compute() && type[stream] != Type::int8 && type[stream] != Type::uint16;
   }
-  bool rounds(int stream) const {
-    return converts(stream) && stream != gradient_stream && !(stream == 0 && is_master());
-  }
+  bool rounds(int stream) const { return converts(stream) && stream != gradient_stream && !(stream == 0 && is_master()); }
 
   // How many draws of noise an element takes: each has a half for the parameter or a state of floating point, in this order,
   // whether that is rounded or not.
@@ -181,7 +177,8 @@ struct Conversions {
   void (*widen[compute_types][type_count])(std::int64_t n, const void* from, void* to) noexcept;
   // From float to bfloat16 or float16; stochastically with the lower or upper 16 bits of noise.
   void (*to_nearest[type_count])(std::int64_t n, const float* from, void* to) noexcept;
-  void (*stochastic[type_count])(std::int64_t n, const float* from, void* to, const std::uint32_t* noise, bool upper) noexcept;
+  void (*stochastic[type_count])(std::int64_t n, const float* from, void* to, const std::uint32_t* noise,
+                                 bool upper) noexcept;
   // The halves of a master parameter.
   void (*join)(std::int64_t n, const bfloat16* high, const std::uint16_t* low, float* to) noexcept;
   void (*split)(std::int64_t n, const float* from, bfloat16* high, std::uint16_t* low) noexcept;

@@ -122,9 +122,7 @@ void add(std::int64_t n, const void* gradients, void* sums) noexcept {
 
 template <class T>
 constexpr NormKernel norm_kernel() {
-  return {[](const Prologue& prologue, Prepared& out) noexcept {
-            new (out.bytes) PrologueConstants<T>(prologue, 0.0);
-          },
+  return {[](const Prologue& prologue, Prepared& out) noexcept { new (out.bytes) PrologueConstants<T>(prologue, 0.0); },
           [](const Prepared& prepared, std::int64_t n, const void* g, double& poison) noexcept {
             return sum_of_squares_loop<T>(as<PrologueConstants<T>>(prepared), n, static_cast<const T*>(g), poison);
           },

@@ -46,11 +46,13 @@ std::int64_t before_border(const Work& work, const void* parameter) {
   alignas(cache_line) char wide[low_stream * apart];
   std::uint32_t noise[2][block];
   const Wide memory{wide, apart, {noise[0], noise[1]}};
-  for (std::int64_t i = 0; i < n; i += block) update_converted(work, i, std::min(block, n - i), streams, key, indices, memory);
+  for (std::int64_t i = 0; i < n; i += block)
+    update_converted(work, i, std::min(block, n - i), streams, key, indices, memory);
 }
 
 // A dense run in every stream.
-void update_dense(const Work& work, std::int64_t n, void* const* streams, std::uint64_t key, const Indices& indices = consecutive) {
+void update_dense(const Work& work, std::int64_t n, void* const* streams, std::uint64_t key,
+                  const Indices& indices = consecutive) {
   if (work.is_plain) {
     work.kernel.update(work.prepared, n, streams);
   } else {
@@ -158,7 +160,8 @@ inline void prefetch(const char* from, std::int64_t bytes) {
 #ifdef __GNUC__
   constexpr int to_be_read = 0;
   constexpr int to_second_level = 2;
-  for (std::int64_t i = 0; i < bytes + cache_line - 1; i += cache_line) __builtin_prefetch(from + i, to_be_read, to_second_level);
+  for (std::int64_t i = 0; i < bytes + cache_line - 1; i += cache_line)
+    __builtin_prefetch(from + i, to_be_read, to_second_level);
 #endif
 }
 
@@ -191,8 +194,13 @@ void update_apart(const Layout& layout, const Work& work, Tile tile, char* const
     work.kernel.update_apart(work.prepared, tile.columns, streams, across.stride);
   }
   if (!work.zero_gradient) return;
-  Copied{work.storage.item_size[gradient_stream], tile, at[gradient_stream], across.stride[gradient_stream],
-         down.stride[gradient_stream], nullptr, 0}
+  Copied{work.storage.item_size[gradient_stream],
+         tile,
+         at[gradient_stream],
+         across.stride[gradient_stream],
+         down.stride[gradient_stream],
+         nullptr,
+         0}
       .each_element(zero);
 }
 
@@ -204,7 +212,8 @@ void update_tile(const Layout& layout, const Work& work, Tile tile, char* const*
   const std::int64_t padding = layout.one_transposed && !layout.one_run ? cache_line : 0;
   const auto stream = [&](int s) {
     const std::int64_t item = work.storage.item_size[s];
-    return Copied{item, tile, at[s], across.stride[s], down.stride[s], scratch.stream(layout, s), tile.columns * item + padding};
+    return Copied{
+        item, tile, at[s], across.stride[s], down.stride[s], scratch.stream(layout, s), tile.columns * item + padding};
   };
   char* row[max_streams] = {};
   std::int64_t next_row[max_streams] = {};

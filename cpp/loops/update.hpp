@@ -55,9 +55,8 @@ struct Loop {
 
 // One element: the only place where a rule meets memory.
 template <class Rule, class T, template <class> class Before, class... S, std::size_t... k>
-[[gnu::always_inline]] inline void update_element(std::index_sequence<k...>, const Loop<Rule, T, Before>& c,
-                                                  std::int64_t i, T* __restrict p, const T* __restrict g,
-                                                  S* __restrict... s) noexcept {
+[[gnu::always_inline]] inline void update_element(std::index_sequence<k...>, const Loop<Rule, T, Before>& c, std::int64_t i,
+                                                  T* __restrict p, const T* __restrict g, S* __restrict... s) noexcept {
   T parameter = load(p, i);
   T gradient = load(g, i);
   prologue(parameter, gradient, c.before);
@@ -155,9 +154,8 @@ struct Erased {
   }
 
   static void update(const Prepared& prepared, std::int64_t n, void* const* streams) noexcept {
-    with_types(streams, [&](auto states, T* p, const T* g, auto*... s) {
-      tail(states, as<Constants>(prepared), n, p, g, s...);
-    });
+    with_types(streams,
+               [&](auto states, T* p, const T* g, auto*... s) { tail(states, as<Constants>(prepared), n, p, g, s...); });
   }
 
   static void update_apart(const Prepared& prepared, std::int64_t n, void* const* streams,

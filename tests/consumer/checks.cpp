@@ -26,12 +26,12 @@ namespace {
 
 int failures = 0;
 
-#define CHECK(condition)                                              \
-  do {                                                                \
-    if (!(condition)) {                                               \
+#define CHECK(condition)                                                   \
+  do {                                                                     \
+    if (!(condition)) {                                                    \
       std::fprintf(stderr, "line %d: not so: %s\n", __LINE__, #condition); \
-      ++failures;                                                     \
-    }                                                                 \
+      ++failures;                                                          \
+    }                                                                      \
   } while (false)
 
 template <class T>
@@ -142,8 +142,9 @@ void check_starts() {
   CHECK(start(fs::AnyRule::named("adagrad", "keras"), "square_sum") == 0.1f);
   CHECK(message([] { fs::AnyRule::named("adam"); }).starts_with("rule: expected one of 'rmsprop', 'adagrad', "));
   CHECK(message([] { fs::AnyRule::named("adagrad", "keras2"); }) == message([] { fs::Adagrad::like("keras2"); }));
-  CHECK(message([&] { start(fs::Adagrad{.initial_accumulator_value = -1.0}, "square_sum"); })
-            .starts_with("initial_accumulator_value: "));
+  CHECK(message([&] {
+          start(fs::Adagrad{.initial_accumulator_value = -1.0}, "square_sum");
+        }).starts_with("initial_accumulator_value: "));
 
   CHECK(fs::RMSprop::like("torch").alpha == 0.99);
   CHECK(fs::Rprop::like("torch").variant == fs::RpropVariant::irprop_minus);
@@ -164,8 +165,8 @@ void check_parts() {
   const std::pair<std::int64_t, std::int64_t> outside[] = {{-1, 2}, {0, 5}, {3, 2}, {5, 0}, {1, -1}, {1, most}, {most, 1}};
   for (const auto& place : outside) {  // Clang 14 captures no structured bindings
     const std::int64_t begin = place.first, n = place.second;
-    CHECK(message([&] { whole.part(begin, n); }) == "span: expected a part of 4 elements, got " + std::to_string(n) +
-                                                        " elements from " + std::to_string(begin));
+    CHECK(message([&] { whole.part(begin, n); }) ==
+          "span: expected a part of 4 elements, got " + std::to_string(n) + " elements from " + std::to_string(begin));
   }
   CHECK(message([&] { fs::span(w.data(), {}, {}).part(0, 0); }) != "no error");
 }
@@ -236,8 +237,7 @@ void check_own_threads() {
   Arrays whole;
   fs::step(rule, matrix(whole.w), matrix(whole.g), matrix(whole.v));
   for (std::int64_t begin = 0; begin < 10'000; begin += 2'500) {
-    fs::step(rule, matrix(rows.w).part(begin, 2'500), matrix(rows.g).part(begin, 2'500),
-             matrix(rows.v).part(begin, 2'500));
+    fs::step(rule, matrix(rows.w).part(begin, 2'500), matrix(rows.g).part(begin, 2'500), matrix(rows.v).part(begin, 2'500));
   }
   CHECK(rows == whole);
 }
@@ -332,8 +332,7 @@ void check_prologue() {
   fs::Optimizer optimizer({fs::Adagrad{.lr = 1.0, .eps = 1e-300}}, {{"w", fs::span{w}}});
   const std::array<fs::AnySpan, 1> gradients{fs::span{g}};
   CHECK(fs::norm(gradients) == 5.0);
-  const fs::StepReport report =
-      optimizer.step(gradients, {.grad_scale = 2.0, .clip_norm = 1.25, .zero_grads = true});
+  const fs::StepReport report = optimizer.step(gradients, {.grad_scale = 2.0, .clip_norm = 1.25, .zero_grads = true});
   CHECK(report.grad_norm == 2.5);  // unscaled
   const auto* square_sum = static_cast<const double*>(optimizer.state(0, "square_sum").data);
   CHECK(square_sum[0] == 0.75 * 0.75 && square_sum[1] == 1.0);
@@ -344,8 +343,9 @@ void check_prologue() {
   CHECK(skipped.skipped && skipped.step == 1 && skipped.nonfinite == std::vector<std::size_t>{0});
   CHECK(w[0] == 0.0 && w[1] == 1.0 && g[1] == 0.0);
   g[1] = std::numeric_limits<double>::quiet_NaN();
-  CHECK(message<std::domain_error>([&] { optimizer.step(gradients, {.nonfinite = fs::Nonfinite::raise}); })
-            .starts_with("inf or NaN in the gradient of 'w'"));
+  CHECK(message<std::domain_error>([&] {
+          optimizer.step(gradients, {.nonfinite = fs::Nonfinite::raise});
+        }).starts_with("inf or NaN in the gradient of 'w'"));
   const std::array<fs::AnySpan, 1> read_only{fs::span{std::as_const(g)}};
   CHECK(message([&] { optimizer.step(read_only, {.zero_grads = true}); }).find("read-only") != std::string::npos);
 
@@ -416,7 +416,8 @@ void check_narrow() {
 void check_rows() {
   const std::size_t rows = 40, width = 24;
   std::vector<float> table = random_values<float>(rows * width, 1), dense_table = table;
-  std::vector<float> sum(table.size()), dense_sum(table.size()), values = random_values<float>(5 * width, 2), dense(table.size());
+  std::vector<float> sum(table.size()), dense_sum(table.size()), values = random_values<float>(5 * width, 2),
+                                                                 dense(table.size());
   const std::vector<std::int64_t> index{7, 39, 7, 0, 7};
   for (std::size_t k = 0; k < index.size(); ++k) {
     for (std::size_t c = 0; c < width; ++c) dense[static_cast<std::size_t>(index[k]) * width + c] += values[k * width + c];
@@ -449,8 +450,9 @@ void check_rows() {
     }
   }
   const std::vector<double> no_index(5);
-  CHECK(message([&] { some.step(std::array<fs::Gradient, 1>{fs::Rows{fs::span{no_index}, matrix(values)}}); })
-            .find("int64") != std::string::npos);
+  CHECK(message([&] {
+          some.step(std::array<fs::Gradient, 1>{fs::Rows{fs::span{no_index}, matrix(values)}});
+        }).find("int64") != std::string::npos);
   CHECK(same(table, before));
   values[3] = 1.0f;
   some.step(std::array<fs::Gradient, 1>{gradient}, {.zero_grads = true});

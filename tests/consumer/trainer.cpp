@@ -35,12 +35,11 @@ bool train(const char* type) {
   for (auto* values : {&x, &y, &w}) {
     for (T& value : *values) value = random.next<T>();
   }
-  const fusedstep::RMSprop weights{
-      .lr = 0.005, .alpha = 0.95, .centered = true, .momentum = 0.8, .weight_decay = 1e-4};
+  const fusedstep::RMSprop weights{.lr = 0.005, .alpha = 0.95, .centered = true, .momentum = 0.8, .weight_decay = 1e-4};
   fusedstep::RMSprop biases = weights;
   biases.weight_decay = 0;
-  fusedstep::Optimizer optimizer({weights, biases}, {{"w", fusedstep::span(w.data(), {outputs, 2}, {2, 1}), 0},
-                                                     {"b", fusedstep::span{b}, 1}});
+  fusedstep::Optimizer optimizer({weights, biases},
+                                 {{"w", fusedstep::span(w.data(), {outputs, 2}, {2, 1}), 0}, {"b", fusedstep::span{b}, 1}});
   const std::vector<fusedstep::AnySpan> gradients{fusedstep::span(w_grad.data(), {outputs, 2}, {2, 1}),
                                                   fusedstep::span{b_grad}};
   std::vector<double> norms;
@@ -55,8 +54,7 @@ bool train(const char* type) {
         b_grad[k] += error;
       }
     }
-    const auto report =
-        optimizer.step(gradients, {.grad_scale = points, .clip_norm = clip_norm, .zero_grads = true});
+    const auto report = optimizer.step(gradients, {.grad_scale = points, .clip_norm = clip_norm, .zero_grads = true});
     norms.push_back(*report.grad_norm);
     clipped += *report.grad_norm > clip_norm;
   }

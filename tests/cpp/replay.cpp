@@ -171,9 +171,7 @@ struct Case {
   std::vector<Step> steps;
 };
 
-std::int64_t size_of(std::int32_t dtype) {
-  return dtype == FUSEDSTEP_INT8 ? 1 : dtype == FUSEDSTEP_FLOAT32 ? 4 : 8;
-}
+std::int64_t size_of(std::int32_t dtype) { return dtype == FUSEDSTEP_INT8 ? 1 : dtype == FUSEDSTEP_FLOAT32 ? 4 : 8; }
 
 Case read_case(Reader& file) {
   Case made;

@@ -29,8 +29,10 @@ constexpr int steps = 6;
 template <class T>
 struct Run {
   explicit Run(const fs::AnyRule& rule, std::int64_t n)
-      : large(values(n, 1)), strided(values(2 * n, 2)), size(n), optimizer({rule}, {{"large", fs::span{large}},
-                                                                                   {"strided", every_2nd(strided)}}) {}
+      : large(values(n, 1)),
+        strided(values(2 * n, 2)),
+        size(n),
+        optimizer({rule}, {{"large", fs::span{large}}, {"strided", every_2nd(strided)}}) {}
 
   static std::vector<T> values(std::int64_t n, std::uint64_t seed) {
     Lcg random(seed);

@@ -26,12 +26,12 @@ namespace {
 
 using Data = FuzzedDataProvider;
 
-#define REQUIRE(condition)                                                                                  \
-  do {                                                                                                      \
-    if (!(condition)) {                                                                                     \
-      std::fprintf(stderr, "line %d: not so: %s (%s)\n", __LINE__, #condition, fusedstep_last_error());       \
-      std::abort();                                                                                         \
-    }                                                                                                       \
+#define REQUIRE(condition)                                                                              \
+  do {                                                                                                  \
+    if (!(condition)) {                                                                                 \
+      std::fprintf(stderr, "line %d: not so: %s (%s)\n", __LINE__, #condition, fusedstep_last_error()); \
+      std::abort();                                                                                     \
+    }                                                                                                   \
   } while (false)
 
 // Once the data is used up, it reads as 0: a choice of 0 is the ordinary one.
@@ -41,9 +41,7 @@ constexpr __int128 most_elements = 1 << 16;
 
 constexpr __int128 most_reach = static_cast<__int128>(1) << 100;
 
-std::int64_t size_of(std::int32_t dtype) {
-  return dtype == FUSEDSTEP_INT8 ? 1 : dtype == FUSEDSTEP_FLOAT32 ? 4 : 8;
-}
+std::int64_t size_of(std::int32_t dtype) { return dtype == FUSEDSTEP_INT8 ? 1 : dtype == FUSEDSTEP_FLOAT32 ? 4 : 8; }
 
 std::int64_t any_number(Data& data) {
   constexpr std::int64_t special[] = {-1,
@@ -62,8 +60,8 @@ std::int64_t any_number(Data& data) {
 }
 
 double any_real(Data& data) {
-  constexpr double special[] = {0.0,    -0.0,  1.0,   -1.0,     0.5,      1e-310,  1e300,
-                                1e-300, 1e-45, 3e38, INFINITY, -INFINITY, NAN,     1e-8};
+  constexpr double special[] = {0.0,    -0.0,  1.0,  -1.0,     0.5,       1e-310, 1e300,
+                                1e-300, 1e-45, 3e38, INFINITY, -INFINITY, NAN,    1e-8};
   switch (data.ConsumeIntegralInRange(0, 3)) {
     case 0:
       return data.PickValueInArray(special);
@@ -132,9 +130,9 @@ View make_view(Data& data, Memory& memory, std::int32_t usual_type, const View* 
   array.strides = view.strides.get();
   const bool same_shape = like != nullptr && like->sound() && like->dimensions() == n && whim > 16;
   for (std::size_t k = 0; k < n; ++k) {
-    view.shape[k] = same_shape                               ? like->array.shape[k]
+    view.shape[k] = same_shape                                 ? like->array.shape[k]
                     : data.ConsumeIntegralInRange(0, 63) == 63 ? any_number(data)
-                                                              : data.ConsumeIntegralInRange<std::int64_t>(0, n > 3 ? 4 : 9);
+                                                               : data.ConsumeIntegralInRange<std::int64_t>(0, n > 3 ? 4 : 9);
   }
   const std::int64_t item = array.dtype < 0 || array.dtype > 2 ? 1 : size_of(array.dtype);
   std::size_t axes[8];
@@ -317,7 +315,8 @@ using Struct = std::unique_ptr<unsigned char[]>;
 Struct cut(Data& data, const unsigned char* full, std::size_t whole) {
   std::uint64_t size = whole;
   if (data.ConsumeIntegralInRange(0, 31) == 31) {
-    size = data.ConsumeBool() ? data.ConsumeIntegralInRange<std::uint64_t>(0, whole + 1) : data.ConsumeIntegral<std::uint64_t>();
+    size = data.ConsumeBool() ? data.ConsumeIntegralInRange<std::uint64_t>(0, whole + 1)
+                              : data.ConsumeIntegral<std::uint64_t>();
   }
   const std::size_t bytes = std::max<std::size_t>(sizeof size, size < whole ? size : whole);
   Struct made(new unsigned char[bytes]);
@@ -352,9 +351,8 @@ struct Dense {
     array.strides = nullptr;
     array.data = bytes.data();
     size = static_cast<std::size_t>(size_of(array.dtype));
-    view.each([&](const char* at, std::int64_t i) {
-      std::memcpy(bytes.data() + static_cast<std::size_t>(i) * size, at, size);
-    });
+    view.each(
+        [&](const char* at, std::int64_t i) { std::memcpy(bytes.data() + static_cast<std::size_t>(i) * size, at, size); });
   }
   Dense(const Dense&) = delete;
   Dense(Dense&&) = default;
@@ -422,9 +420,9 @@ void update_once(Data& data, Memory& memory) {
       dense.emplace_back(*view);
     }
   }
-  const std::int32_t code =
-      fusedstep_step(whim == 2 ? nullptr : rule.get(), step, whim == 3 ? nullptr : &parameter.array,
-                     whim == 4 ? nullptr : &gradient.array, whim == 5 ? nullptr : arrays.get(), passed);
+  const std::int32_t code = fusedstep_step(whim == 2 ? nullptr : rule.get(), step, whim == 3 ? nullptr : &parameter.array,
+                                           whim == 4 ? nullptr : &gradient.array, whim == 5 ? nullptr : arrays.get(),
+                                           passed);
   check_code(code);
   std::vector<const View*> written{&parameter};
   for (const View& state : states) written.push_back(&state);
@@ -451,7 +449,8 @@ void norm(Data& data, Memory& memory) {
   const int whim = data.ConsumeIntegralInRange(0, 31);
   const Memory before = memory;
   auto result = std::make_unique<double>(-1.0);
-  const std::int32_t code = fusedstep_norm(whim == 0 ? nullptr : arrays.get(), whim == 1 ? -1 : static_cast<std::int64_t>(count),
+  const std::int32_t code = fusedstep_norm(whim == 0 ? nullptr : arrays.get(),
+                                           whim == 1 ? -1 : static_cast<std::int64_t>(count),
                                            whim == 2 ? nullptr : result.get());
   check_code(code);
   REQUIRE(memory == before);
@@ -461,8 +460,7 @@ void norm(Data& data, Memory& memory) {
 // ----------------------------------------------------------------------------------------------------------- optimizers
 
 // All states of all parameters, as bytes.
-std::vector<std::string> contents(fusedstep_optimizer* optimizer, std::size_t count,
-                                  const std::vector<std::string>& names) {
+std::vector<std::string> contents(fusedstep_optimizer* optimizer, std::size_t count, const std::vector<std::string>& names) {
   std::vector<std::string> all;
   for (std::size_t i = 0; i < count; ++i) {
     for (const std::string& name : names) {
@@ -471,9 +469,8 @@ std::vector<std::string> contents(fusedstep_optimizer* optimizer, std::size_t co
         continue;
       }
       std::string bytes;
-      state.each([&](const char* at, std::int64_t) {
-        bytes.append(at, static_cast<std::size_t>(size_of(state.array.dtype)));
-      });
+      state.each(
+          [&](const char* at, std::int64_t) { bytes.append(at, static_cast<std::size_t>(size_of(state.array.dtype))); });
       all.push_back(bytes);
     }
   }
@@ -515,7 +512,8 @@ void optimize(Data& data, Memory& memory) {
     views.push_back(make_view(data, memory, data.ConsumeIntegralInRange(0, 1), nullptr));
     const bool odd = data.ConsumeIntegralInRange(0, 63) == 63;
     parameters[i] = {odd ? nullptr : "w", views[i].array,
-                     odd ? any_number(data) : data.ConsumeIntegralInRange<std::int64_t>(0, static_cast<std::int64_t>(groups) - 1)};
+                     odd ? any_number(data)
+                         : data.ConsumeIntegralInRange<std::int64_t>(0, static_cast<std::int64_t>(groups) - 1)};
   }
   const int whim = data.ConsumeIntegralInRange(0, 127);
   if (whim == 0) pointers[0] = nullptr;
@@ -523,8 +521,8 @@ void optimize(Data& data, Memory& memory) {
   fusedstep_optimizer* optimizer = nullptr;
   std::int32_t code = fusedstep_optimizer_create(
       whim == 3 ? nullptr : pointers.get(), whim == 4 ? any_number(data) % 2 - 1 : static_cast<std::int64_t>(groups),
-      whim == 5 ? nullptr : parameters.get(),
-      whim == 6 ? -1 : static_cast<std::int64_t>(count), whim == 7 ? nullptr : &optimizer);
+      whim == 5 ? nullptr : parameters.get(), whim == 6 ? -1 : static_cast<std::int64_t>(count),
+      whim == 7 ? nullptr : &optimizer);
   check_code(code);
   REQUIRE(memory == before);
   REQUIRE((code == FUSEDSTEP_OK) == (optimizer != nullptr));
@@ -604,7 +602,8 @@ void settings(Data& data) {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* bytes, std::size_t size) {
   Data data(bytes, size);
-  Memory memory(data.ConsumeIntegralInRange<std::size_t>(0, 2) == 0 ? data.ConsumeIntegralInRange<std::size_t>(0, 64) : 4096);
+  Memory memory(data.ConsumeIntegralInRange<std::size_t>(0, 2) == 0 ? data.ConsumeIntegralInRange<std::size_t>(0, 64)
+                                                                    : 4096);
   memory.shrink_to_fit();
   // Elements of several kinds, as float32 or float64.
   const std::vector<double> reals{0.5, -1.5, 0.0, 3e-39, INFINITY, -2.0, NAN, 1e30, -1e-3};

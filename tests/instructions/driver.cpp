@@ -20,7 +20,7 @@ namespace {
 template <class T>
 class Array {
  public:
-  Array(std::int64_t n, T value) : data_(new(std::align_val_t{64}) T[static_cast<std::size_t>(n)]), n_(n) {
+  Array(std::int64_t n, T value) : data_(new (std::align_val_t{64}) T[static_cast<std::size_t>(n)]), n_(n) {
     for (std::int64_t i = 0; i < n; ++i) data_.get()[i] = value;
   }
   fs::span<T> span() const { return {data_.get(), n_}; }
@@ -61,9 +61,8 @@ void count_kernel(const std::string& name, const Rule& rule, std::int64_t n) {
 template <class T>
 void count_kernels(const std::string& type) {
   constexpr std::int64_t n = 10'000;
-  fs::for_each_rule([&]<class Rule>() {
-    count_kernel<T>(std::string(fs::AnyRule(Rule{}).name()) + ", " + type, Rule{}, n);
-  });
+  fs::for_each_rule(
+      [&]<class Rule>() { count_kernel<T>(std::string(fs::AnyRule(Rule{}).name()) + ", " + type, Rule{}, n); });
   count_kernel<T>("rmsprop centred with momentum, " + type, fs::RMSprop{.centered = true, .momentum = 0.9}, n);
   count_kernel<T>("rmsprop with weight decay, " + type, fs::RMSprop{.weight_decay = 0.01}, n);
   count_kernel<T>("rprop irprop-, " + type, fs::Rprop{.variant = fs::RpropVariant::irprop_minus}, n);

@@ -89,8 +89,7 @@ FUSEDSTEP_API int32_t fusedstep_rule_set_choice(fusedstep_rule* rule, const char
 
 /* Reads an option. The text is static. */
 FUSEDSTEP_API int32_t fusedstep_rule_get(const fusedstep_rule* rule, const char* option, double* value);
-FUSEDSTEP_API int32_t fusedstep_rule_get_pair(const fusedstep_rule* rule, const char* option, double* first,
-                                              double* second);
+FUSEDSTEP_API int32_t fusedstep_rule_get_pair(const fusedstep_rule* rule, const char* option, double* first, double* second);
 FUSEDSTEP_API int32_t fusedstep_rule_get_choice(const fusedstep_rule* rule, const char* option, const char** value);
 
 /* The name of state number `index` (from 0) that the rule uses with these options, in the order in which
@@ -161,9 +160,8 @@ typedef struct fusedstep_storage {
   uint8_t master;      /* bfloat16 parameters keep low halves, the state "param_low": the two are a float */
 } fusedstep_storage;
 
-FUSEDSTEP_API int32_t fusedstep_optimizer_create_narrow(const fusedstep_rule* const* rules,
-                                                        const fusedstep_storage* storage, int64_t groups,
-                                                        const fusedstep_parameter* parameters, int64_t count,
+FUSEDSTEP_API int32_t fusedstep_optimizer_create_narrow(const fusedstep_rule* const* rules, const fusedstep_storage* storage,
+                                                        int64_t groups, const fusedstep_parameter* parameters, int64_t count,
                                                         uint64_t seed, fusedstep_optimizer** optimizer);
 
 /* Sets the low halves of a parameter to 0, as is needed after its array was written. */
@@ -184,12 +182,10 @@ FUSEDSTEP_API int32_t fusedstep_optimizer_step(fusedstep_optimizer* optimizer, c
  * data is NULL says that the gradient is dense. */
 FUSEDSTEP_API int32_t fusedstep_optimizer_step_rows(fusedstep_optimizer* optimizer, const fusedstep_array* indices,
                                                     const fusedstep_array* gradients, int64_t count,
-                                                    const fusedstep_step_options* options,
-                                                    fusedstep_step_report* report);
+                                                    const fusedstep_step_options* options, fusedstep_step_report* report);
 
 /* New options for a group, from the next step on. */
-FUSEDSTEP_API int32_t fusedstep_optimizer_set(fusedstep_optimizer* optimizer, int64_t group,
-                                              const fusedstep_rule* rule);
+FUSEDSTEP_API int32_t fusedstep_optimizer_set(fusedstep_optimizer* optimizer, int64_t group, const fusedstep_rule* rule);
 
 /* The live array of a state; its shape and strides are valid as long as the optimizer. */
 FUSEDSTEP_API int32_t fusedstep_optimizer_state(fusedstep_optimizer* optimizer, int64_t parameter, const char* name,

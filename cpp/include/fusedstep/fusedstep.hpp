@@ -92,8 +92,8 @@ class span {
   span part(std::int64_t begin, std::int64_t n) const {
     const std::int64_t size = dimensions_ == 0 ? 0 : shape_[0];
     if (dimensions_ == 0 || begin < 0 || n < 0 || begin > size || n > size - begin) {
-      refuse("span: expected a part of " + std::to_string(size) + " elements, got " + std::to_string(n) +
-             " elements from " + std::to_string(begin));
+      refuse("span: expected a part of " + std::to_string(size) + " elements, got " + std::to_string(n) + " elements from " +
+             std::to_string(begin));
     }
     span rest = *this;
     rest.data_ += begin * strides_[0];

@@ -25,14 +25,16 @@ struct Schema<Adadelta> {
   using Rule = Adadelta;
   static constexpr const char* name = "adadelta";
   static constexpr schema::Field fields[] = {FUSEDSTEP_FIELD(lr, schema::nonnegative).per_element(),
-                                             FUSEDSTEP_FIELD(rho, schema::unit),
-                                             FUSEDSTEP_FIELD(eps, schema::nonnegative), FUSEDSTEP_DECAY_FIELDS};
+                                             FUSEDSTEP_FIELD(rho, schema::unit), FUSEDSTEP_FIELD(eps, schema::nonnegative),
+                                             FUSEDSTEP_DECAY_FIELDS};
   static constexpr schema::State states[] = {{.name = "square_avg"}, {.name = "acc_delta"}};
 
   static constexpr schema::Dialect<Adadelta> dialects[] = {
       {"default", "Zeiler 2012, arXiv:1212.5701", "lr rho eps weight_decay decoupled_weight_decay maximize", {}},
       {"torch", "PyTorch, torch.optim.Adadelta", "lr rho eps weight_decay maximize", {}},
-      {"keras", "Keras 3, keras.optimizers.Adadelta", "lr rho eps weight_decay",
+      {"keras",
+       "Keras 3, keras.optimizers.Adadelta",
+       "lr rho eps weight_decay",
        {.lr = 0.001, .rho = 0.95, .eps = 1e-7, .decoupled_weight_decay = true}},
       {"optax", "optax.adadelta", "lr rho eps weight_decay", {.lr = schema::required}}};
 };

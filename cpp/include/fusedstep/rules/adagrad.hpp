@@ -25,11 +25,12 @@ template <>
 struct Schema<Adagrad> {
   using Rule = Adagrad;
   static constexpr const char* name = "adagrad";
-  static constexpr schema::Field fields[] = {
-      FUSEDSTEP_FIELD(lr, schema::nonnegative).per_element(),
-      FUSEDSTEP_FIELD(eps, schema::nonnegative), FUSEDSTEP_FIELD(eps_inside_sqrt),
-      FUSEDSTEP_FIELD(lr_decay, schema::nonnegative), FUSEDSTEP_DECAY_FIELDS,
-      FUSEDSTEP_START(initial_accumulator_value)};
+  static constexpr schema::Field fields[] = {FUSEDSTEP_FIELD(lr, schema::nonnegative).per_element(),
+                                             FUSEDSTEP_FIELD(eps, schema::nonnegative),
+                                             FUSEDSTEP_FIELD(eps_inside_sqrt),
+                                             FUSEDSTEP_FIELD(lr_decay, schema::nonnegative),
+                                             FUSEDSTEP_DECAY_FIELDS,
+                                             FUSEDSTEP_START(initial_accumulator_value)};
   static constexpr schema::State states[] = {{.name = "square_sum", .starts_at = "initial_accumulator_value"}};
   static constexpr const char* step_used_with = "lr_decay";
 
@@ -38,18 +39,31 @@ struct Schema<Adagrad> {
   }
 
   static constexpr schema::Dialect<Adagrad> dialects[] = {
-      {"default", "Duchi, Hazan & Singer 2011",
-       "lr eps eps_inside_sqrt lr_decay initial_accumulator_value weight_decay decoupled_weight_decay maximize", {}},
+      {"default",
+       "Duchi, Hazan & Singer 2011",
+       "lr eps eps_inside_sqrt lr_decay initial_accumulator_value weight_decay decoupled_weight_decay maximize",
+       {}},
       {"torch", "PyTorch, torch.optim.Adagrad", "lr eps lr_decay initial_accumulator_value weight_decay maximize", {}},
-      {"keras", "Keras 3, keras.optimizers.Adagrad", "lr eps initial_accumulator_value weight_decay",
-       {.lr = 0.001, .eps = 1e-7, .eps_inside_sqrt = true, .decoupled_weight_decay = true,
+      {"keras",
+       "Keras 3, keras.optimizers.Adagrad",
+       "lr eps initial_accumulator_value weight_decay",
+       {.lr = 0.001,
+        .eps = 1e-7,
+        .eps_inside_sqrt = true,
+        .decoupled_weight_decay = true,
         .initial_accumulator_value = 0.1}},
-      {"optax", "optax.adagrad", "lr eps initial_accumulator_value",
+      {"optax",
+       "optax.adagrad",
+       "lr eps initial_accumulator_value",
        {.lr = schema::required, .eps = 1e-7, .eps_inside_sqrt = true, .initial_accumulator_value = 0.1}},
-      {"tf1", "TensorFlow 1, tf.train.AdagradOptimizer", "lr initial_accumulator_value",
+      {"tf1",
+       "TensorFlow 1, tf.train.AdagradOptimizer",
+       "lr initial_accumulator_value",
        {.lr = schema::required, .eps = 0.0, .initial_accumulator_value = 0.1}},
       {"lasagne", "lasagne.updates.adagrad", "lr eps", {.lr = 1.0, .eps = 1e-6, .eps_inside_sqrt = true}},
-      {"chainer", "chainer.optimizers.AdaGrad, with the hook WeightDecay", "lr eps weight_decay",
+      {"chainer",
+       "chainer.optimizers.AdaGrad, with the hook WeightDecay",
+       "lr eps weight_decay",
        {.lr = 0.001, .eps = 1e-8}},
       {"caffe", "Caffe, AdaGradSolver", "lr eps weight_decay", {.lr = schema::required, .eps = 1e-8}},
       {"mlx", "mlx.optimizers.Adagrad", "lr eps", {.lr = schema::required, .eps = 1e-8}},

@@ -22,9 +22,8 @@ struct Schema<AdagradDA> {
   using Rule = AdagradDA;
   static constexpr const char* name = "adagrad_da";
   static constexpr schema::Field fields[] = {
-      FUSEDSTEP_FIELD(lr, schema::nonnegative).per_element(),
-      FUSEDSTEP_FIELD(l1, schema::nonnegative), FUSEDSTEP_FIELD(l2, schema::nonnegative), FUSEDSTEP_DECAY_FIELDS,
-      FUSEDSTEP_START(initial_accumulator_value)};
+      FUSEDSTEP_FIELD(lr, schema::nonnegative).per_element(), FUSEDSTEP_FIELD(l1, schema::nonnegative),
+      FUSEDSTEP_FIELD(l2, schema::nonnegative), FUSEDSTEP_DECAY_FIELDS, FUSEDSTEP_START(initial_accumulator_value)};
   static constexpr schema::State states[] = {{.name = "grad_sum"},
                                              {.name = "square_sum", .starts_at = "initial_accumulator_value"}};
   static constexpr const char* step_used_with = schema::always;

@@ -25,10 +25,12 @@ struct Schema<AdagradNorm> {
   using Rule = AdagradNorm;
   static constexpr const char* name = "adagrad_norm";
   static constexpr const char* pers[] = {"array", "row"};
-  static constexpr schema::Field fields[] = {
-      FUSEDSTEP_FIELD(lr, schema::nonnegative).per_element(),
-      FUSEDSTEP_FIELD(eps, schema::nonnegative), FUSEDSTEP_FIELD(per, pers), FUSEDSTEP_FIELD(mean),
-      FUSEDSTEP_DECAY_FIELDS, FUSEDSTEP_START(initial_accumulator_value)};
+  static constexpr schema::Field fields[] = {FUSEDSTEP_FIELD(lr, schema::nonnegative).per_element(),
+                                             FUSEDSTEP_FIELD(eps, schema::nonnegative),
+                                             FUSEDSTEP_FIELD(per, pers),
+                                             FUSEDSTEP_FIELD(mean),
+                                             FUSEDSTEP_DECAY_FIELDS,
+                                             FUSEDSTEP_START(initial_accumulator_value)};
   static constexpr schema::State states[] = {{.name = "square_sum",
                                               .storage = schema::Storage::scalar,
                                               .starts_at = "initial_accumulator_value",
@@ -69,8 +71,7 @@ struct AdagradNormRule {
     T lr, eps, d;
     bool mean;
 
-    Constants(const AdagradNorm& o, std::int64_t)
-        : lr(rounded<T>(o.lr)), eps(rounded<T>(o.eps)), d(0), mean(o.mean) {}
+    Constants(const AdagradNorm& o, std::int64_t) : lr(rounded<T>(o.lr)), eps(rounded<T>(o.eps)), d(0), mean(o.mean) {}
   };
 
   template <class T>

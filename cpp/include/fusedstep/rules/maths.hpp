@@ -10,8 +10,8 @@
 #include <type_traits>
 
 // Clang defines only the first two; CMakeLists.txt looks at the flags themselves.
-#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || \
-    defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || defined(__NO_SIGNED_ZEROS__)
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || defined(__ASSOCIATIVE_MATH__) || \
+    defined(__RECIPROCAL_MATH__) || defined(__NO_SIGNED_ZEROS__)
 #error "fusedstep is exact to the bit, NaN and infinities included: compile it without -ffast-math and its kin"
 #endif
 
@@ -59,8 +59,8 @@ class Option {
   explicit Option(bool on) : mask_(on ? Bits<T>{-1} : Bits<T>{0}) {}
 
   T select(T if_on, T if_off) const {
-    return __builtin_bit_cast(T, (__builtin_bit_cast(Bits<T>, if_on) & mask_) |
-                                     (__builtin_bit_cast(Bits<T>, if_off) & ~mask_));
+    return __builtin_bit_cast(T,
+                              (__builtin_bit_cast(Bits<T>, if_on) & mask_) | (__builtin_bit_cast(Bits<T>, if_off) & ~mask_));
   }
 
  private:

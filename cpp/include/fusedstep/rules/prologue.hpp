@@ -7,14 +7,14 @@
 #include "schema.hpp"
 
 /// The options that every rule has.
-#define FUSEDSTEP_DECAY_OPTIONS                                                                  \
-  double weight_decay = 0.0;           /**< wd, >= 0: g + wd p instead of g */                  \
-  bool decoupled_weight_decay = false; /**< p <- (1 - lr wd) p before the rule, instead */       \
+#define FUSEDSTEP_DECAY_OPTIONS                                                            \
+  double weight_decay = 0.0;           /**< wd, >= 0: g + wd p instead of g */             \
+  bool decoupled_weight_decay = false; /**< p <- (1 - lr wd) p before the rule, instead */ \
   bool maximize = false;               /**< ascend instead of descend */
 
-#define FUSEDSTEP_DECAY_FIELDS                                              \
-  FUSEDSTEP_FIELD(weight_decay, ::fusedstep::schema::nonnegative),          \
-      FUSEDSTEP_FIELD(decoupled_weight_decay), FUSEDSTEP_FIELD(maximize)
+#define FUSEDSTEP_DECAY_FIELDS                                                                              \
+  FUSEDSTEP_FIELD(weight_decay, ::fusedstep::schema::nonnegative), FUSEDSTEP_FIELD(decoupled_weight_decay), \
+      FUSEDSTEP_FIELD(maximize)
 
 #ifdef FUSEDSTEP_KERNELS  // the maths, which only kernels.cpp sees
 

@@ -23,9 +23,8 @@ struct Schema<ProximalAdagrad> {
   using Rule = ProximalAdagrad;
   static constexpr const char* name = "proximal_adagrad";
   static constexpr schema::Field fields[] = {
-      FUSEDSTEP_FIELD(lr, schema::nonnegative).per_element(),
-      FUSEDSTEP_FIELD(l1, schema::nonnegative), FUSEDSTEP_FIELD(l2, schema::nonnegative), FUSEDSTEP_DECAY_FIELDS,
-      FUSEDSTEP_START(initial_accumulator_value)};
+      FUSEDSTEP_FIELD(lr, schema::nonnegative).per_element(), FUSEDSTEP_FIELD(l1, schema::nonnegative),
+      FUSEDSTEP_FIELD(l2, schema::nonnegative), FUSEDSTEP_DECAY_FIELDS, FUSEDSTEP_START(initial_accumulator_value)};
   static constexpr schema::State states[] = {{.name = "square_sum", .starts_at = "initial_accumulator_value"}};
 };
 
@@ -46,8 +45,7 @@ struct ProximalAdagradRule {
   struct Constants {
     T lr, l1, l2;
 
-    Constants(const ProximalAdagrad& o, std::int64_t)
-        : lr(rounded<T>(o.lr)), l1(rounded<T>(o.l1)), l2(rounded<T>(o.l2)) {}
+    Constants(const ProximalAdagrad& o, std::int64_t) : lr(rounded<T>(o.lr)), l1(rounded<T>(o.l1)), l2(rounded<T>(o.l2)) {}
   };
 
   template <class T>

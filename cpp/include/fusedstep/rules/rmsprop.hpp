@@ -40,19 +40,21 @@ struct Schema<RMSprop> {
   using Rule = RMSprop;
   static constexpr const char* name = "rmsprop";
   static constexpr const char* momentum_forms[] = {"torch", "tf"};
-  static constexpr schema::Field fields[] = {
-      FUSEDSTEP_FIELD(lr, schema::nonnegative).per_element(),
-      FUSEDSTEP_FIELD(alpha, schema::unit), FUSEDSTEP_FIELD(eps, schema::nonnegative),
-      FUSEDSTEP_FIELD(eps_inside_sqrt),     FUSEDSTEP_FIELD(centered),
-      FUSEDSTEP_FIELD(momentum, schema::unit), FUSEDSTEP_FIELD(nesterov),
-      FUSEDSTEP_FIELD(momentum_form, momentum_forms), FUSEDSTEP_FIELD(bias_correction),
-      FUSEDSTEP_DECAY_FIELDS, FUSEDSTEP_START(initial_square_avg)};
-  static constexpr schema::State states[] = {{.name = "square_avg",
-                                              .starts_at = "initial_square_avg",
-                                              .renamed_with = "centered",
-                                              .renamed = "variance"},
-                                             {.name = "grad_avg", .used_with = "centered"},
-                                             {.name = "momentum_buffer", .used_with = "momentum"}};
+  static constexpr schema::Field fields[] = {FUSEDSTEP_FIELD(lr, schema::nonnegative).per_element(),
+                                             FUSEDSTEP_FIELD(alpha, schema::unit),
+                                             FUSEDSTEP_FIELD(eps, schema::nonnegative),
+                                             FUSEDSTEP_FIELD(eps_inside_sqrt),
+                                             FUSEDSTEP_FIELD(centered),
+                                             FUSEDSTEP_FIELD(momentum, schema::unit),
+                                             FUSEDSTEP_FIELD(nesterov),
+                                             FUSEDSTEP_FIELD(momentum_form, momentum_forms),
+                                             FUSEDSTEP_FIELD(bias_correction),
+                                             FUSEDSTEP_DECAY_FIELDS,
+                                             FUSEDSTEP_START(initial_square_avg)};
+  static constexpr schema::State states[] = {
+      {.name = "square_avg", .starts_at = "initial_square_avg", .renamed_with = "centered", .renamed = "variance"},
+      {.name = "grad_avg", .used_with = "centered"},
+      {.name = "momentum_buffer", .used_with = "momentum"}};
   static constexpr const char* step_used_with = "bias_correction";
 
   static std::string conflict(const RMSprop& o) {
@@ -71,7 +73,7 @@ struct Schema<RMSprop> {
 
   // The state then holds something else: the variance, or, with both, corrected averages.
   static std::string change(const RMSprop& before, const RMSprop& after) {
-    const char* changed = before.centered != after.centered ? "centered"
+    const char* changed = before.centered != after.centered                                   ? "centered"
                           : after.centered && before.bias_correction != after.bias_correction ? "bias_correction"
                                                                                               : nullptr;
     if (changed == nullptr) return {};
@@ -80,26 +82,41 @@ struct Schema<RMSprop> {
 
   static constexpr MomentumForm tf = MomentumForm::tf;
   static constexpr schema::Dialect<RMSprop> dialects[] = {
-      {"default", "Hinton, lecture 6e",
+      {"default",
+       "Hinton, lecture 6e",
        "lr alpha eps eps_inside_sqrt centered momentum nesterov momentum_form bias_correction initial_square_avg "
        "weight_decay decoupled_weight_decay maximize",
        {}},
       {"torch", "PyTorch, torch.optim.RMSprop", "lr alpha eps centered momentum weight_decay maximize", {.alpha = 0.99}},
-      {"keras", "Keras 3, keras.optimizers.RMSprop", "lr alpha eps centered momentum weight_decay",
+      {"keras",
+       "Keras 3, keras.optimizers.RMSprop",
+       "lr alpha eps centered momentum weight_decay",
        {.lr = 0.001, .eps = 1e-7, .eps_inside_sqrt = true, .momentum_form = tf, .decoupled_weight_decay = true}},
-      {"tf1", "TensorFlow 1, tf.train.RMSPropOptimizer", "lr alpha eps centered momentum",
+      {"tf1",
+       "TensorFlow 1, tf.train.RMSPropOptimizer",
+       "lr alpha eps centered momentum",
        {.lr = schema::required, .eps = 1e-10, .eps_inside_sqrt = true, .momentum_form = tf, .initial_square_avg = 1.0}},
-      {"optax", "optax.rmsprop", "lr alpha eps centered momentum nesterov bias_correction initial_square_avg",
+      {"optax",
+       "optax.rmsprop",
+       "lr alpha eps centered momentum nesterov bias_correction initial_square_avg",
        {.lr = schema::required, .eps_inside_sqrt = true, .momentum_form = tf}},
-      {"chainer", "chainer.optimizers.RMSprop, with the hook WeightDecay", "lr alpha eps weight_decay",
-       {.alpha = 0.99}},
+      {"chainer", "chainer.optimizers.RMSprop, with the hook WeightDecay", "lr alpha eps weight_decay", {.alpha = 0.99}},
       {"lasagne", "lasagne.updates.rmsprop", "lr alpha eps", {.lr = 1.0, .eps = 1e-6, .eps_inside_sqrt = true}},
       {"caffe", "Caffe, RMSPropSolver", "lr alpha eps weight_decay", {.lr = schema::required, .alpha = 0.99}},
       {"mlx", "mlx.optimizers.RMSprop", "lr alpha eps", {.lr = schema::required, .alpha = 0.99}},
-      {"timm", "timm.optim.RMSpropTF", "lr alpha eps centered momentum weight_decay decoupled_weight_decay",
+      {"timm",
+       "timm.optim.RMSpropTF",
+       "lr alpha eps centered momentum weight_decay decoupled_weight_decay",
        {.eps = 1e-10, .eps_inside_sqrt = true, .momentum_form = tf, .initial_square_avg = 1.0}},
-      {"graves", "Graves 2013, arXiv:1308.0850", "lr alpha eps momentum",
-       {.lr = 1e-4, .alpha = 0.95, .eps = 1e-4, .eps_inside_sqrt = true, .centered = true, .momentum = 0.9,
+      {"graves",
+       "Graves 2013, arXiv:1308.0850",
+       "lr alpha eps momentum",
+       {.lr = 1e-4,
+        .alpha = 0.95,
+        .eps = 1e-4,
+        .eps_inside_sqrt = true,
+        .centered = true,
+        .momentum = 0.9,
         .momentum_form = tf}}};
 };
 

@@ -60,15 +60,20 @@ struct Schema<Rprop> {
   static bool needs_loss(const Rprop& o) { return o.variant == RpropVariant::irprop_plus; }
 
   static constexpr schema::Dialect<Rprop> dialects[] = {
-      {"default", "Riedmiller & Braun 1993",
-       "lr etas step_sizes variant weight_decay decoupled_weight_decay maximize", {}},
+      {"default", "Riedmiller & Braun 1993", "lr etas step_sizes variant weight_decay decoupled_weight_decay maximize", {}},
       {"torch", "PyTorch, torch.optim.Rprop", "lr etas step_sizes maximize", {.variant = RpropVariant::irprop_minus}},
-      {"shark", "Shark, IRpropPlus", "lr etas step_sizes",
+      {"shark",
+       "Shark, IRpropPlus",
+       "lr etas step_sizes",
        {.step_sizes = {0.0, 1e100}, .variant = RpropVariant::irprop_plus}},
       {"encog", "Encog, ResilientPropagation", "lr step_sizes", {.lr = 0.1, .variant = RpropVariant::rprop_plus}},
-      {"opencv", "OpenCV, cv::ml::ANN_MLP", "lr etas step_sizes",
+      {"opencv",
+       "OpenCV, cv::ml::ANN_MLP",
+       "lr etas step_sizes",
        {.lr = 0.1, .step_sizes = {std::numeric_limits<float>::epsilon(), 50.0}, .variant = RpropVariant::irprop_move}},
-      {"neuralnet", "R, neuralnet::neuralnet", "lr etas step_sizes",
+      {"neuralnet",
+       "R, neuralnet::neuralnet",
+       "lr etas step_sizes",
        {.lr = 0.1, .step_sizes = {1e-10, 0.1}, .variant = RpropVariant::rprop_plus}}};
 };
 
