@@ -128,8 +128,9 @@ def test_a_copy_under_another_name(tmp_path: Path) -> None:
         "v.rmsprop_(w, np.ones(3), state, lr=0.1)\n"
         f"opt.save({str(tmp_path / 'x.npz')!r}); opt.load({str(tmp_path / 'x.npz')!r})\n"
         "assert pickle.loads(pickle.dumps(opt)).steps == 1\n"
-        "try: v.RMSprop(np.ones(3), learning_rate=1)\n"
-        "except TypeError as error: assert 'did you mean' in str(error)\n"
+        "for wrong in (lambda: v.RMSprop(w, learning_rate=1), lambda: v.rmsprop_(w, w, w, learning_rate=1)):\n"
+        "    try: wrong()\n"
+        "    except TypeError as error: assert 'did you mean' in str(error)\n"
         "print('fusedstep' in sys.modules)"
     )
     assert run(code) is False

@@ -1440,6 +1440,8 @@ def test_misspelt_arguments(name):
     param = torch.nn.Parameter(torch.ones(3))
     with pytest.raises(TypeError, match=r"'learning_rate' \(did you mean 'lr'\?\)"):
         getattr(ft, name)([param], learning_rate=0.1)
+    with pytest.raises(TypeError, match=r"'closur' \(did you mean 'closure'\?\)"):
+        getattr(ft, name)([param]).step(closur=None)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@
 
 #include "../loops/layout.hpp"
 #include "arrays.hpp"
+#include "optimizer.hpp"
 
 namespace fusedstep::bind {
 namespace {
@@ -19,7 +20,7 @@ using schema::Kind;
 
 bool is_real_number(py::handle value) { return py::isinstance(value, py::module_::import("numbers").attr("Real")); }
 
-// A number; or an array, if the field may have one, of which the first number stands for the others.
+// Returns a number. If the field may have an array, returns its first number, which stands for the others.
 double real_or_array(const Field& field, std::size_t offset, py::handle value, double otherwise, OwnArrays* arrays) {
   if (arrays == nullptr || !field.may_differ || !is_array(value.ptr())) return real(value, field.name);
   const auto array = py::reinterpret_borrow<py::array>(value);
@@ -34,7 +35,7 @@ double real_or_array(const Field& field, std::size_t offset, py::handle value, d
 }  // namespace
 
 std::string did_you_mean(py::handle name, const py::list& known) {
-  return py::cast<std::string>(py::module_::import("fusedstep._hints").attr("did_you_mean")(name, known));
+  return py::cast<std::string>(sibling("_hints").attr("did_you_mean")(name, known));
 }
 
 double real(py::handle value, const char* name) {

@@ -23,8 +23,8 @@ namespace {
 
 enum class Accepted : std::uint8_t { no, to_be_read, to_be_zeroed };
 
-// A parameter and its last gradient as they were when they were checked; the geometry is shape, strides and strides of
-// the gradient, in a row with those of the other parameters.
+// A parameter and its last gradient as they were when they were checked. `geometry` is the place of the parameter's shape
+// and strides, and the gradient's strides, in geometry_.
 struct Bound {
   PyObject* parameter;
   const char* data;
@@ -36,7 +36,7 @@ struct Bound {
   Accepted accepted;
 };
 
-// A state as it was made, and the array through which Python sees it.
+// A state as it was allocated, and the array that Python sees.
 struct BoundState {
   PyObject* object;
   const Array* array;
@@ -61,7 +61,7 @@ class PyOptimizer final : public Repeatable {
     const GroupStorage storage = storage_from(state_dtype, nearest, master);
     const std::size_t rule_states = core_.schema().states.size();
     const std::size_t states_each = rule_states + (master ? 1 : 0);  // the low halves come last
-    // First all objects, each parameter before its states: to get at them may run any Python code.
+    // Collects all objects first, each parameter before its states, because that may run any Python code.
     std::vector<py::object> owned;
     References references;
     for (std::size_t i = 0; i < names.size(); ++i) {
@@ -71,7 +71,7 @@ class PyOptimizer final : public Repeatable {
       const auto given = py::reinterpret_borrow<py::sequence>(py::object(states[py::int_(i)]));
       for (std::size_t s = 0; s < states_each; ++s) owned.push_back(given[s]);
     }
-    // Then a look at their memory.
+    // Then looks at their memory.
     std::vector<OptimizerCore::NewParameter> added;
     for (std::size_t i = 0, k = 0; i < names.size(); ++i) {
       auto& parameter = added.emplace_back();
@@ -96,7 +96,7 @@ class PyOptimizer final : public Repeatable {
     return bind(first, owned, states.is_none(), states_each);
   }
 
-  // That a step would take these hyperparameters for a group.
+  // Raises what a step with these hyperparameters would raise.
   void check_options(std::size_t group, const py::dict& values) const {
     OwnArrays arrays;
     const Options options = options_from(core_.schema(), values, &arrays);
@@ -108,15 +108,15 @@ class PyOptimizer final : public Repeatable {
     core_.sync_master(i);
   }
 
-  // `plain`: steps get their gradients as they were given, with nothing else to be done to them.
+  // `plain`: steps get gradients exactly as the caller gave them.
   void set_tree(py::handle tree, bool plain) {
     containers_.emplace(tree);
     plain_ = plain;
   }
   void own(const py::list& groups, bool has_their_values) { groups_.own(groups, core_, has_their_values); }
 
-  // In this order: everything that may run Python code, and all objects owned; then a look at the memory, with nothing of
-  // Python's run in between; then the work.
+  // First does everything that may run Python code, and takes ownership of all objects. Then looks at the memory, without
+  // running Python code. Then works.
   PyObject* step(py::handle grads, py::handle groups, py::handle loss, py::handle grad_scale, py::handle clip_norm,
                  py::handle clip_value, py::handle zero_grads, py::handle nonfinite, py::handle clip_norm_each) {
     const Hold hold(*this, true);
@@ -146,7 +146,7 @@ class PyOptimizer final : public Repeatable {
     PyObject* const* const gradients = containers_->borrow(grads, bound_.size());
     if (gradients == nullptr || !groups_.read_floats(core_) || core_.needs_loss()) return nullptr;
     References references;
-    if (core_.elements() >= small) {  // another thread may come between
+    if (core_.elements() >= small) {  // another thread may run during the step
       references.reserve(bound_.size());
       for (std::size_t i = 0; i < bound_.size(); ++i) references.share(gradients[i]);
     }
@@ -171,7 +171,7 @@ class PyOptimizer final : public Repeatable {
 
   void step_again() override { run({}); }
 
-  // The gradients by parameter, checked as for a step; those of rows as (values, index).
+  // Returns the gradients by parameter, checked as for a step. A gradient of rows is returned as (values, index).
   py::list gradients(py::handle grads, py::handle zero) {
     const Hold hold(*this, true);
     const bool zero_grads = flag(zero, "zero_grads");
@@ -209,7 +209,7 @@ class PyOptimizer final : public Repeatable {
                      array.shape.size(), array.shape.data(), array.strides, written);
   }
 
-  // The states are as they were made: nobody gave one another shape or dtype, or made one read-only that is to be written.
+  // Raises ValueError if a state has another shape or dtype than when it was made, or is read-only but must be written.
   void check_states(bool written) const {
     for (const BoundState& state : states_) {
       if (is_as_made(state, written)) continue;
@@ -224,7 +224,7 @@ class PyOptimizer final : public Repeatable {
     }
   }
 
-  // From now on a user may change the arrays of the states.
+  // From now on the user can change the arrays of the states.
   void show_states() { states_are_shown_ = true; }
 
   void enter() { take(false); }
@@ -258,7 +258,7 @@ class PyOptimizer final : public Repeatable {
     return containers_ ? containers_->traverse(visit, arg) : 0;
   }
 
-  // What could be part of a cycle; nobody can reach this object any more.
+  // Drops everything that may be part of a cycle. Nobody can reach this object any more.
   void clear() {
     containers_.reset();
     groups_.clear();
@@ -269,8 +269,8 @@ class PyOptimizer final : public Repeatable {
   }
 
  private:
-  // One use at a time: a step, or what reads or writes all of the optimizer from outside, which may make a step itself. Two
-  // threads in one optimizer are a mistake of the caller.
+  // Allows one use at a time: a step, or something that reads or writes all of the optimizer and may make a step itself.
+  // Using one optimizer in two threads is a mistake of the caller.
   class Hold {
    public:
     explicit Hold(PyOptimizer& optimizer, bool in_step = false) : optimizer_(optimizer), outer_(optimizer.holder_) {
@@ -331,7 +331,7 @@ class PyOptimizer final : public Repeatable {
                           did_you_mean(value, known));
   }
 
-  // Remembers the new parameters as they are, and returns them with their states as Python sees these.
+  // Remembers the new parameters as they are, and returns them with their states as Python sees them.
   py::tuple bind(std::size_t first, const std::vector<py::object>& owned, bool make_views, std::size_t states_each) {
     py::list parameters;
     py::list states;
@@ -371,13 +371,13 @@ class PyOptimizer final : public Repeatable {
     return label;
   }
 
-  // The gradients as ndarrays, owned by `references`; None where there is none. `indices` gets the index of each that is one
-  // of rows, and stays empty where there is none.
+  // Returns the gradients as ndarrays owned by `references`, or None for a missing one. `indices` gets the index of each
+  // gradient of rows; it stays empty if there is none.
   std::vector<PyObject*> collect(py::handle grads, References& references, std::vector<PyObject*>& indices,
                                  bool to_be_zeroed = false) const {
     if (!containers_) throw py::value_error("the optimizer has no parameters yet");
     std::vector<PyObject*> found(core_.size(), Py_None);
-    references.reserve(core_.size() + 8);  // the leaves and, mostly, their containers
+    references.reserve(core_.size() + 8);  // the leaves and usually their containers
     containers_->collect(grads, found, references);
     for (std::size_t i = 0; i < found.size(); ++i) {
       if (found[i] == Py_None || is_plain_array(found[i])) continue;
@@ -402,8 +402,9 @@ class PyOptimizer final : public Repeatable {
     return found;
   }
 
-  // Every parameter is where it was bound, and every gradient fit for this step; nothing is taken for granted but what
-  // was looked at now. So with states, unless nobody has been shown them: the look costs a small array a third of its step.
+  // Checks that every parameter is where it was bound, and that every gradient suits this step. It relies only on what it
+  // has just looked at. The same goes for states once a user has seen them; until then their check, a third of the step of a
+  // small array, is left out.
   void accept(const std::vector<PyObject*>& gradients, const std::vector<PyObject*>& indices, bool written) {
     if (states_are_shown_) check_states(true);
     const Descriptors& descriptors = native_descriptors();
@@ -442,10 +443,10 @@ class PyOptimizer final : public Repeatable {
     }
   }
 
-  // What accept() looks at, where nothing but the place of gradients is new. What it has taken over when it returns false,
-  // accept() takes over again.
+  // The same check for a step where at most the places of gradients are new. If it returns false, accept() starts anew with
+  // all gradients.
   bool same_arrays(PyObject* const* gradients) {
-    constexpr std::size_t ahead = 4;  // arrays lie anywhere: their headers come from memory meanwhile
+    constexpr std::size_t ahead = 4;  // the headers of arrays are all over the memory
     const Descriptors& descriptors = native_descriptors();
     const PyTypeObject* const array_type = py::detail::npy_api::get().PyArray_Type_;
     if (states_are_shown_ &&
@@ -462,7 +463,7 @@ class PyOptimizer final : public Repeatable {
       const PyObject* const descriptor = descriptors[static_cast<std::size_t>(bound.type)];
       const std::int64_t* const shape = geometry_.data() + bound.geometry;
       const std::int64_t* const strides = shape + bound.ndim;
-      PyObject* const parameter = bound.parameter;  // is one of these arrays, or of a subclass, for good
+      PyObject* const parameter = bound.parameter;  // its class can't have changed
       if (!same_form(parameter, descriptor, bound.ndim, shape, strides, true) ||
           py::detail::array_proxy(parameter)->data != bound.data) {
         return false;
@@ -501,10 +502,10 @@ class PyOptimizer final : public Repeatable {
     return plain_report(report.step).release().ptr();
   }
 
-  // A report of nothing but the count. One that the caller has let go of is used again, because to make one costs as much as a
-  // small update: nobody can see that a tuple changes that nobody holds.
+  // Returns a report that has only the count. A report that nobody else holds is used again, because making one costs as
+  // much as a small update. Nobody can see that such a tuple changes.
   py::object plain_report(std::int64_t step) {
-#if !defined(Py_GIL_DISABLED) && PY_VERSION_HEX < 0x030E0000  // later, a tuple keeps its hash
+#if !defined(Py_GIL_DISABLED) && PY_VERSION_HEX < 0x030E0000  // later versions keep a tuple's hash
     if (report_ && Py_REFCNT(report_.ptr()) == 1) {
       PyObject* const count = PyLong_FromLongLong(step);
       if (count == nullptr) throw py::error_already_set();
@@ -515,7 +516,7 @@ class PyOptimizer final : public Repeatable {
     return report_ = make_report({.step = step});
   }
 
-  // Says what changed about a parameter, if it did.
+  // Raises ValueError if something about a parameter has changed.
   void check_bound(std::size_t i) const {
     const Array& bound = core_.parameter(i);
     const Array now = borrow(bound_[i].parameter, bound.label, bound.type, true);
@@ -548,15 +549,15 @@ class PyOptimizer final : public Repeatable {
   OptimizerCore core_;
   Groups groups_;
   std::optional<Containers> containers_;
-  std::vector<py::object> owned_;  // parameters, and states of somebody else's
+  std::vector<py::object> owned_;  // parameters, and states that the caller owns
   std::vector<Bound> bound_;
-  std::vector<BoundState> states_;  // those that Python sees as arrays of ours
+  std::vector<BoundState> states_;  // states that were allocated here
   bool states_are_shown_ = false;
   std::vector<std::int64_t> geometry_;
-  py::object report_type_;  // an interpreter's own
+  py::object report_type_;  // each interpreter has its own
   py::object report_;       // the last plain one
   py::object gather_;       // null unless shared
-  py::object rows_type_;    // likewise
+  py::object rows_type_;    // each interpreter has its own
   std::atomic<std::thread::id> holder_{};
   std::atomic<bool> in_step_{false};
   bool plain_ = false;
@@ -600,15 +601,20 @@ Repeatable& repeatable(py::handle optimizer) { return py::cast<PyOptimizer&>(opt
 
 PyObject* repeat_arrays(PyObject* optimizer, PyObject* const& grads) { return held<PyOptimizer>(optimizer).repeat(grads); }
 
+py::module_ sibling(const char* name) {
+  const auto own = py::type::of<PyOptimizer>().attr("__module__").cast<std::string>();
+  return py::module_::import((own.substr(0, own.rfind('.') + 1) + name).c_str());
+}
+
 void register_optimizer(py::module_& module) {
   const auto report_type = py::reinterpret_steal<py::object>(
       reinterpret_cast<PyObject*>(PyStructSequence_NewType(&report_description)));
   if (!report_type) throw py::error_already_set();
   module.attr("StepReport") = report_type;
 
-  py::class_<PyOptimizer> type(
-      module, "OptimizerCore", // it may be part of a cycle: an array's subclass may hold what holds the optimizer
-      py::custom_type_setup(take_part_in_collection<PyOptimizer>));
+  py::class_<PyOptimizer> type(module,
+                               "OptimizerCore", // it may be part of a cycle: a subclass of ndarray may hold the optimizer
+                               py::custom_type_setup(take_part_in_collection<PyOptimizer>));
   type.def(py::init<const std::string&>(), py::arg("rule"))
       .def("add_group", &PyOptimizer::add_group, py::arg("names"), py::arg("arrays"), py::arg("options"),
            py::arg("states") = py::none(), py::arg("state_dtype") = py::none(), py::arg("nearest") = false,
@@ -631,7 +637,7 @@ void register_optimizer(py::module_& module) {
       PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(type.ptr()), &step_definition));
   type.attr("step") = method;
   type.attr("_StepReport") = report_type;
-  // The class of gradients of rows, from then on.
+  // Sets the class of gradients of rows, for optimizers made from then on.
   module.def(
       "register_rows", [](const py::type& rows) { py::type::of<PyOptimizer>().attr("_Rows") = rows; }, py::arg("rows"));
 }

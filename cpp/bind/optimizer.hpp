@@ -1,4 +1,4 @@
-// Python's objects for the optimizer: containers, arrays and dicts in, spans and options out.
+// The optimizer as Python sees it: takes containers, arrays and dicts, and passes spans and options on.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -9,16 +9,20 @@ namespace fusedstep::bind {
 
 void register_optimizer(pybind11::module_& module);
 
-// A step without options over these gradients, like the step before, where only floats of the groups, and the memory of
-// gradients, may be others. What was checked then is compared, not checked again. Null without an error, and nothing is done,
-// where anything else differs. Runs no Python code, so that what it looks at stays as it is.
+// Imports the Python module of that name beside this extension module, whatever the package is called.
+pybind11::module_ sibling(const char* name);
+
+// Makes a step without options that is like the last one: only floats in the groups, and the memory of gradients, may
+// differ. It compares with what was checked then instead of checking again. Returns null without an error, and does nothing,
+// if anything else differs. Runs no Python code, so that nothing changes meanwhile.
 PyObject* repeat_arrays(PyObject* optimizer, PyObject* const& grads);
 
-// The same in parts, for who looks at parameters, states and gradients by himself.
+// The same in parts, for a caller that looks at parameters, states and gradients itself.
 class Repeatable {
  public:
   virtual OptimizerCore& core() = 0;
-  // The gradient of parameter i is as last accepted, but may be in another place. False: it has to be checked in full.
+  // Takes a gradient of parameter i that is like the last accepted one, though perhaps in another place. Returns false if it
+  // must be checked in full.
   virtual bool take_again(std::size_t i, char* data) = 0;
   virtual void step_again() = 0;
 

@@ -9,20 +9,20 @@
 namespace fusedstep::bind {
 namespace {
 
-// A method of optimizers in Python: a call step(self, grads), or step(self) over tensors, repeats the step before by
-// `self._again` where that can; else, and with any other arguments, it calls the function that it is made from, which
-// it looks like.
+// The method `step` of optimizers in Python. A call step(self, grads), or step(self) over tensors, repeats the last step
+// with `self._again` if possible. Any other call goes to the wrapped function, whose name, documentation and signature this
+// method shows.
 struct StepMethod {
   PyObject_HEAD vectorcallfunc call;
   PyObject* function;
   PyObject* again;
-  PyObject* arrays;  // the classes of what may repeat one
+  PyObject* arrays;  // the classes that can repeat a step
   PyObject* tensors;
 };
 
 StepMethod& step_method(PyObject* self) { return *reinterpret_cast<StepMethod*>(self); }
 
-// Null without an error: it is to be made in full.
+// Returns null without an error if the step must be made in full.
 PyObject* repeat(const StepMethod& method, PyObject* const* arguments, Py_ssize_t count) {
   if (count != 1 && count != 2) return nullptr;
   const auto again = py::reinterpret_steal<py::object>(PyObject_GetAttr(arguments[0], method.again));
@@ -32,13 +32,27 @@ PyObject* repeat(const StepMethod& method, PyObject* const* arguments, Py_ssize_
   return count == 2 ? repeat_arrays(again.ptr(), arguments[1]) : repeat_tensors(again.ptr(), arguments[0]);
 }
 
+// After a failed call: if a keyword is unknown, the error becomes one that says what was meant.
+void suggest(PyObject* function, PyObject* keywords) {
+  if (PyErr_ExceptionMatches(PyExc_TypeError) == 0) return;
+  py::error_already_set error;
+  try {
+    sibling("_hints").attr("check_keywords")(py::handle(function), py::handle(keywords));
+    error.restore();
+  } catch (py::error_already_set& better) {
+    better.restore();
+  }
+}
+
 PyObject* step_or_repeat(PyObject* self, PyObject* const* arguments, std::size_t count, PyObject* keywords) {
   const StepMethod& method = step_method(self);
   if (keywords == nullptr || PyTuple_GET_SIZE(keywords) == 0) {
     PyObject* const done = raising([&] { return repeat(method, arguments, PyVectorcall_NARGS(count)); });
     if (done != nullptr || PyErr_Occurred() != nullptr) return done;
   }
-  return PyObject_Vectorcall(method.function, arguments, count, keywords);
+  PyObject* const report = PyObject_Vectorcall(method.function, arguments, count, keywords);
+  if (report == nullptr && keywords != nullptr) suggest(method.function, keywords);
+  return report;
 }
 
 PyObject* new_step_method(PyTypeObject* type, PyObject* arguments, PyObject*) {
@@ -85,7 +99,7 @@ PyObject* bound_step_method(PyObject* self, PyObject* object, PyObject*) {
   return object == nullptr || object == Py_None ? Py_NewRef(self) : PyMethod_New(self, object);
 }
 
-// Names, documentation and signature are the function's.
+// Looks names, documentation and signature up in the function.
 PyObject* step_method_attribute(PyObject* self, PyObject* name) {
   PyObject* const function = step_method(self).function;
   if (PyUnicode_CompareWithASCIIString(name, "__wrapped__") == 0) return Py_NewRef(function);

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
-__all__ = ["did_you_mean", "elsewhere"]
+__all__ = ["check_keywords", "did_you_mean", "elsewhere", "parameters"]
 
 _ELSEWHERE: dict[str, tuple[str, ...]] = {
     # hyperparameters: Keras, TensorFlow, optax, MLX, Lasagne, timm, Caffe, Shark, Encog, OpenCV, neuralnet
@@ -29,6 +30,10 @@ _ELSEWHERE: dict[str, tuple[str, ...]] = {
     "min_step": ("step_sizes",),
     "max_step": ("step_sizes",),
     "initial_update": ("lr",),
+    # options of a step: torch.nn.utils, Keras
+    "max_norm": ("clip_norm",),
+    "global_clipnorm": ("clip_norm",),
+    "clipnorm": ("clip_norm_each",),
     # dialects
     "pytorch": ("torch",),
     "tensorflow": ("tf1",),
@@ -52,3 +57,18 @@ def did_you_mean(name: object, known: Collection[str]) -> str:
         return ""
     meant = elsewhere(name, known) or next(iter(difflib.get_close_matches(name.lower(), known, 1)), None)
     return f" (did you mean {meant!r}?)" if meant else ""
+
+
+def parameters(function: Callable[..., Any]) -> list[str]:
+    """Return the names of the parameters of a function or a method, without ``self``, ``*args`` and ``**options``."""
+    code = getattr(function, "__wrapped__", function).__code__
+    return [name for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if name != "self"]
+
+
+def check_keywords(function: Callable[..., Any], given: Iterable[str], name: str | None = None) -> None:
+    """Raise TypeError with a suggestion if one of the ``given`` names is no parameter of the function."""
+    known = parameters(function)
+    for keyword in given:
+        if keyword not in known:
+            hint = did_you_mean(keyword, known)
+            raise TypeError(f"{name or function.__qualname__}() got an unexpected keyword argument {keyword!r}{hint}")

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ._adagrad import Adagrad, AdagradOptions
 from ._adagrad_norm import AdagradNorm, AdagradNormOptions
-from ._hints import did_you_mean
+from ._hints import did_you_mean, parameters
 from ._optimizer import Optimizer, Options
 from ._rmsprop import RMSprop, RMSpropOptions
 from ._rprop import Rprop, RpropOptions
@@ -152,9 +152,10 @@ def minimize(
     known = _options(method)
     for name in options:
         if name not in known:
+            hint = did_you_mean(name, [*parameters(minimize), *known])
             raise TypeError(
-                f"minimize() got an unexpected keyword argument {name!r}{did_you_mean(name, [*known, *STOPS])}; the "
-                f"options of {method!r} are {', '.join(known)}"
+                f"minimize() got an unexpected keyword argument {name!r}{hint}; the options of {method!r} are "
+                f"{', '.join(known)}"
             )
     run = _Run(_Objective(fun, jac, args, x0), method, bounds, xtol, ftol, dict(options))
     tell = _caller(callback)

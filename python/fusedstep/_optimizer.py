@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from . import _storage
 from ._core import OptimizerCore, StepReport, step_method
-from ._hints import did_you_mean, elsewhere
+from ._hints import check_keywords, did_you_mean, elsewhere
 from ._load_report import LoadReport
 from ._run import Run
 from ._schema import SCHEMAS, Schema
@@ -166,13 +166,7 @@ class Optimizer:
                     f"{cls.__name__} has no update rule; derive it from RMSprop, Adagrad, Rprop or another optimizer"
                 )
             if options and _is_ours(cls.__init__):
-                code = cls.__init__.__code__
-                known = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
-                for name in options:
-                    if name not in known:
-                        raise TypeError(
-                            f"{cls.__name__}() got an unexpected keyword argument {name!r}{did_you_mean(name, known)}"
-                        )
+                check_keywords(cls.__init__, options, cls.__name__)
             return super().__new__(cls)
 
         def __setattr__(self, name: str, value: Any) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from . import _core, _storage
 from ._hints import did_you_mean
 from ._schema import SCHEMAS, Schema
-from ._tree import Leaves, entries, parse
+from ._tree import Leaves, entries, no_params, parse
 
 __all__ = ["Run"]
 
@@ -96,8 +96,10 @@ class Run:
 
     def add_group(self, group: Any) -> None:
         """Add a group of parameters; an error leaves everything as it was."""
-        if not isinstance(group, Mapping) or "params" not in group:
+        if not isinstance(group, Mapping):
             raise TypeError(f"param_group: expected a dict with 'params', got {type(group).__name__}")
+        if "params" not in group:
+            raise TypeError(no_params("param_group", group))
         self.check_groups()
         leaves = self._parsed(group["params"], [])
         if not leaves.names:
@@ -116,7 +118,7 @@ class Run:
         mask = own.pop("mask", None)
         for key in own:
             if key not in self._defaults:
-                raise TypeError(self._unknown(key))
+                raise TypeError(f"param_groups[{len(self.groups)}]: {self._unknown(key)}")
         options = {**self._defaults, **own}
         storage = _storage.checked(options)
         arguments = {key: options[key] for key in self.schema.arguments}
@@ -147,7 +149,7 @@ class Run:
 
     def _unknown(self, key: object) -> str:
         known = [*self.schema.arguments, *_storage.DEFAULTS]
-        return f"{self.name} has no hyperparameter {key!r}{did_you_mean(key, known)}; it has {', '.join(sorted(known))}"
+        return f"unknown hyperparameter {key!r}{did_you_mean(key, known)}; {self.name} has {', '.join(sorted(known))}"
 
     # ----------------------------------------------------------------------------------------------- hyperparameters
 

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Leaves", "entries", "filled", "numbered_names", "parse", "ungrouped"]
+from ._hints import did_you_mean
+
+__all__ = ["Leaves", "entries", "filled", "no_params", "numbered_names", "parse", "ungrouped"]
 
 _KEEPERS = (dict, list, tuple, OrderedDict, defaultdict)
 """Containers that return the same object each time it is read."""
@@ -31,9 +33,26 @@ class Leaves(NamedTuple):
 
 def entries(params: Any) -> tuple[list[Mapping[str, Any]], bool]:
     """Return the groups of ``params``, and whether it is a list of groups."""
-    if isinstance(params, list | tuple) and params and all(isinstance(e, Mapping) and "params" in e for e in params):
-        return list(params), True
+    if isinstance(params, list | tuple) and params and all(isinstance(e, Mapping) for e in params):
+        if all("params" in e for e in params):
+            return list(params), True
+        for index, group in enumerate(params):
+            if "params" not in group and _has_options(group):
+                raise TypeError(no_params(f"params[{index}]", group))
+    elif isinstance(params, Mapping) and "params" in params and _has_options(params):
+        raise TypeError("params: expected a list of groups, got one group; pass [group]")
     return [{"params": params}], False
+
+
+def _has_options(group: Mapping[Any, Any]) -> bool:
+    """Whether a mapping has values that can be options of a group, but no parameters."""
+    return any(isinstance(value, int | float | str) for value in group.values())
+
+
+def no_params(where: str, group: Mapping[Any, Any]) -> str:
+    """Return what is wrong with a group that has no ``params``."""
+    hint = next(filter(None, (did_you_mean(key, ["params"]) for key in group)), "")
+    return f"{where}: expected a group with 'params', got the keys {', '.join(map(repr, group))}{hint}"
 
 
 def parse(members: Any, taken: Collection[str] = (), first: int = 0, unnamed: int = 0) -> Leaves:

@@ -36,7 +36,6 @@ import operator
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from types import FunctionType
 from typing import Any, ClassVar, Self, TypeVar, cast
 
 from numpy.typing import NDArray
@@ -48,7 +47,7 @@ except ImportError as error:
 from torch import Tensor
 
 from . import _core, _storage
-from ._hints import did_you_mean
+from ._hints import check_keywords
 from ._rows import Rows
 from ._schema import SCHEMAS
 from .typing import Rounding
@@ -403,13 +402,7 @@ class _Optimizer(torch.optim.Optimizer):
     def __new__(cls, *arguments: Any, **options: Any) -> Self:
         """Return an optimizer with a lock of its own, also where it is copied or unpickled."""
         if options and cls.__init__.__module__ == __name__:  # a subclass has arguments of its own
-            code = cast(FunctionType, cls.__init__).__code__
-            known = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
-            for name in options:
-                if name not in known:
-                    raise TypeError(
-                        f"{cls.__name__}() got an unexpected keyword argument {name!r}{did_you_mean(name, known)}"
-                    )
+            check_keywords(cls.__init__, options, cls.__name__)
         made: Self = super().__new__(cls)
         made._lock = threading.RLock()
         return made
