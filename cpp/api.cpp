@@ -103,7 +103,7 @@ double norm(std::span<const AnySpan> gradients) {
 
 struct Optimizer::Impl {
   OptimizerCore core;
-  std::vector<AnySpan> accepted;  // the gradients of last time, null where there was none
+  std::vector<AnySpan> accepted;  // the last step's gradients; null data: there was none
   bool accepted_as_written = false;
 
   inline bool take(std::size_t i, const AnySpan& gradient, bool known, bool written);  // inline: not exported
@@ -138,14 +138,14 @@ Optimizer::~Optimizer() = default;
 Optimizer::Optimizer(Optimizer&&) noexcept = default;
 Optimizer& Optimizer::operator=(Optimizer&&) noexcept = default;
 
-// `known`: a gradient that is the array of last time was checked then as it would be now.
+// If `known`, a gradient that is the last step's array needs no new checks: nothing that they look at has changed.
 bool Optimizer::Impl::take(std::size_t i, const AnySpan& gradient, bool known, bool written) {
   if (known && accepted[i].data != nullptr && same(gradient, accepted[i])) {
     core.keep(i);
     return false;
   }
   accepted[i] = {};
-  // An empty array may have no data either, but it has a shape.
+  // Null data means that there is no gradient, except for an empty array, which has a shape.
   if (gradient.data == nullptr && (gradient.dimensions == 0 || core.parameter(i).size() != 0)) {
     core.leave_out(i);
     return true;
@@ -166,7 +166,7 @@ bool Optimizer::Impl::take(std::size_t i, const Rows& gradient, bool, bool writt
   return true;
 }
 
-// take_one(i, known) takes the gradient of a parameter, and says whether it is a new one.
+// take_one(i, known) takes the gradient of parameter i and returns whether it is a new one.
 template <class F>
 StepReport Optimizer::Impl::step(std::size_t count, const StepOptions& options, F take_one) {
   if (count != core.size()) {

@@ -1,4 +1,4 @@
-// The C interface over the C++ API: names and structs in, error codes out, and no exception past this border.
+// The C interface over the C++ API. It takes names and structs, returns error codes, and lets no exception out.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -54,7 +54,8 @@ T& given(T* pointer, const char* name) {
   return *pointer;
 }
 
-// The size that a caller's struct has, which may be from before the last members of ours: nothing is written beyond it.
+// Checks the size of a caller's struct. A caller that was compiled with an older header lacks our last members: nothing is
+// read or written beyond its size.
 std::uint64_t checked_size(std::uint64_t size, std::uint64_t known, const char* name, const char* hint) {
   if (size > sizeof size && size <= known) return size;
   refuse(std::string(name) + ": expected a size of at most " + std::to_string(known) + ", got " + std::to_string(size) +
@@ -79,7 +80,7 @@ AnySpan span_from(const fusedstep_array& array) {
   for (std::size_t k = span.dimensions; k-- > 0;) {
     span.shape[k] = array.shape[k];
     span.strides[k] = array.strides != nullptr ? array.strides[k] : dense;
-    static_cast<void>(multiply_overflows(dense, span.shape[k], dense));  // beyond 64 bits, the shape is refused
+    static_cast<void>(multiply_overflows(dense, span.shape[k], dense));  // a shape beyond 64 bits is refused later
   }
   return span;
 }
@@ -138,7 +139,7 @@ StepOptions step_options_from(const fusedstep_step_options* options) {
   return result;
 }
 
-// Writes what a step did, as far as the caller's struct has room for it.
+// Runs a step and writes its report, as far as the caller's struct has room for it.
 template <class F>
 void reported(fusedstep_step_report* report, F step) {
   if (report != nullptr) {
@@ -167,7 +168,7 @@ struct fusedstep_rule {
     refuse(std::string("'").append(option) + "' is not an option of " + rule.name + "; it has " + listed(names));
   }
 
-  // Sets an option of one of some kinds, if its value is in range.
+  // Sets an option of one of these kinds, if its value is in range.
   template <class Write>
   void set(const char* option, std::initializer_list<schema::Kind> kinds, Write write) {
     const schema::Field& field = of_kind(option, kinds, "set");
@@ -189,7 +190,7 @@ struct fusedstep_rule {
 
 struct fusedstep_optimizer {
   Optimizer optimizer;
-  std::map<std::pair<std::int64_t, std::string>, AnySpan> states;  // whose geometry was handed out
+  std::map<std::pair<std::int64_t, std::string>, AnySpan> states;  // the caller holds their shapes and strides
 };
 
 extern "C" {

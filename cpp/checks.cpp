@@ -43,14 +43,14 @@ void refuse_type(const Array& array, TypeSet expected) {
 }
 
 void check_reach(const Array& array) {
-  // Twice the reach of two arrays, an address between them, and a size of one byte an element still fit 64 bits.
+  // Overlap checks add up to twice the reach of two arrays and an address between them: this limit keeps the sum in 64 bits.
   constexpr std::int64_t most = std::int64_t{1} << 60;
   std::int64_t bytes = array.item_size();
   std::int64_t reach = 0;
   for (std::size_t k = 0; k < array.shape.size(); ++k) {
     const std::int64_t extent = array.shape[k];
     const std::int64_t stride = array.strides[k];
-    std::int64_t along = 0;  // none along an axis of one element, or without any
+    std::int64_t along = 0;  // stays 0 for an axis of one element or none
     bool beyond = multiply_overflows(bytes, std::max(extent, std::int64_t{1}), bytes) || bytes > most;
     beyond |= stride == std::numeric_limits<std::int64_t>::min();
     beyond = beyond || (extent > 1 && multiply_overflows(std::abs(stride), extent - 1, along));

@@ -1,4 +1,4 @@
-// Picks the kernels for this machine, once; lists, names and forces instruction sets.
+// Chooses the kernels for this machine, once. Lists, names and forces instruction sets.
 #pragma once
 
 #include <string>
@@ -10,10 +10,10 @@
 
 namespace fusedstep {
 
-// The kernels in use: those of the best instruction set of this machine, unless one was forced.
+// The kernels in use: those of this machine's best instruction set, unless another one was forced.
 const Kernels& kernels();
 
-// Those that were compiled, the plainest first, whether this machine has them or not.
+// The instruction sets that were compiled, the plainest first. This machine may lack some.
 std::vector<std::string> compiled_isas();
 
 }  // namespace fusedstep

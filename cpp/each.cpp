@@ -1,5 +1,5 @@
-// Updates by constants that are each element's own: the maths of kernels.cpp, element by element, compiled once for all
-// instruction sets.
+// Updates where each element has options of its own. The maths is that of kernels.cpp, element by element, compiled once for
+// all instruction sets.
 #include "include/fusedstep/rules.hpp"
 #include "loops/tensors.hpp"
 #include "loops/update.hpp"
@@ -19,7 +19,7 @@ void update(const OwnOptions& own, std::int64_t n, void* const* streams, std::in
         }
         Loop<Rule, T, PrologueConstants> constants(options, own.prologue, own.step);
         if constexpr (requires { Rule::template settle<T>(0.0, 1, T(), constants.rule); }) {
-          Rule::template settle<T>(0.0, 1, *static_cast<const T*>(scalar), constants.rule);  // adds nothing more
+          Rule::template settle<T>(0.0, 1, *static_cast<const T*>(scalar), constants.rule);  // with nothing more to add
         }
         update_element(states, constants, i, p, g, s...);
       }

@@ -1,5 +1,5 @@
-// Compiled once per instruction set (FUSEDSTEP_KERNELS names the table): nothing here but the table and what it points
-// at, all of it local to this object.
+// Compiled once per instruction set; FUSEDSTEP_KERNELS names the table. This file has only the table and what it points to,
+// all local to its object: a symbol that the linker shared between instruction sets could crash an older machine.
 #include "include/fusedstep/rules.hpp"
 #include "loops/conversions.hpp"
 #include "loops/kernel.hpp"
@@ -13,7 +13,7 @@ template <class Rule, class T, template <class> class Before, class Options>
 constexpr Kernel kernel() {
   using Reduction = ErasedReduction<Rule, T, Before>;
   Kernel kernel{};
-  if constexpr (requires { Rule::chooses_one; }) {  // has the constants of the rule that it is elsewhere
+  if constexpr (requires { Rule::chooses_one; }) {  // its other elements follow another rule
     kernel = fusedstep::kernel<typename Rule::Elsewhere, T, Before, Options>();
     kernel.reduce = Reduction::reduce;
     kernel.update_chosen = Reduction::update_chosen;
@@ -39,7 +39,7 @@ Kernel update(const void* options, bool with_prologue) {
   });
 }
 
-// The divider's rate: independent values in registers, enough of them that none waits for the one before.
+// Measures the rate of the divider on independent values in registers, enough of them that none waits for another.
 template <int roots, int divisions, class T>
 FUSEDSTEP_HALF_WIDTH [[gnu::noinline]] double divide_and_root_loop(std::int64_t n) noexcept {
   constexpr std::int64_t in_registers = 512 / static_cast<std::int64_t>(sizeof(T));

@@ -28,7 +28,7 @@ Placement place(std::span<const std::size_t> sizes) {
   Placement placement;
   std::size_t next_offset = 0;
   for (const std::size_t size : sizes) {
-    next_offset = (next_offset + 17 * cache_line) % page;  // an odd number of lines: all offsets are used before one returns
+    next_offset = (next_offset + 17 * cache_line) % page;  // an odd number of lines: uses all offsets
     if (size >= page) placement.bytes += (next_offset + page - placement.bytes % page) % page;
     placement.offsets.push_back(placement.bytes);
     placement.bytes += (size + cache_line - 1) / cache_line * cache_line;
@@ -50,7 +50,7 @@ void fill(T* elements, std::int64_t n, T each) {
 
 void fill(void* elements, Type type, std::int64_t n, double value) {
   const DefaultFloatingPoint guard;
-  volatile auto rounded = static_cast<float>(value);  // volatile: not before the guard
+  volatile auto rounded = static_cast<float>(value);  // volatile: rounded after the guard, not before
   if (type == Type::float64) fill(static_cast<double*>(elements), n, value);
   if (type == Type::float32) fill(static_cast<float*>(elements), n, float{rounded});
   if (type == Type::bfloat16) fill(static_cast<bfloat16*>(elements), n, to_nearest(Tag<bfloat16>{}, rounded));

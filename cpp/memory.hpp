@@ -1,4 +1,4 @@
-// Memory for states: aligned to cache lines, zero, on huge pages where large.
+// Memory for states. It is aligned to cache lines, set to zero, and on huge pages if it is large.
 #pragma once
 
 #include <cstddef>
@@ -19,21 +19,22 @@ struct Unmap {
 };
 using Memory = std::unique_ptr<std::byte, Unmap>;
 
-// Pages that nobody has touched, so that they come to lie near the threads that first write them. std::bad_alloc if
-// there are none.
+// Returns pages that nobody has touched yet: they are placed near the threads that write them first. Throws std::bad_alloc
+// if there are none.
 Memory allocate(std::size_t bytes);
 
-// Where arrays lie in one piece of memory.
+// The places of arrays in one piece of memory.
 struct Placement {
   std::vector<std::size_t> offsets;
   std::size_t bytes = 0;
 };
 
-// Each array on cache lines of its own. Large ones start at page offsets that differ: a load right after a store at the
-// same offset of another page waits for it.
+// Places each array on cache lines of its own. Large arrays start at different offsets in their pages, because a load that
+// follows a store to the same offset of another page waits for it.
 Placement place(std::span<const std::size_t> sizes);
 
-// Sets all n elements of a floating-point type to a value, rounded to nearest: each thread those that it will update.
+// Sets all n elements of a floating-point type to a value, rounded to nearest. Each thread sets the elements that it will
+// update.
 void fill(void* elements, Type type, std::int64_t n, double value);
 
 }  // namespace fusedstep

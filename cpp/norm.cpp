@@ -12,7 +12,7 @@
 namespace fusedstep {
 namespace {
 
-// Blocks [first, last) of a gradient, one after the other, in its logical C order and in the compute type.
+// Reads the blocks [first, last) of a gradient one after the other, in its logical C order and in the compute type.
 class Blocks {
  public:
   Blocks(const NormOperand& gradient, std::int64_t first, std::int64_t last) : gradient_(gradient) {
@@ -21,7 +21,7 @@ class Blocks {
       strided_.emplace(*gradient.order, gradient.data, size_of(gradient.type), first * block, end);
   }
 
-  // f(n, dense)
+  // Calls f(n, dense) with the elements of a block.
   template <class F>
   double with(std::int64_t index, F f) {
     const std::int64_t begin = index * block;
@@ -65,7 +65,7 @@ bool a_square_overflows(const NormOperand& gradient, double bound, const StepOpt
                         const Gather& gather) {
   const bool is_float = gradient.compute == Type::float32;
   const double most = is_float ? static_cast<double>(std::numeric_limits<float>::max()) : std::numeric_limits<double>::max();
-  if (bound * clip_coef * clip_coef < 0.5 * most) return false;  // nearly always: no need to look
+  if (bound * clip_coef * clip_coef < 0.5 * most) return false;  // the usual case
   const double found = is_float ? a_square_overflows<float>(gradient, options, clip_coef)
                                 : a_square_overflows<double>(gradient, options, clip_coef);
   const std::vector<double> all = gather ? gather({&found, 1}) : std::vector{found};
@@ -93,7 +93,7 @@ std::unique_ptr<StridedOrder> c_order(const Array& array) {
 }
 
 Norm norm(std::span<const NormOperand> gradients, const StepOptions& options, const Gather& gather) {
-  std::vector<std::int64_t> first{0};  // block of each gradient; and one more
+  std::vector<std::int64_t> first{0};  // first block of each gradient, then the number of blocks
   std::vector<std::int64_t> whole_first{0};
   std::int64_t elements = 0;
   for (const NormOperand& gradient : gradients) {
@@ -109,7 +109,7 @@ Norm norm(std::span<const NormOperand> gradients, const StepOptions& options, co
   for (int type = 0; type < compute_types; ++type) kernels().norm[type].prepare(clipping, prepared[type]);
 
   double scale = 1.0;
-  std::vector<double> by_block(static_cast<std::size_t>(2 * first.back()));  // a sum and a poison
+  std::vector<double> by_block(static_cast<std::size_t>(2 * first.back()));  // its sum; NaN if an element is inf or NaN
   const auto run = [&](std::int64_t begin, std::int64_t end) {
     const DefaultFloatingPoint guard;
     auto i = static_cast<std::size_t>(std::upper_bound(first.begin(), first.end(), begin) - first.begin()) - 1;
@@ -150,7 +150,7 @@ Norm norm(std::span<const NormOperand> gradients, const StepOptions& options, co
     result.largest.push_back(from == to ? 0.0 : *std::max_element(sums.begin() + from, sums.begin() + to));
   }
   result.norm = std::sqrt(tree(std::span(sums), std::plus<double>()));
-  // Where the squares leave the range of double and their root does not: times a power of 2, which is exact.
+  // The squares may leave the range of double where their root does not. Scaling by a power of 2 is exact.
   if (std::isinf(result.norm) && result.nonfinite.empty()) scale = 0x1p-600;
   if (result.norm < 0x1p-450) scale = 0x1p600;
   if (scale == 1.0) return result;

@@ -15,7 +15,6 @@
 namespace fusedstep {
 namespace {
 
-// Sets all elements to 0.
 void set_to_zero(char* data, std::span<const std::int64_t> shape, const std::int64_t* strides, std::int64_t item_size) {
   if (shape.empty()) {
     std::memset(data, 0, static_cast<std::size_t>(item_size));
@@ -30,7 +29,7 @@ void set_to_zero(char* data, std::span<const std::int64_t> shape, const std::int
   }
 }
 
-// What a gradient of this norm is multiplied by; 0 and inf do not clip.
+// The factor that clips a gradient of this norm. A limit of 0 or inf does not clip.
 double clip_coef(double limit, double norm) {
   return limit == 0 || std::isinf(limit) ? 1.0 : limit / (norm < limit ? limit : norm);
 }
@@ -116,7 +115,7 @@ OptimizerCore::Member& OptimizerCore::add_member(const NewParameter& parameter) 
   member.name = parameter.name;
   member.group = parameter.group;
   member.parameter = own(parameter.array, "", member);
-  check_distinct_elements(member.parameter);  // before memory for states is asked for: it may seem larger than it is
+  check_distinct_elements(member.parameter);  // first: with a stride of 0, a small array may claim a huge size
   member.gradient = own(parameter.array, "gradient", member);
   member.gradient.data = nullptr;
   member.piece = {0, member.parameter.size()};
@@ -166,7 +165,7 @@ Array OptimizerCore::own(const Array& array, const char* role, const Member& mem
   return mine;
 }
 
-// Where there is one group, messages do not name it; a second one changes that.
+// Messages name the group if there is more than one.
 void OptimizerCore::label_groups() {
   for (Member& member : members_) {
     const int group = groups_.size() > 1 ? static_cast<int>(member.group) : -1;
@@ -175,8 +174,8 @@ void OptimizerCore::label_groups() {
   }
 }
 
-// All states of the new members lie in one piece of memory, each in the layout of its parameter. Pages are touched first by
-// the threads that will update them: what starts at 0 in the first step, the rest when it is filled.
+// Allocates the states of new members in one piece of memory, each in the layout of its parameter. The threads that will
+// update a page touch it first: in the first step if the state starts at 0, and otherwise when it is filled here.
 void OptimizerCore::make_states(std::size_t first_member, std::span<const NewParameter> parameters) {
   struct Made {
     Member* member;
@@ -225,7 +224,7 @@ void OptimizerCore::make_states(std::size_t first_member, std::span<const NewPar
   }
 }
 
-// That no option becomes 0 or inf where it is rounded to the type of a parameter in the group.
+// Refuses an option that becomes 0 or inf when it is rounded to the compute type of a parameter in the group.
 void OptimizerCore::check_rounding(std::size_t group, const Options& options) const {
   for (const Member& member : members_) {
     if (member.group != group || compute_type(member.parameter.type) != Type::float32) continue;
@@ -247,7 +246,7 @@ void OptimizerCore::check_rounding(const Member& member, const Options& options)
   }
 }
 
-// Each element's options are checked like a group's.
+// Checks the options of each element like those of a group.
 void OptimizerCore::check_own(const Member& member, const Options& options, std::span<const OwnOptions::Values> own) const {
   if (own.empty()) return;
   const std::string what = std::string(own[0].name) + " of " + member.parameter.label.text();
@@ -255,7 +254,8 @@ void OptimizerCore::check_own(const Member& member, const Options& options, std:
   if (chooses_one && std::ranges::any_of(own, [&](const auto& values) { return uses(options, values); })) {
     refuse(what + ": expected a number for hyperparameters that choose one element of all arrays, got an array");
   }
-  std::vector<std::int64_t> suspects;  // ranges are intervals: of one option, the ends show what is out of it
+  // A range is an interval: for one option, the least and the largest number are enough.
+  std::vector<std::int64_t> suspects;
   const std::vector<double>& numbers = own[0].numbers;
   if (own.size() > 1 || numbers.empty()) {
     suspects.resize(numbers.size());
@@ -291,7 +291,7 @@ void OptimizerCore::check_own(std::size_t group, const Options& options, const O
   }
 }
 
-// Whether a step looks at them. An option that only says where a state starts is used by decoupled decay only.
+// Whether a step looks at these options. Only decoupled decay looks at an option that says where a state starts.
 bool OptimizerCore::uses(const Options& options, const OwnOptions::Values& own) const {
   const Prologue prologue = schema_.prologue(options);
   return (prologue.decoupled_weight_decay && prologue.weight_decay != 0) ||
@@ -300,7 +300,7 @@ bool OptimizerCore::uses(const Options& options, const OwnOptions::Values& own) 
          });
 }
 
-// Whether the options of the elements are these already.
+// Whether the elements have these options already.
 bool OptimizerCore::has_own(std::size_t group, const Options& options, const Own& own) const {
   std::size_t k = 0;
   for (const Member& member : members_) {
@@ -327,7 +327,7 @@ void OptimizerCore::set_own(std::size_t i, std::vector<OwnOptions::Values> own) 
     if (!had) member.own = std::make_unique<OwnOptions>();
     member.own->values = std::move(own);
   }
-  // The walk over the last gradient begins or ceases to count elements.
+  // The walk over the last gradient must now count elements, or need no longer.
   if (had == (member.own != nullptr) || member.gradient.data == nullptr || member.by_rows) return;
   member.layout = arranged(member, member.gradient, tensors_[i]);
   blocks_known_ = false;
@@ -421,7 +421,7 @@ void OptimizerCore::accept(std::size_t i, const Array& gradient, bool written) {
   auto layout = arranged(member, gradient, tensor);
   auto order = c_order(gradient);
 
-  // From here on nothing throws: the member is as before or completely new.
+  // From here on nothing throws: the member changes completely or not at all.
   tensors_[i] = tensor;
   by_rows_ -= std::exchange(member.by_rows, false);
   member.layout = std::move(layout);
@@ -443,14 +443,14 @@ bool OptimizerCore::move(std::size_t i, char* data) {
   moved.data = data;
   if (!written_->is_disjoint_from(moved)) return false;
   char*& stream = reinterpret_cast<char*&>(tensors_[i].stream[gradient_stream]);
-  if (stream != nullptr) stream += data - member.gradient.data;  // null: no element
+  if (stream != nullptr) stream += data - member.gradient.data;  // null for an empty array
   member.gradient.data = data;
   gradients_are_disjoint_ = false;
   keep(i);
   return true;
 }
 
-// The walk over a gradient of this layout with the parameter and its states. Null: one dense run.
+// Returns the walk over a gradient of this layout, its parameter and its states. Null means that all are one dense run.
 std::unique_ptr<Layout> OptimizerCore::arranged(const Member& member, const Array& gradient, Tensor& tensor) const {
   auto layout = std::make_unique<Layout>();
   const bool counts = may_need_noise(member) || member.own != nullptr;
@@ -475,7 +475,7 @@ void OptimizerCore::accept_rows(std::size_t i, const Array& index, const Array& 
   member.rows->bind(index, values, member.parameter);
 
   by_rows_ += !std::exchange(member.by_rows, true);
-  member.gradient.type = compute_type(member.parameter.type);  // that of the sums
+  member.gradient.type = compute_type(member.parameter.type);  // the type of the sums of rows
   kinds_[i] = kind(member, member.gradient.type);
   member.layout = nullptr;
   tensors_[i] = {};
@@ -498,7 +498,7 @@ void OptimizerCore::check_gradients_disjoint() {
   gradients_are_disjoint_ = true;
 }
 
-// f(i, rows) for each parameter that has a gradient of rows.
+// Calls f(i, rows) for each parameter whose gradient is rows.
 template <class F>
 void OptimizerCore::each_of_rows(F f) {
   if (by_rows_ == 0) return;
@@ -511,8 +511,8 @@ bool OptimizerCore::needs_loss() const {
   return std::any_of(groups_.begin(), groups_.end(), [this](const Options& options) { return schema_.needs_loss(options); });
 }
 
-// The norm, the coefficient that clips it, and the parameters whose gradient has an inf or a NaN, or, where the rule squares
-// it, a square beyond its type: the sum of squares would be inf for good.
+// Measures the norm, the coefficients that clip, and the parameters whose gradient contains an inf or a NaN. If the rule
+// squares the gradient, a square that overflows its type counts as well: a sum of squares would stay inf forever.
 OptimizerCore::Measured OptimizerCore::measure(const StepOptions& options, StepReport& report) const {
   std::vector<NormOperand> gradients;
   std::vector<std::size_t> members;
@@ -546,7 +546,7 @@ OptimizerCore::Measured OptimizerCore::measure(const StepOptions& options, StepR
   return {std::move(clip_coefs), report.nonfinite.size() > measured.nonfinite.size()};
 }
 
-// What is to be done to member i and those of its kind, at one step count where the rule uses it.
+// Adds the work for members of this kind, at this step count if the rule uses one.
 std::int32_t OptimizerCore::part_for(std::size_t i, std::int64_t step, const StepOptions& options, double clip_coef) {
   const Member& member = members_[i];
   const Options& rule_options = groups_[member.group];
@@ -566,7 +566,7 @@ void OptimizerCore::prepare(const StepOptions& options, std::span<const double> 
   std::vector<char> uses_step(groups_.size());
   for (std::size_t k = 0; k < groups_.size(); ++k) uses_step[k] = schema_.uses_step(groups_[k]);
   std::map<std::pair<std::size_t, std::int64_t>, std::int32_t> parts;
-  std::int32_t part = -1;  // most members need what the one before needed
+  std::int32_t part = -1;  // most members need the part of the one before
   std::size_t last_kind = 0;
   std::int64_t last_step = 0;
   std::size_t next = 0;
@@ -622,7 +622,7 @@ void OptimizerCore::update_dense(int threads) {
 }
 
 void OptimizerCore::reduce_and_update_all(int threads) {
-  // A reduction completes constants, which are then an array's own.
+  // A reduction completes the constants of each array, so that no two arrays share a part.
   std::vector<Part> parts;
   std::vector<Operand> operands;
   parts.reserve(members_.size());
@@ -665,7 +665,7 @@ StepReport OptimizerCore::step(const StepOptions& options) {
   if (needs_loss()) {
     if (!options.loss) refuse("loss: needed by these hyperparameters; pass the loss at these gradients");
     const schema::Field& field = *schema_.field("loss_increased");
-    for (Options& group : groups_) {  // who maximises an objective loses where it falls
+    for (Options& group : groups_) {  // when maximising, the loss has increased if the objective fell
       const bool maximize = schema_.prologue(group).maximize;
       group.at<bool>(field) = last_loss_ && (maximize ? *options.loss < *last_loss_ : *options.loss > *last_loss_);
     }
@@ -699,14 +699,14 @@ StepReport OptimizerCore::step(const StepOptions& options) {
     }
   }
   prepare(options, clip_coefs);
-  const int threads = threads_for(present_elements_);  // may throw: before anything is written
+  const int threads = threads_for(present_elements_);  // may throw, so it comes before any write
   const bool reduces = std::any_of(parts_.begin(), parts_.end(), [](const Part& part) {
     return part.work.kernel.reduce != nullptr && !part.work.per_row;
   });
   if (reduces) {
     reduce_and_update_all(threads);
   } else {
-    if (gather_) gather_({});  // all of them are ready
+    if (gather_) gather_({});  // waits until all processes are ready
     update_all(threads);
   }
   if (options.zero_grads) each_of_rows([](std::size_t, const RowGradient& rows) { set_to_zero(rows.values()); });

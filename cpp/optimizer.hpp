@@ -1,6 +1,6 @@
-// The one optimizer, on which the C++ API, the C interface and Python stand: parameters with their states, groups, and the
-// whole step: unscale, check, norm, clip, decay, update, zero. One reading pass over the gradients if a norm or a check
-// needs it, one update pass.
+// The one optimizer, on which the C++ API, the C interface and Python stand: parameters, their states, groups, and the whole
+// step (unscale, check, norm, clip, decay, update, zero). If a norm or a check needs it, one pass reads the gradients; one
+// pass updates.
 #pragma once
 
 #include <array>
@@ -22,44 +22,45 @@
 
 namespace fusedstep {
 
-// Memory of parameters and gradients is borrowed: what the arrays point at must stay where it is. Shapes and strides are
-// copied.
+// The memory of parameters and gradients is borrowed, so it must stay where it is. Shapes and strides are copied.
 class OptimizerCore {
  public:
   struct NewParameter {
     std::string name;
     std::size_t group;
     Array array;
-    // Somebody else's, by the rule's order, and the low halves of a master parameter; else they are made here.
+    // The caller's states, in the rule's order, and the low halves of a master parameter. Without them, states are allocated
+    // here.
     std::optional<std::array<Array, state_arrays>> states;
-    std::vector<OwnOptions::Values> own = {};  // options of each element
+    std::vector<OwnOptions::Values> own = {};  // options of its elements
   };
 
-  // Options of each element, for each parameter of a group; empty: there are none.
+  // Options of each element, for each parameter of a group; empty if there are none.
   using Own = std::vector<std::vector<OwnOptions::Values>>;
 
-  // The memory of a state that was made here lives as long as this.
+  // Keeps the memory of allocated states alive.
   using Owner = std::shared_ptr<const std::byte>;
 
   explicit OptimizerCore(RuleId rule);
 
-  // Adds groups, each stored as said or as is usual, and parameters in these or earlier ones. Throws before anything has
-  // changed.
+  // Adds groups, with their storage or the default one, and parameters in these or earlier groups. Throws before anything
+  // has changed.
   void add(std::span<const Options> groups, std::span<const NewParameter> parameters,
            std::span<const GroupStorage> storage = {});
 
-  // New options for a group, from the next step on. Throws if a member of the group lacks a state that they need.
+  // Sets the options of a group, from the next step on. Throws if a member of the group lacks a state that they need.
   void set_options(std::size_t group, const Options& options, Own own = {});
 
-  // The same where states are restored, too: then any option may change.
+  // Like set_options(), while states are being restored: then any option may change.
   void restore_options(std::size_t group, const Options& options, Own own = {});
 
   // Throws what restore_options() would.
   void check_options(std::size_t group, const Options& options, const Own& own) const;
 
-  // Makes the parameters pieces of larger ones, of which other processes have the rest: each a run of elements, in C order,
-  // of an array of `whole` elements, from `first` on, a multiple of `block`. From now on these processes step together, with
-  // the same options, and what a step asks of all elements it asks of all of theirs. Throws for rules that can't be shared.
+  // Makes each parameter a piece of a larger array, of which other processes hold the rest. A piece is a run of elements in
+  // C order: it begins at element `first`, a multiple of `block`, of an array of `whole` elements. From now on all processes
+  // step together with the same options, and norms and reductions cover all of their elements. Throws for rules that can't
+  // be shared.
   struct Piece {
     std::int64_t first;
     std::int64_t whole;
@@ -67,8 +68,8 @@ class OptimizerCore {
   void share(std::span<const Piece> pieces, Gather gather);
   bool is_shared() const { return static_cast<bool>(gather_); }
 
-  // The gradient of parameter i for the next step: accept() unless it is the array of the last time, in the same place and
-  // shape; that one keep() takes once more. leave_out(): there is none. `written`: it may be set to 0.
+  // The gradient of parameter i for the next step. keep() takes the last array once more, if it is in the same place and has
+  // the same shape; accept() takes another one; leave_out() takes none. `written`: the step may set it to 0.
   void accept(std::size_t i, const Array& gradient, bool written);
   void keep(std::size_t i) {
     if (present_[i]) return;
@@ -82,18 +83,18 @@ class OptimizerCore {
     plan_ = nullptr;
   }
 
-  // The gradient of parameter i, with all that was accepted last except that its memory starts at `data`. False, and nothing
-  // has changed, if it is one of rows, or shares memory with what is written: then accept() takes it, or says so.
+  // Takes the last gradient of parameter i again, but with its memory at `data`. Returns false, and changes nothing, if it
+  // is a gradient of rows or shares memory with what is written; then call accept(), which takes it or throws.
   bool move(std::size_t i, char* data);
 
-  // The same, of some of its rows, or of all where no index is given; what it holds is checked in the step.
+  // Takes a gradient of some rows, or of all rows if there is no index. The step checks the index's values.
   void accept_rows(std::size_t i, const Array& index, const Array& values, bool written);
 
-  // Throws if gradients, which are to be written, share memory with each other.
+  // Throws if gradients that will be written share memory with each other.
   void check_gradients_disjoint();
 
-  // Throws before anything is written; std::domain_error for Nonfinite::raise, std::out_of_range for a row that is not
-  // there.
+  // Throws before anything is written: std::domain_error for Nonfinite::raise, std::out_of_range for a row that does not
+  // exist, std::invalid_argument for the rest.
   StepReport step(const StepOptions& options);
 
   RuleId rule() const { return rule_; }
@@ -101,27 +102,27 @@ class OptimizerCore {
   std::size_t size() const { return members_.size(); }
   std::size_t groups() const { return groups_.size(); }
   const Options& options(std::size_t group) const { return groups_[group]; }
-  std::int64_t elements() const { return elements_; }  // of all parameters
+  std::int64_t elements() const { return elements_; }  // in all parameters
   const std::string& name(std::size_t i) const { return members_[i].name; }
   std::size_t group(std::size_t i) const { return members_[i].group; }
   const Array& parameter(std::size_t i) const { return members_[i].parameter; }
   const Array& gradient(std::size_t i) const { return members_[i].gradient; }
-  bool is_present(std::size_t i) const { return present_[i] != 0; }  // whether there is one
+  bool is_present(std::size_t i) const { return present_[i] != 0; }  // whether it has a gradient
   const Array& state(std::size_t i, std::size_t s) const { return members_[i].states[s]; }
   const char* state_name(std::size_t i, std::size_t s) const { return state_name(members_[i], s); }
   const Owner& owner(std::size_t i) const { return members_[i].owner; }
 
   bool needs_loss() const;
 
-  // What a checkpoint sets back: steps of the whole, updates of each parameter, the last loss.
+  // Counters that a checkpoint restores: steps of the optimizer, updates of each parameter, the last loss.
   std::int64_t& steps() { return steps_; }
   std::int64_t& count(std::size_t i) { return counts_[i]; }
   std::optional<double>& last_loss() { return last_loss_; }
 
-  // Of the noise of stochastic rounding.
+  // The seed of the noise in stochastic rounding.
   std::uint64_t& seed() { return seed_; }
 
-  // The low halves of parameter i, if it has any, become 0: they belong to no number that was written into it.
+  // Sets the low halves of parameter i to 0, if it has any: they don't belong to values that were written into it since.
   void sync_master(std::size_t i);
 
  private:
@@ -129,13 +130,13 @@ class OptimizerCore {
     std::string name;
     std::size_t group;
     Array parameter;
-    Array gradient;  // as last accepted
+    Array gradient;  // the one accepted last
     Array states[state_arrays];
     std::uint64_t name_hash;
     Piece piece;
     Owner owner;
     std::unique_ptr<Layout> layout;
-    std::unique_ptr<StridedOrder> gradient_order;  // null: one dense run
+    std::unique_ptr<StridedOrder> gradient_order;  // null: the gradient is one dense run
     std::unique_ptr<RowGradient> rows;
     std::unique_ptr<OwnOptions> own;  // null: all elements have the group's options
     bool by_rows = false;  // the gradient accepted last is `rows`
@@ -171,7 +172,7 @@ class OptimizerCore {
   template <class F>
   void each_of_rows(F f);
   struct Measured {
-    std::vector<double> clip_coefs;  // of each gradient there is, or one of all
+    std::vector<double> clip_coefs;  // one for each gradient, or one for all
     bool a_square_overflows;
   };
   Measured measure(const StepOptions& options, StepReport& report) const;
@@ -185,8 +186,8 @@ class OptimizerCore {
   RuleId rule_;
   const RuleSchema& schema_;
   std::vector<Options> groups_;
-  std::vector<GroupStorage> storage_;  // of each group
-  std::deque<Member> members_;  // stable addresses: labels point at the names
+  std::vector<GroupStorage> storage_;  // one per group
+  std::deque<Member> members_;  // a deque, because labels point to the names
   std::deque<std::vector<std::int64_t>> geometry_;
   std::unique_ptr<WrittenMemory> written_;
   Gather gather_;
@@ -194,19 +195,19 @@ class OptimizerCore {
   std::int64_t steps_ = 0;
   std::optional<double> last_loss_;
   std::uint64_t seed_ = 0;
-  bool gradients_are_disjoint_ = false;  // those accepted last, as far as present
+  bool gradients_are_disjoint_ = false;  // those of the next step
 
-  // By member, apart from the rest: what a step walks through.
+  // One entry per member. They are apart from the members because each step walks through them.
   std::vector<Tensor> tensors_;
   std::vector<std::int64_t> counts_;
-  std::vector<std::size_t> kinds_;  // group and types of parameter and gradient in one number
-  std::size_t by_rows_ = 0;  // members whose last gradient was one of rows
+  std::vector<std::size_t> kinds_;  // the group and the types of parameter and gradient, in one number
+  std::size_t by_rows_ = 0;  // how many members have a gradient of rows
   std::vector<char> present_;
   std::vector<std::int32_t> part_of_;
-  std::vector<std::int64_t> first_block_;  // and one more: the number of blocks
+  std::vector<std::int64_t> first_block_;  // the last entry is the number of blocks
   bool blocks_known_ = false;
 
-  // Where the last step was plain, and the next one needs no other work: the kernels that it was made with.
+  // The kernels of the last step, if it had no options and the next one can repeat its work; null otherwise.
   const Kernels* plan_ = nullptr;
   std::vector<Part> parts_;
   std::int64_t present_elements_ = 0;

@@ -12,7 +12,7 @@ struct Interval {
   std::int64_t hi;
 };
 
-// stride * (lo..hi)
+// The multiples of a stride by lo to hi.
 struct Term {
   std::int64_t stride;
   std::int64_t lo;
@@ -22,9 +22,9 @@ struct Term {
 std::int64_t floor_div(std::int64_t a, std::int64_t b) { return a / b - (a % b != 0 && (a < 0) != (b < 0)); }
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return -floor_div(-a, b); }
 
-// Whether integers v_k in [lo_k, hi_k] exist with sum stride_k v_k in `wanted`: a depth-first search from the largest
-// stride down, in which what the smaller strides can reach leaves few values to try. Views of arrays have nested strides
-// and take a handful of visits; a made-up worst case is cut off, and counts as found.
+// Whether integers v_k in [lo_k, hi_k] exist for which sum stride_k v_k lies in `wanted`. A depth-first search starts at the
+// largest stride; what the smaller strides can reach leaves few values to try. Views of arrays have nested strides and take
+// a few visits. An artificial worst case is cut off and counts as found.
 class Reachable {
  public:
   explicit Reachable(std::vector<Term> terms) : terms_(std::move(terms)) {
@@ -63,7 +63,7 @@ class Reachable {
 
 std::intptr_t address(const Array& array) { return reinterpret_cast<std::intptr_t>(array.data); }
 
-// The bytes from the first to the last; of an empty array some.
+// The range from an array's first byte to its last. Not empty even if the array is.
 Interval extent(const Array& array) {
   Interval bytes{address(array), address(array) + array.item_size()};
   for (std::size_t k = 0; k < array.shape.size(); ++k) {
@@ -75,7 +75,8 @@ Interval extent(const Array& array) {
 
 bool apart(Interval a, Interval b) { return a.hi <= b.lo || b.hi <= a.lo; }
 
-// Whether each axis steps over all that lies along those after it: C order with or without gaps, as most arrays have.
+// Whether each axis steps over everything that lies along the axes after it. This is C order, with or without gaps, as most
+// arrays have it.
 bool axes_are_nested(const Array& array) {
   std::int64_t reach = array.item_size();
   for (std::size_t k = array.shape.size(); k-- > 0;) {
@@ -94,8 +95,8 @@ bool share_memory(const Array& a, const Array& b) {
   const Interval in_b = extent(b);
   if (apart(in_a, in_b) || a.size() == 0 || b.size() == 0) return false;
 
-  // An element of a at offset x and one of b at offset y share a byte if -a.item_size() < address(a) + x - address(b) - y
-  // < b.item_size(). Equal strides make one term, so that interleaved slices are told apart at once.
+  // An element of a at offset x and one of b at offset y share a byte if -a.item_size() < address(a) + x - address(b) - y <
+  // b.item_size(). Equal strides are merged into one term, which tells interleaved slices apart at once.
   std::vector<Term> terms;
   const auto add = [&](std::int64_t stride, std::int64_t lo, std::int64_t hi) {
     if (stride < 0) {
@@ -120,7 +121,7 @@ bool share_memory(const Array& a, const Array& b) {
 
 bool shares_memory_with_itself(const Array& array) {
   if (array.size() <= 1 || axes_are_nested(array)) return false;
-  // Two elements differ first in dimension k, by at least 1 there and by anything in those after it.
+  // Two elements differ first in some dimension k: by at least 1 there, and by any amount in those after it.
   for (std::size_t k = 0; k < array.shape.size(); ++k) {
     if (array.shape[k] == 1) continue;
     std::vector<Term> terms{{array.strides[k], 1, array.shape[k] - 1}};

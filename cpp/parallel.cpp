@@ -26,18 +26,18 @@ namespace {
 
 constexpr int max_threads = 256;
 
-// After a job a worker watches for the next one for about this many pauses (some tens of microseconds), then sleeps.
+// After a job, a worker watches for the next one for about this many pauses (some tens of microseconds). Then it sleeps.
 constexpr int watchful_pauses = 2000;
 
 std::int64_t nanoseconds() { return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-// What it costs to bring sleeping workers to a job: W, the time of the call that wakes them, and L, until the first is
-// there. It differs by the system, from some microseconds to a hundred, and is learned from the jobs themselves.
+// The cost of waking workers for a job: W, the time of the call that wakes them, and L, the time until the first one
+// arrives. It depends on the system, from a few microseconds to a hundred, and is measured while jobs run.
 class CostOfWaking {
  public:
-  // Whether a job on so many elements repays it. With two threads a work of t takes (t + L + W) / 2, less than t from
-  // t = L + W on. A job that does not is let through now and then, for the costs may have changed; and all are until
-  // one has told.
+  // Whether a job on so many elements is worth this cost. With two threads, work of time t takes (t + L + W) / 2, which is
+  // less than t from t = L + W on. Now and then a smaller job is let through as well, because the cost may have changed.
+  // Until it is known, all jobs are.
   bool repaid_by(std::int64_t elements) {
     constexpr double nanoseconds_per_element = 0.3;
     constexpr std::uint32_t now_and_then = 256;
@@ -46,23 +46,23 @@ class CostOfWaking {
     return refused_.fetch_add(1, std::memory_order_relaxed) % now_and_then == now_and_then - 1;
   }
 
-  // The first worker: before it goes to sleep, and when it is awake again.
+  // Called by the first worker: before it goes to sleep, and after it wakes up.
   void sleeps() {
     asleep_since_ = nanoseconds();
     sleeps_.store(true, std::memory_order_seq_cst);
   }
   void is_awake() {
-    if (sleeps_.exchange(false, std::memory_order_acq_rel)) return;  // it was not called: a job was there already
+    if (sleeps_.exchange(false, std::memory_order_acq_rel)) return;  // nobody woke it: a job was there already
     const std::int64_t called_at = called_at_.load(std::memory_order_relaxed);
     if (called_at - asleep_since_ < sound_sleep) return;
     const std::int64_t cost = std::min(nanoseconds() - called_at + call_.load(std::memory_order_relaxed), patience);
     const std::int64_t before = cost_.load(std::memory_order_relaxed);
-    // At once to a lower one, slowly to a higher: a busy machine says little about an idle one.
+    // Follows a lower cost at once and a higher one slowly: a busy machine says little about an idle one.
     const std::int64_t higher = before + (cost - before) / 16;
     cost_.store(before == 0 || cost < before ? cost : higher, std::memory_order_relaxed);
   }
 
-  // The caller: before and after the call that wakes them. `before_call` returns the time.
+  // Called by the caller: before and after the call that wakes the workers. `before_call` returns the time.
   std::int64_t before_call() {
     const std::int64_t now = nanoseconds();
     if (sleeps_.load(std::memory_order_relaxed)) {
@@ -75,29 +75,29 @@ class CostOfWaking {
 
  private:
   static constexpr std::int64_t patience = 200'000;     // nanoseconds
-  static constexpr std::int64_t sound_sleep = 10'000;   // who has just lain down is up sooner
+  static constexpr std::int64_t sound_sleep = 10'000;  // nanoseconds; a worker that has just gone to sleep wakes up faster
 
-  std::atomic<std::int64_t> cost_{0};  // 0: not known
+  std::atomic<std::int64_t> cost_{0};  // 0: unknown
   std::atomic<std::int64_t> call_{0};
   std::atomic<std::int64_t> called_at_{0};
   std::atomic<std::uint32_t> refused_{0};
   std::atomic<bool> sleeps_{false};
-  std::int64_t asleep_since_ = 0;  // the first worker's own
+  std::int64_t asleep_since_ = 0;  // only the first worker uses it
 };
 
 class Pool {
  public:
-  // Whether work on so many elements repays what it costs to bring the workers to it. One piece of work does not repay
-  // waking them if it is small, but many in a row do: once awake, they wait for the next.
+  // Whether work on so many elements is worth the cost of waking workers. One small job is not, but many in a row are: once
+  // awake, workers wait for the next.
   bool pays(std::int64_t elements) {
     const bool asleep = sleepers_.load(std::memory_order_relaxed) > 0 || workers_.load(std::memory_order_relaxed) == 0;
     return !asleep || in_a_row() || waking_.repaid_by(elements);
   }
 
-  // Work that was large enough to be shared, but was not, ends now.
+  // Notes the end of work that was large enough to be shared, but ran on one thread.
   void ended_alone() { last_end_.store(nanoseconds(), std::memory_order_relaxed); }
 
-  // False, and nothing is done, if another thread is using the pool.
+  // Returns false, and does nothing, if another thread is using the pool.
   bool run(std::int64_t units, std::int64_t grain, int threads, Body body) {
     std::unique_lock in_use(in_use_, std::try_to_lock);
     if (!in_use.owns_lock()) return false;
@@ -121,8 +121,8 @@ class Pool {
  private:
   static constexpr std::uint32_t open = 1u << 31;  // the low bits count the workers inside
 
-  // Each thread works through a slice of its own, then helps with the others: a thread that sleeps or is held up costs
-  // no more than its own absence.
+  // Each thread works through its own slice and then helps with the others. So a thread that is asleep or delayed costs only
+  // its own absence.
   struct alignas(64) Slice {
     std::atomic<std::int64_t> next{0};
     std::int64_t end = 0;
@@ -137,7 +137,7 @@ class Pool {
     if (asleep) waking_.after_call(began);
   }
 
-  // No worker that comes late may enter; those that are inside finish their piece.
+  // Lets no more workers in, and waits for those inside to finish their pieces.
   void close_job() {
     state_.fetch_and(~open, std::memory_order_acq_rel);
     while (state_.load(std::memory_order_acquire) != 0) relax();
@@ -173,7 +173,7 @@ class Pool {
         const SignalsBlocked blocked;
         std::thread([this, id = workers_.load() + 1] { live(id); }).detach();
       } catch (const std::system_error&) {
-        return;  // the system gives no more threads: those that there are do the work
+        return;  // no more threads to be had: the existing ones do the work
       } catch (const std::bad_alloc&) {
         return;
       }
@@ -198,7 +198,8 @@ class Pool {
       if (epoch != seen) return epoch;
       relax();
     }
-    // Counted as asleep before the last look at the epoch: a job opened in between is either seen or sends a wake-up.
+    // Counts this worker as asleep before it looks at the epoch for the last time. A job that is opened in between is either
+    // seen here or sends a wake-up.
     if (id == 1) waking_.sleeps();
     sleepers_.fetch_add(1, std::memory_order_seq_cst);
     epoch_.wait(seen, std::memory_order_seq_cst);
@@ -207,7 +208,7 @@ class Pool {
     return epoch_.load(std::memory_order_acquire);
   }
 
-  // Only while the job is open: its description does not change before all that entered have left.
+  // Workers enter only while the job is open. Its description stays the same until all of them have left.
   bool enter(int id) {
     std::uint32_t state = state_.load(std::memory_order_acquire);
     while ((state & open) != 0) {
@@ -234,25 +235,25 @@ class Pool {
   Slice slices_[max_threads];
 };
 
-// Never destroyed: steps of daemon threads may outlive static destructors.
+// Never destroyed, because steps of daemon threads may outlive static destructors.
 Executor& callers_executor() {
   static Executor& executor = *new Executor;
   return executor;
 }
 
 std::atomic<Pool*> current_pool{nullptr};
-std::atomic<int> chosen_threads{0};  // by set_num_threads(), or 0
-std::atomic<int> usual_threads{0};   // what default_num_threads() was at the first step, or 0
+std::atomic<int> chosen_threads{0};  // set by set_num_threads(); 0: not set
+std::atomic<int> usual_threads{0};  // default_num_threads() at the first step; 0: not read yet
 std::atomic<bool> all_work_is_shared{false};
 
-// What each thread should have at least. A parallel region takes about 2 us when the workers are awake: with two such
-// shares Rprop, the fastest rule, breaks even.
+// The least number of elements for each thread. A parallel region takes about 2 us when the workers are awake: Rprop, the
+// fastest rule, breaks even at two such shares.
 constexpr std::int64_t least_share = 8192;
 std::mutex creation;
 std::atomic<bool> watches_forks{false};
 
-// A child has none of the threads; the locks may be held by threads that it does not have; and it may have another place
-// among the processors: begin anew.
+// A forked child starts anew: it has none of the threads, its locks may be held by threads that it does not have, and it may
+// be bound to other processors.
 void begin_anew_in_children() {
   if (watches_forks.exchange(true, std::memory_order_relaxed)) return;
   call_in_children([] {
@@ -262,7 +263,7 @@ void begin_anew_in_children() {
   });
 }
 
-// Null where there is no memory for it.
+// Returns null if there is no memory for it.
 Pool* pool() {
   Pool* pool = current_pool.load(std::memory_order_acquire);
   if (pool != nullptr) return pool;
@@ -270,13 +271,14 @@ Pool* pool() {
   pool = current_pool.load(std::memory_order_acquire);
   if (pool == nullptr) {
     begin_anew_in_children();
-    pool = new (std::nothrow) Pool;  // never destroyed: its threads may outlive static destructors
+    pool = new (std::nothrow) Pool;  // never destroyed, because its threads may outlive static destructors
     current_pool.store(pool, std::memory_order_release);
   }
   return pool;
 }
 
-// As OpenMP writes it: a number for each level of nesting, the outermost first. 0 for anything else.
+// Reads the first number of a list as OpenMP has it, one number per level of nesting, the outermost first. Returns 0 for
+// anything else.
 int first_number(const char* text) {
   std::string_view rest = text == nullptr ? "" : text;
   const auto skip_blanks = [&] { rest.remove_prefix(std::min(rest.find_first_not_of(" \t\n"), rest.size())); };
@@ -289,7 +291,7 @@ int first_number(const char* text) {
   return rest.empty() || rest.front() == ',' ? n : 0;
 }
 
-// The threads of a step, which decides: what the surroundings say is read once.
+// The number of threads of a step. The first call reads the environment.
 int threads_of_a_step() {
   if (const int chosen = chosen_threads.load(std::memory_order_relaxed); chosen != 0) return chosen;
   int usual = usual_threads.load(std::memory_order_relaxed);
@@ -301,8 +303,9 @@ int threads_of_a_step() {
   return usual;
 }
 
-// Ranges that an executor of the caller's runs. Each is run once, whatever it does: those that it left out because it
-// threw, or forgot, are run here. Its exception ends here, since the work is done, and half a step would be worse.
+// Ranges of work that the caller's executor runs. Each range runs exactly once: those that the executor leaves out, by
+// mistake or because it throws, run here. Its exception is dropped, because the work is complete, and half a step would be
+// worse.
 class Ranges {
  public:
   Ranges(std::int64_t units, std::int64_t grain, int threads, Body body)
@@ -348,8 +351,7 @@ std::uint64_t exchange_floating_point(std::optional<std::uint64_t> state) {
   return before;
 }
 
-// Written only where there is something to change: where a status flag of another is cleared and raised again, a call
-// takes 70 ns longer.
+// Writes the register only if a setting differs: clearing and raising status flags costs 70 ns per call.
 DefaultFloatingPoint::DefaultFloatingPoint() : callers_(floating_point_state()) {
   if ((callers_ & ~status_flags) != default_state) set_floating_point_state(default_state);
 }
@@ -407,7 +409,7 @@ int threads_for(std::int64_t elements) {
 void set_executor(Executor executor) { callers_executor() = std::move(executor); }
 
 void parallel_for(std::int64_t units, int threads, Body body) {
-  // Several pieces a thread: what one that is held up has not begun, the others do.
+  // Several pieces per thread: if a thread is delayed, the others take the pieces that it has not begun.
   const std::int64_t grain = std::clamp<std::int64_t>(units / (4 * threads), 1, 32);
   if (threads > 1 && units > grain) {
     if (const Executor& execute = callers_executor()) {

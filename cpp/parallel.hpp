@@ -8,11 +8,11 @@
 
 namespace fusedstep {
 
-// What FUSEDSTEP_NUM_THREADS says; std::invalid_argument if it is set to anything but a positive whole number. Else the
-// processors that there are for this process, or the first number of OMP_NUM_THREADS, if that is less.
+// Returns FUSEDSTEP_NUM_THREADS if it is set; throws std::invalid_argument if it is not a positive whole number. Otherwise
+// returns the number of usable processors, or the first number of OMP_NUM_THREADS if that is less.
 int default_num_threads();
 
-// A piece of work over units [begin, end), cut anywhere.
+// Work on units [begin, end), which may be cut anywhere.
 struct Body {
   void (*run)(const void* context, std::int64_t begin, std::int64_t end);
   const void* context;
@@ -24,21 +24,22 @@ Body body(const F& f) {
           &f};
 }
 
-// Runs the body over [0, units) in pieces, on up to `threads` threads (the calling one included), and returns when all is
-// done. Another call at the same time, from another thread, runs on its own thread only.
+// Runs the body over [0, units) in pieces, on up to `threads` threads including the calling one, and returns when all is
+// done. If another thread calls it meanwhile, that call runs on its own thread only.
 void parallel_for(std::int64_t units, int threads, Body body);
 
-// How many threads pay for work on this many elements now: waking a sleeping thread costs more than a waiting one. The
-// first time it reads the default, and may throw as default_num_threads() does.
+// How many threads are worth using for work on this many elements now: waking a sleeping thread costs more than using a
+// waiting one. The first call reads the default, and may throw like default_num_threads().
 int threads_for(std::int64_t elements);
 
-// Whether all threads share all work, whether that pays or not: for tests. Returns what was set before.
+// For tests: sets whether all threads share all work, even where it does not pay. Returns the setting before.
 bool share_all_work(bool share);
 
-// Sets the calling thread's floating-point settings, IEEE 754's where none are given; returns those before.
+// Sets the floating-point settings of the calling thread, by default those of IEEE 754. Returns the settings before.
 std::uint64_t exchange_floating_point(std::optional<std::uint64_t> state);
 
-// IEEE 754 defaults (round to nearest, no flush to zero) while this object lives; the caller's settings afterwards.
+// Sets the defaults of IEEE 754 (round to nearest, no flush to zero) while this object lives, and then restores the caller's
+// settings.
 class DefaultFloatingPoint {
  public:
   DefaultFloatingPoint();

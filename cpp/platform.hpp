@@ -1,4 +1,4 @@
-// What compilers and processors do in ways of their own. Written for GCC and Clang, clang-cl included.
+// Everything that depends on the compiler or the processor. For GCC and Clang, including clang-cl.
 #pragma once
 
 #include <cfenv>
@@ -17,14 +17,14 @@ static_assert(FLT_EVAL_METHOD == 0, "fusedstep is exact to the bit: float and do
 
 namespace fusedstep {
 
-// Whether the result does not fit 64 bits; it then has the low ones.
+// Whether the result does not fit 64 bits. It then holds the low 64 bits.
 inline bool multiply_overflows(std::int64_t a, std::int64_t b, std::int64_t& product) {
   return __builtin_mul_overflow(a, b, &product);
 }
 inline bool add_overflows(std::int64_t a, std::int64_t b, std::int64_t& sum) { return __builtin_add_overflow(a, b, &sum); }
 
-// The floating-point settings of the calling thread, those of IEEE 754 (round to nearest, subnormals kept), and which
-// bits only say what happened so far.
+// The floating-point settings of the calling thread, the settings of IEEE 754 (round to nearest, subnormals kept), and the
+// status bits, which only record what happened.
 #if defined(__x86_64__)
 inline constexpr std::uint64_t default_state = 0x1f80;  // all exceptions masked
 inline constexpr std::uint64_t status_flags = 0x3f;
@@ -33,7 +33,7 @@ inline void set_floating_point_state(std::uint64_t state) { _mm_setcsr(static_ca
 inline void relax() { _mm_pause(); }
 #elif defined(__aarch64__)
 inline constexpr std::uint64_t default_state = 0;
-inline constexpr std::uint64_t status_flags = 0;  // they have a register of their own
+inline constexpr std::uint64_t status_flags = 0;  // they are in another register
 inline std::uint64_t floating_point_state() {
   std::uint64_t state;
   asm volatile("mrs %0, fpcr" : "=r"(state));
@@ -42,7 +42,7 @@ inline std::uint64_t floating_point_state() {
 inline void set_floating_point_state(std::uint64_t state) { asm volatile("msr fpcr, %0" ::"r"(state)); }
 inline void relax() { asm volatile("yield"); }
 #else
-// The rounding mode: what the others have beside it is not the same anywhere.
+// Only the rounding mode: other settings differ between these processors.
 inline constexpr std::uint64_t default_state = FE_TONEAREST;
 inline constexpr std::uint64_t status_flags = 0;
 inline std::uint64_t floating_point_state() { return static_cast<std::uint64_t>(std::fegetround()); }
@@ -51,7 +51,8 @@ inline void relax() { asm volatile("" ::: "memory"); }
 #endif
 
 #if defined(__x86_64__)
-// What processor and system both support. The compilers' own function for this is missing from clang-cl's runtime.
+// The features that both processor and system support. The compiler's own function for this is missing from clang-cl's
+// runtime.
 class Features {
  public:
   Features() {
@@ -60,7 +61,7 @@ class Features {
       found_ = 0;
       return;
     }
-    asm volatile(".byte 0x0f, 0x01, 0xd0" : "=a"(kept_), "=d"(d) : "c"(0));  // xgetbv, which is not in the baseline
+    asm volatile(".byte 0x0f, 0x01, 0xd0" : "=a"(kept_), "=d"(d) : "c"(0));  // xgetbv, which the baseline lacks
   }
   bool avx2() const { return has(bit_AVX2, 0x06); }
   bool avx512() const { return has(bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL, 0xe6); }
@@ -69,7 +70,7 @@ class Features {
   bool has(unsigned bits, unsigned registers) const { return (found_ & bits) == bits && (kept_ & registers) == registers; }
 
   unsigned found_ = 0;
-  unsigned kept_ = 0;  // the registers that the system saves where it switches threads
+  unsigned kept_ = 0;  // the registers that the system saves when it switches threads
 };
 #endif
 

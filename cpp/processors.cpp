@@ -17,7 +17,7 @@ namespace {
 
 constexpr int no_limit = std::numeric_limits<int>::max();
 
-// None of a file that is not there, as on systems other than Linux.
+// Returns no lines if the file does not exist, as on systems other than Linux.
 std::vector<std::string> lines_of(const std::string& path) {
   std::vector<std::string> lines;
   std::ifstream file(path);
@@ -39,7 +39,7 @@ bool contains(const std::vector<std::string>& parts, std::string_view part) {
   return std::find(parts.begin(), parts.end(), part) != parts.end();
 }
 
-// Of a path in /proc/self/mountinfo, where blanks are written as \040.
+// Decodes a path of /proc/self/mountinfo, where a blank is written as \040.
 std::string unescaped(std::string_view text) {
   std::string plain;
   for (std::size_t i = 0; i < text.size(); ++i) {
@@ -55,14 +55,14 @@ std::string unescaped(std::string_view text) {
   return plain;
 }
 
-// A number, or -1: "max", "-1", nothing.
+// Returns a number, or -1 for anything else, such as "max" or nothing.
 std::int64_t number(std::string_view text) {
   std::int64_t value = -1;
   const auto parsed = std::from_chars(text.data(), text.data() + text.size(), value);
   return parsed.ec == std::errc() && parsed.ptr == text.data() + text.size() ? value : -1;
 }
 
-// What one group grants: so much time of processors in a period.
+// The processors that one group grants: processor time per period.
 int quota_of(const std::string& folder, bool version_2) {
   std::vector<std::string> written;
   if (version_2) {
@@ -79,10 +79,10 @@ int quota_of(const std::string& folder, bool version_2) {
   return static_cast<int>(std::min<std::int64_t>((time - 1) / period + 1, no_limit));
 }
 
-// A file system of control groups, as a line of /proc/self/mountinfo tells it.
+// A mounted file system of control groups, as a line of /proc/self/mountinfo describes it.
 struct Mount {
   bool version_2;
-  std::string root;  // the group that is seen at `point`
+  std::string root;  // the group that `point` shows
   std::string point;
 };
 
@@ -101,7 +101,7 @@ std::vector<Mount> mounts() {
   return found;
 }
 
-// The least of the quotas of the groups that this process is in, one within the other, as far as they can be seen.
+// The smallest quota of the nested control groups of this process, as far as it can see them.
 int processors_by_quota() {
   int least = no_limit;
   const std::vector<Mount> mounts = fusedstep::mounts();
@@ -117,7 +117,7 @@ int processors_by_quota() {
     for (const Mount& mount : mounts) {
       if (mount.version_2 != version_2) continue;
       const std::string above = mount.root == "/" ? "" : mount.root;
-      std::string below;  // the group, seen from the mount; its root where the group lies elsewhere
+      std::string below;  // the group's path below the mount; empty if it lies elsewhere
       if (group.starts_with(above + "/") && group.find("/..") == std::string::npos) below = group.substr(above.size());
       while (!below.empty() && below.back() == '/') below.pop_back();
       for (;;) {

@@ -1,9 +1,9 @@
-// How many processors there are for this process.
+// The number of processors that this process can use.
 #pragma once
 
 namespace fusedstep {
 
-// Those that it may run on, or what the quotas of its control groups come to, rounded up, if that is less. At least 1.
+// Returns the processors that it may run on, or the quota of its control groups, rounded up, if that is less. At least 1.
 int usable_processors();
 
 }  // namespace fusedstep

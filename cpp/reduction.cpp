@@ -9,7 +9,7 @@
 namespace fusedstep {
 namespace {
 
-// A function of its own, because the wide copies need as much of the stack as all the rest.
+// A separate function, because these copies need as much of the stack as everything else.
 [[gnu::noinline]] Reduced reduce_narrow(const Work& work, std::int64_t n, void* const* streams) {
   constexpr std::int64_t apart = block * std::int64_t{sizeof(double)} + 64;
   alignas(64) char wide[low_stream * apart];
@@ -18,7 +18,7 @@ namespace {
 
 Reduced reduce_block(const Operand& operand, std::int64_t index) {
   constexpr std::size_t apart = block * sizeof(double);
-  alignas(64) char dense[low_stream * apart + block * sizeof(std::uint16_t)];  // low halves are the last
+  alignas(64) char dense[low_stream * apart + block * sizeof(std::uint16_t)];  // low halves come last
   const Work& work = *operand.work;
   const std::int64_t begin = index * block;
   const std::int64_t n = std::min(block, operand.stream[0]->size() - begin);
@@ -35,7 +35,7 @@ Reduced reduce_block(const Operand& operand, std::int64_t index) {
   return reduced;
 }
 
-// Of equal keys the first counts.
+// Among equal keys, the first one wins.
 Reduced tree_of(std::span<Reduced> blocks) {
   return tree(blocks, [](Reduced left, const Reduced& right) {
     left.add(right);
@@ -54,7 +54,7 @@ char* element(const Array& array, std::int64_t index) {
 }  // namespace
 
 Reduction::Reduction(std::span<const Operand> operands, const Gather& gather) {
-  std::vector<std::int64_t> first{0};  // block of each operand; and one more
+  std::vector<std::int64_t> first{0};  // first block of each operand, then the number of blocks
   std::int64_t elements = 0;
   for (const Operand& operand : operands) {
     first.push_back(first.back() + (operand.needs_reduction() ? blocks_of(operand.stream[0]->size()) : 0));
@@ -72,7 +72,7 @@ Reduction::Reduction(std::span<const Operand> operands, const Gather& gather) {
   parallel_for(first.back(), threads_for(elements), body(reduce));
 
   std::vector<Reduced> list;
-  std::vector<double> sums;  // of those over an array
+  std::vector<double> sums;  // of the reductions over one array
   for (std::size_t i = 0; i < operands.size(); ++i) {
     const Operand& operand = operands[i];
     if (!operand.needs_reduction()) continue;

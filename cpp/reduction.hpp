@@ -1,5 +1,5 @@
-// Reductions over all elements, for rules that need one before they update any: AdagradNorm needs the norm of each array's
-// gradient, GRprop a sum over the whole list of arrays and the element with the smallest key.
+// Reductions over all elements, for rules that need one before they update any. AdagradNorm needs the norm of each array's
+// gradient. GRprop needs a sum over all arrays of the list, and the element with the smallest key.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace fusedstep {
 
-// Neighbours added in pairs, again and again: a tree whose shape depends only on the number of summands.
+// Adds neighbours in pairs, again and again. The shape of this tree depends only on the number of summands.
 template <class T, class Add>
 T tree(std::span<T> x, Add add) {
   if (x.empty()) return T{};
@@ -23,34 +23,34 @@ T tree(std::span<T> x, Add add) {
   return x[0];
 }
 
-// Where an optimizer has only pieces of larger arrays, and others have the rest: takes what this one knows of a list of
-// numbers, and returns the whole list, in the order of the pieces. Throws if another one gave up. Empty: all is here.
+// If an optimizer has only pieces of larger arrays: takes the numbers of this process and returns those of all processes, in
+// the order of the pieces. Throws if another process gave up. Empty if this process has everything.
 using Gather = std::function<std::vector<double>(std::span<const double>)>;
 
-// In how many blocks an array is reduced.
+// The number of blocks in which an array is reduced.
 constexpr std::int64_t blocks_of(std::int64_t size) { return (size + block - 1) / block; }
 
-// A parameter with its gradient and states, in the order of the streams, and what is to be done to it.
+// A parameter with its gradient and states, in the order of the streams, and its work.
 struct Operand {
-  const Array* stream[max_arrays];  // without data: not used
+  const Array* stream[max_arrays];  // null data: not used
   Work* work;
-  std::int64_t whole;      // elements of the array of which this is a piece,
-  std::uint64_t key;       // of its noise,
-  std::int64_t first = 0;  // which counts from here
+  std::int64_t whole;      // elements of the whole array, if this is a piece of one
+  std::uint64_t key;       // of its noise
+  std::int64_t first = 0;  // the noise's index of the first element
 
   bool needs_reduction() const { return work->kernel.reduce != nullptr && !work->per_row; }
 };
 
 class Reduction {
  public:
-  // Reads, in one pass, the elements of the operands that need it, in the order of the axes. Writes nothing.
+  // Reads the elements of the operands that need a reduction, in one pass and in C order. Writes nothing.
   explicit Reduction(std::span<const Operand> operands, const Gather& gather = {});
 
-  // Before the update: completes the constants of those whose reduction runs over their own array, and updates their
+  // Called before the update. Completes the constants of operands whose reduction covers their own array, and updates their
   // scalars. Does not throw.
   void settle();
 
-  // After the update of all: the element that was chosen from the whole list.
+  // Called after the update of all elements. Updates the element that was chosen from the whole list.
   void update_chosen() const;
 
  private:

@@ -129,7 +129,7 @@ bool contains(const Range& range, double x) {
          (range.hi_open ? x < range.hi : x <= range.hi);
 }
 
-// `part` names the value where the field has two.
+// `part` says which of a pair the value is.
 [[noreturn]] void refuse_value(const Field& field, const Range& range, double value, const char* part) {
   std::string rule = range.text;
   rule.replace(rule.find('%'), 1, std::string(field.name) + part);
@@ -144,7 +144,7 @@ void check(const Field& field, const Range& range, double value, const char* par
 
 void refuse(const std::string& why) { throw std::invalid_argument(why); }
 
-// In as few digits as tell it from its neighbours, but not fewer than six. Streams do it on every system.
+// Writes as few digits as distinguish a number from its neighbours, but at least six. Streams do this on every system.
 std::string schema::text(double x) {
   for (int digits = 6;; ++digits) {
     std::stringstream text;

@@ -28,7 +28,7 @@ Array checked(const AnySpan& span, const Label& label, TypeSet types, bool writt
   }
   check_reach(array);
   if (array.data == nullptr) {
-    // Null stands for an array that is not there. This one is there, and it is empty.
+    // Null would mean that there is no array. This one exists and is empty.
     alignas(double) static constexpr char nowhere[1] = {};
     array.data = const_cast<char*>(nowhere);
   }

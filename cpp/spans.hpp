@@ -1,4 +1,4 @@
-// The public spans as arrays, checked, and back.
+// Converts the public spans to checked arrays, and back.
 #pragma once
 
 #include "checks.hpp"
@@ -6,12 +6,13 @@
 
 namespace fusedstep {
 
-// std::invalid_argument for another type, a read-only span where it is written, misaligned memory, impossible extents.
+// Throws std::invalid_argument for a wrong type, a read-only span that would be written, misaligned memory or impossible
+// extents.
 Array checked(const AnySpan& span, const Label& label, TypeSet types, bool written);
 
 AnySpan span_of(const Array& array);
 
-// Whether two spans are the same array, in the same place.
+// Whether two spans are the same array in the same place.
 bool same(const AnySpan& a, const AnySpan& b);
 
 }  // namespace fusedstep

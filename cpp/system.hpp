@@ -1,4 +1,4 @@
-// What the library asks of the operating system: system_posix.cpp and system_windows.cpp.
+// What the library needs from the operating system. See system_posix.cpp and system_windows.cpp.
 #pragma once
 
 #include <cstddef>
@@ -9,18 +9,19 @@ namespace fusedstep {
 // The processors that this process may run on, at least 1.
 int processors_by_affinity();
 
-// Zeroed memory that nobody has touched; null if there is none. Large memory lies on huge pages where the system has them.
+// Returns zeroed memory that nobody has touched, or null if there is none. Large memory is on huge pages if the system has
+// them.
 void* map_pages(std::size_t bytes);
 void unmap_pages(void* memory, std::size_t bytes);
 
-// Calls this in each child that a fork makes.
+// Calls f in each forked child.
 void call_in_children(void (*f)());
 
-// Keeps this library's code in memory, also after its owner has closed it.
+// Keeps this library's code in memory, even after its owner has closed it.
 void stay_loaded();
 
-// While this object lives, threads that are made take no signal: the caller's own wait for them, by a mask or sigwait.
-// Only what a thread does wrong itself is left to the handlers that report it.
+// New threads take no signals while this object lives, because the caller's threads may wait for them, by a mask or sigwait.
+// Only signals about a thread's own fault still reach it.
 class SignalsBlocked {
  public:
   SignalsBlocked();

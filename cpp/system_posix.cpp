@@ -18,7 +18,7 @@ namespace fusedstep {
 
 #if defined(__linux__)
 
-// The set of the type cpu_set_t ends at 1,024 processors: the system refuses one that is too small for its own.
+// cpu_set_t has room for 1,024 processors. If the system knows more, it refuses a set that is too small.
 int processors_by_affinity() {
   for (std::size_t most = 1024; most <= std::size_t{1} << 22; most *= 2) {
     cpu_set_t* const set = CPU_ALLOC(most);
@@ -34,12 +34,12 @@ int processors_by_affinity() {
   return 1;
 }
 
-// The linker was told (-z nodelete).
+// The linker option -z nodelete does this.
 void stay_loaded() {}
 
 #else
 
-// Threads are not bound to processors there.
+// Other systems do not bind threads to processors.
 int processors_by_affinity() { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); }
 
 void stay_loaded() {
@@ -55,7 +55,7 @@ void* map_pages(std::size_t bytes) {
   void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return nullptr;
 #ifdef MADV_HUGEPAGE
-  // A wish: where the system has no huge pages to give, small ones serve.
+  // A request: without huge pages the system gives small ones.
   constexpr std::size_t huge_page = std::size_t{1} << 21;
   if (bytes >= huge_page) static_cast<void>(madvise(memory, bytes, MADV_HUGEPAGE));
 #endif

@@ -10,7 +10,7 @@
 
 namespace fusedstep {
 
-// Of the group of up to 64 processors that the process was started in.
+// Counts the processors of the group in which the process started, which has at most 64.
 int processors_by_affinity() {
   DWORD_PTR process = 0, system = 0;
   if (GetProcessAffinityMask(GetCurrentProcess(), &process, &system) == 0) return 1;
@@ -21,7 +21,7 @@ void* map_pages(std::size_t bytes) { return VirtualAlloc(nullptr, bytes, MEM_RES
 
 void unmap_pages(void* memory, std::size_t) { VirtualFree(memory, 0, MEM_RELEASE); }
 
-// There is no fork.
+// Windows has no fork.
 void call_in_children(void (*)()) {}
 
 void stay_loaded() {
@@ -30,7 +30,7 @@ void stay_loaded() {
                      reinterpret_cast<LPCWSTR>(&stay_loaded), &here);
 }
 
-// Nor are there signals that any thread may take.
+// Windows has no signals that any thread may take.
 struct SignalsBlocked::Mask {};
 SignalsBlocked::SignalsBlocked() = default;
 SignalsBlocked::~SignalsBlocked() = default;

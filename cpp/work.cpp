@@ -16,7 +16,7 @@ void check_positive(double x, const char* name) {
   refuse(std::string(name) + ": expected a finite number with " + name + " > 0, got " + schema::text(x));
 }
 
-// 0: none; inf: the norm is asked for, but nothing is clipped.
+// 0 means no limit; inf asks for the norm but clips nothing.
 void check_limit(double x, const char* name) {
   if (x != 0 && !(std::isinf(x) && x > 0)) check_positive(x, name);
 }
@@ -213,7 +213,7 @@ void SingleUpdate::run() {
     update_all(work_, threads);
     return;
   }
-  Work work = work_;  // the reduction completes its constants
+  Work work = work_;  // a copy, because the reduction completes the constants
   Operand operand{{}, &work, tensor_.size, tensor_.key};
   for (std::size_t s = 0; s < max_arrays; ++s) operand.stream[s] = &whole_->arrays[s];
   if (rows_) {

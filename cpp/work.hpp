@@ -1,4 +1,4 @@
-// One update, prepared: which kernel, with which constants, over which streams.
+// A prepared update: the kernel, its constants and its streams.
 #pragma once
 
 #include <cstdint>
@@ -13,50 +13,51 @@
 
 namespace fusedstep {
 
-// std::invalid_argument if an option of the step is out of its range.
+// Throws std::invalid_argument if an option of the step is out of its range.
 void check(const StepOptions& options);
 
-// How the streams of an update are stored. `states` are all of the rule's, then the low halves of a master parameter; those
-// without data are not used.
+// How the streams of an update are stored. `states` are those of the rule, then the low halves of a master parameter; null
+// data means that one is not used.
 Storage storage_of(const RuleSchema& rule, const Options& options, const Array& parameter, const Array& gradient,
                    std::span<const Array> states, Rounding rounding);
 
-// What options ask for at update number `step` of parameters that are stored alike, or of one whose elements have their own.
+// Prepares update number `step` of parameters that are stored alike. With `own`, of one parameter whose elements have
+// options of their own.
 Work make_work(RuleId rule, const Options& options, std::int64_t step, const Storage& storage,
                const StepOptions& step_options, double clip_coef, OwnOptions* own = nullptr);
 
-// The type of a state's elements, where those of floating point are of type `floats`; and those that it may have.
+// The type of a state's elements, if floating-point states have the type `floats`; and the types that it may have.
 Type type_of_state(const schema::State& state, Type parameter, Type floats);
 TypeSet types_of_state(const schema::State& state, Type parameter);
 
-// What a master parameter keeps beside its bfloat16.
+// The state that holds the low halves of a bfloat16 master parameter.
 inline constexpr schema::State low_halves{.name = "param_low"};
 
-// That a parameter can be stored as its group says.
+// Refuses storage options that don't fit the parameter's type.
 void check_storage(const Array& parameter, const GroupStorage& storage);
 
-// That a parameter can have them.
+// Refuses low halves of a parameter that can't have them.
 Array checked_low_halves(const Array& low, const Array& parameter);
 
-// That a state has the shape it should have and can be written.
+// Refuses a state of a wrong shape or one that can't be written.
 void check_state(schema::Storage storage, const Array& array, const Array& parameter);
 
-// Arranges the streams of an update: true if each is one dense run. `first` is the index of the first element in the whole
-// parameter, of which this may be a piece; null: the update takes no noise.
+// Arranges the streams of an update. Returns true if each is one dense run. `first` is the index of the first element in the
+// whole parameter, of which this may be a piece; without it, the update takes no noise.
 bool arrange(const RuleSchema& rule, const Array& parameter, const Array& gradient, std::span<const Array> states,
              std::optional<std::int64_t> first, Tensor& tensor, Layout& layout);
 
-// One update of one parameter, checked like those of an optimizer when it is made. The shapes and strides that it was made
-// from are not needed any more to run it.
+// One update of one parameter. The constructor checks everything, like that of an optimizer. The shapes and strides that it
+// was given need not live until run().
 class SingleUpdate {
  public:
-  // `index`: the gradient is one of these rows; without data: of all. Rounds stochastically with a key, to nearest without.
+  // With an index, the gradient is one of these rows. With a key, results are rounded stochastically; without, to nearest.
   SingleUpdate(RuleId rule, const Options& options, std::int64_t step, const Array& parameter, const Array& gradient,
                std::span<const Array> states, const Array& index = {}, std::optional<std::uint64_t> key = {});
   SingleUpdate(const SingleUpdate&) = delete;
   SingleUpdate& operator=(const SingleUpdate&) = delete;
 
-  // std::out_of_range for a row that is not there.
+  // Throws std::out_of_range for a row that does not exist.
   void run();
 
  private:
@@ -66,7 +67,7 @@ class SingleUpdate {
   Layout layout_;
   Work work_;
   std::optional<RowGradient> rows_;
-  // For a reduction, and for rows.
+  // For reductions and for gradients of rows.
   struct Whole {
     Array arrays[max_arrays];
     std::vector<std::vector<std::int64_t>> geometry;

@@ -15,7 +15,7 @@ namespace {
 using npy = py::detail::npy_api;
 static_assert(sizeof(py::ssize_t) == sizeof(std::int64_t));
 
-// NumPy's, by Type. bfloat16 is ml_dtypes', whose number is not fixed.
+// NumPy's type numbers, by Type. ml_dtypes registers bfloat16, so its number is not fixed.
 constexpr int half_number = 23;
 constexpr int none = -1;
 constexpr int type_numbers[] = {
@@ -27,7 +27,7 @@ const py::detail::PyArray_Proxy* proxy(PyObject* object) { return py::detail::ar
 
 std::string type_name(py::handle object) { return py::str(py::type::handle_of(object).attr("__name__")); }
 
-// What to do instead, where that is known.
+// What the caller can do instead, if that is known.
 std::string advice(py::handle object, const std::string& dtype) {
   if (py::isinstance<py::list>(object) || py::isinstance<py::tuple>(object) || PyNumber_Check(object.ptr())) {
     return "pass np.asarray(value, dtype=np." + dtype + ")";
@@ -44,7 +44,7 @@ void check_is_array(py::handle object, const Label& label, const std::string& dt
                        "buffer protocol, got " + type_name(object) + "; " + advice(object, dtype));
 }
 
-// The protocol of before 2023 does not know the argument, nor copies.
+// Before NumPy 2.1, from_dlpack() has no `copy`, and never copies.
 py::object from_dlpack(const py::module_& numpy, py::handle object) {
   const py::object function = numpy.attr("from_dlpack");
   try {
@@ -55,12 +55,13 @@ py::object from_dlpack(const py::module_& numpy, py::handle object) {
   return function(object);
 }
 
-// An ndarray of the memory that an object offers. NumPy's scalars offer theirs, too, but are values, not arrays.
+// Returns an ndarray of the memory that an object offers. NumPy's scalars offer theirs as well, but they are values, not
+// arrays.
 py::object array_of(py::handle object, const Label& label) {
   const auto numpy = py::module_::import("numpy");
   const bool buffer = PyObject_CheckBuffer(object.ptr()) != 0 && !py::isinstance(object, numpy.attr("generic"));
   if (!buffer && !py::hasattr(object, "__dlpack__")) check_is_array(object, label);
-  if (py::hasattr(object, "is_neg") && py::object(object.attr("is_neg")()).cast<bool>()) {  // DLPack does not say it
+  if (py::hasattr(object, "is_neg") && py::object(object.attr("is_neg")()).cast<bool>()) {  // DLPack does not report it
     throw py::type_error(label.text() + ": expected elements as they are in memory, got a lazy negative of " +
                          type_name(object) + "; pass tensor.resolve_neg()");
   }
@@ -78,7 +79,7 @@ py::object array_of(py::handle object, const Label& label) {
   }
 }
 
-// The dtype of bfloat16, if ml_dtypes was imported: without it nobody has such an array.
+// The dtype of bfloat16. It exists only if ml_dtypes was imported, and without that nobody has such an array.
 py::object bfloat16_dtype(const py::object& ml_dtypes) {
   return py::module_::import("numpy").attr("dtype")(ml_dtypes.attr("bfloat16"));
 }

@@ -1,4 +1,4 @@
-// Arrays, borrowed: never converted, never copied.
+// Arrays are borrowed: never converted, never copied.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -20,36 +20,36 @@ inline bool is_array(PyObject* object) {
   return is_plain_array(object) || PyType_IsSubtype(Py_TYPE(object), py::detail::npy_api::get().PyArray_Type_) != 0;
 }
 
-// The object itself where it is a numpy.ndarray. What is none but offers its memory, by the buffer protocol or DLPack, gets
-// an ndarray of that memory, which keeps it in place as long as `references` lives. TypeError if it has no memory to offer,
-// or if it is an array whose arithmetic means something else (a masked array). May run any Python code.
+// Returns the object itself if it is a numpy.ndarray. An object that offers its memory by the buffer protocol or DLPack
+// becomes an ndarray of that memory, which `references` keeps in place. TypeError if it offers no memory, or if it is an
+// array whose arithmetic means something else (a masked array). May run any Python code.
 PyObject* as_array(py::handle object, const Label& label, References& references);
 
-// Whether an object is a number that may stand for a gradient of a 0-d parameter: a Python float or a NumPy scalar, which
+// Whether an object is a number that may stand for a gradient of a 0-d parameter: a Python float, or a NumPy scalar, which
 // arithmetic on 0-d arrays returns.
 bool is_scalar(PyObject* object);
 
-// Such a number as a 0-d array: a float is rounded, a NumPy scalar keeps its type.
+// Returns such a number as a 0-d array. A float is rounded, a NumPy scalar keeps its type.
 PyObject* as_array(py::handle scalar, Type rounded_to, References& references);
 
-// An index of rows: integers of 4 or 8 bytes.
+// Borrows an index of rows: integers of 4 or 8 bytes.
 Array borrow_index(py::handle object, const Label& label);
 
-// An array of one of some element types, written or only read. Raises TypeError (not an array, dtype, byte order) or
-// ValueError (read-only, misaligned), with the label, what was found and what to do. The object must outlive what is
-// returned. Runs no Python code, unless to say what is wrong.
+// Borrows an array of one of these types. Raises TypeError (not an array, dtype, byte order) or ValueError (read-only,
+// misaligned); the message has the label, what was found and what to do. The object must outlive the result. Runs no Python
+// code, except to say what is wrong.
 Array borrow(py::handle object, const Label& label, TypeSet types, bool written);
 
-// An ndarray over memory that `base` keeps.
+// Returns an ndarray over memory that `base` keeps.
 py::array array_over(const Array& array, py::handle base);
 
-// The descriptors of the native types, by Type: nearly every array points at one of them. bfloat16's is null before the first
-// array of that type.
+// The descriptors of the native types, by Type. Nearly every array points to one of them. That of bfloat16 is null until the
+// first such array.
 using Descriptors = std::array<std::atomic<const PyObject*>, type_count>;
 Descriptors& native_descriptors();
 
-// The quick look at an ndarray, where one was accepted before: same type, shape and strides, and as writable as before.
-// Inline, because each parameter takes it twice a step.
+// Whether an ndarray has the same type, shape and strides as one that was accepted before, and is writable if needed.
+// Inline, because each parameter takes it twice per step.
 inline bool same_form(PyObject* object, const PyObject* descriptor, std::size_t ndim, const std::int64_t* shape,
                       const std::int64_t* strides, bool written) {
   using npy = py::detail::npy_api;
@@ -60,7 +60,7 @@ inline bool same_form(PyObject* object, const PyObject* descriptor, std::size_t 
   return same;
 }
 
-// And in the same place.
+// Whether it is in the same place as well.
 inline bool unchanged(PyObject* object, const PyObject* descriptor, const char* data, std::size_t ndim,
                       const std::int64_t* shape, const std::int64_t* strides, bool written) {
   return is_array(object) && same_form(object, descriptor, ndim, shape, strides, written) &&

@@ -20,7 +20,7 @@ std::string type_name(py::handle object) { return py::str(py::type::handle_of(ob
                         std::to_string(found) + "; pass None for a parameter without a gradient");
 }
 
-// An item of a list or tuple as a new reference; null where it has become shorter.
+// Returns an item of a list or tuple as a new reference, or null if the list has become shorter.
 PyObject* new_item(PyObject* sequence, std::size_t i) {
   if (i >= static_cast<std::size_t>(PySequence_Fast_GET_SIZE(sequence))) return nullptr;
   PyObject* const item = PySequence_Fast_GET_ITEM(sequence, static_cast<Py_ssize_t>(i));
@@ -40,7 +40,7 @@ Containers::Containers(py::handle tree) : root_(parse(tree)) {
 PyObject* const* Containers::borrow(PyObject* const& found, std::size_t leaves) const {
 #if defined(Py_GIL_DISABLED)
   static_cast<void>(found), static_cast<void>(leaves);
-  return nullptr;  // another thread could change a list meanwhile
+  return nullptr;  // another thread may change a list meanwhile
 #else
   if (!flat_ || leaves != (root_.kind == Node::Kind::leaf ? 1 : root_.children.size())) return nullptr;
   if (root_.kind == Node::Kind::leaf) return &found;
@@ -51,7 +51,7 @@ PyObject* const* Containers::borrow(PyObject* const& found, std::size_t leaves) 
 }
 
 Containers::Node Containers::parse(py::handle tree, int depth) {
-  constexpr int deepest = 10'000;  // what a stack of 8 MiB bears twice over
+  constexpr int deepest = 10'000;  // a stack of 8 MiB has room for twice as many
   if (depth > deepest) {
     PyErr_SetString(PyExc_RecursionError, "params: containers are nested more than 10,000 deep");
     throw py::error_already_set();

@@ -1,4 +1,4 @@
-// The nested containers in which parameters came: gradients come in the same.
+// The nested containers of the parameters. Gradients come in the same containers.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -15,16 +15,16 @@ namespace py = pybind11;
 
 class Containers {
  public:
-  // From Python: a number for a leaf, a list, a dict, or ("fields", type or None, {name: child}) for an object with fields;
-  // of a type, where that is what tells one NamedTuple from another.
+  // Takes the tree as Python describes it: a number for a leaf, a list, a dict, or ("fields", type or None, {name: child})
+  // for an object with fields. The type tells one NamedTuple from another.
   explicit Containers(py::handle tree);
 
-  // The leaves of `found`, which must have the same containers, in their order. All are owned by `references`, also against
-  // Python code that empties a container while another is read. TypeError or ValueError with the place.
+  // Collects the leaves of `found` in their order. It must have the same containers. `references` owns all of them, in case
+  // Python code empties a container while another one is read. TypeError or ValueError with the place.
   void collect(py::handle found, std::vector<PyObject*>& leaves, References& references) const;
 
-  // So many leaves where they are borrowed from: `found` itself, or the items of a list or tuple that holds nothing else. Null
-  // for any other containers, and another number, which collect() looks at. Runs no Python code.
+  // Borrows the leaves without collecting them: `found` itself, or the items of a list or tuple of just that many leaves.
+  // Returns null for anything else, which collect() handles. Runs no Python code.
   PyObject* const* borrow(PyObject* const& found, std::size_t leaves) const;
 
   // For Python's garbage collection.
@@ -51,7 +51,7 @@ class Containers {
   static int traverse(const Node& node, visitproc visit, void* arg);
 
   Node root_;
-  bool flat_;  // a leaf, or a sequence of leaves in their order
+  bool flat_;  // the root is a leaf, or a sequence of leaves in their order
 };
 
 }  // namespace fusedstep::bind

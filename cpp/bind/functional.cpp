@@ -1,5 +1,5 @@
-// pybind11's own parsing of such a signature costs 550 to 890 ns per call, several times the update of a small array: so
-// these functions take their arguments by the vectorcall protocol, and match names by identity, as interned strings.
+// pybind11 needs 550 to 890 ns per call to parse such a signature, several times the update of a small array. So these
+// functions use the vectorcall protocol, and match names by identity, as interned strings.
 #include "functional.hpp"
 
 #include <array>
@@ -30,27 +30,27 @@ struct Argument {
   Role role;
   int state = -1;
   const Field* field = nullptr;
-  const Field* turned_on = nullptr;  // the flag that giving this argument turns on
+  const Field* turned_on = nullptr;  // the flag that this argument turns on
   bool required = false;
   bool may_be_none = false;  // its default is None
 };
 
 constexpr int max_arguments = 32;
 
-// A call whose names and options were checked: how it was written, and what came of it. Another call that is written the same,
-// with the same options, needs only a look at its arrays.
+// A call whose names and options were checked, with the result. The next call that is written the same, with the same
+// options, only needs to look at its arrays.
 struct Written {
-  // By argument as it was passed: an array, and of which stream, or an object that is the same in the next call. Those are of
-  // immutable types, and held, so that the same object has the same value.
+  // One per passed argument: the stream of an array, or an object that must be the same in the next call. Such objects have
+  // immutable types and are held, so that the same object has the same value.
   struct Passed {
     py::object value;
     int stream = -1;
   };
   std::vector<py::object> keywords;
   std::vector<Passed> passed;
-  std::size_t parameter = 0;  // its place among what is passed
-  const Kernels* kernels;     // that the work is made with
-  Work work;                  // of streams that all have a type of their own, float32 or float64
+  std::size_t parameter = 0;  // its place in `passed`
+  const Kernels* kernels;     // those of `work`
+  Work work;                  // no stream of it is narrow
 };
 
 struct Function {
@@ -61,9 +61,9 @@ struct Function {
   int positional;
   Options defaults;
   PyMethodDef definition;
-  std::array<std::unique_ptr<const Written>, 4> written{};  // by calls in turn
+  std::array<std::unique_ptr<const Written>, 4> written{};  // calls replace them in turn
   std::size_t next_written = 0;
-  std::size_t missed = 0;  // calls, since one was written as remembered
+  std::size_t missed = 0;  // how many calls since the last one that was remembered
 };
 
 bool given(PyObject* value) { return value != nullptr && value != Py_None; }
@@ -120,7 +120,7 @@ std::int64_t step_count(PyObject* value) {
   return t;
 }
 
-// Of the noise of stochastic rounding.
+// The key of the noise in stochastic rounding.
 std::uint64_t noise_key_from(PyObject* value) {
   if (PyBool_Check(value) || PyIndex_Check(value) == 0) {
     throw py::type_error("key: expected a whole number or None, got " + std::string(py::repr(value)));
@@ -138,7 +138,7 @@ std::uint64_t noise_key_from(PyObject* value) {
   return key;
 }
 
-// A state is passed exactly where the hyperparameters have a use for it.
+// Refuses a state that the hyperparameters do not use, and a missing one that they do.
 void check_states(const Function& function, const RuleSchema& rule, const Options& options, PyObject* const* values) {
   for (std::size_t k = 0; k < function.arguments.size(); ++k) {
     const Argument& argument = function.arguments[k];
@@ -151,7 +151,7 @@ void check_states(const Function& function, const RuleSchema& rule, const Option
 }
 
 // Whether an array owns its memory and only this call holds it. W[rows], with an array of rows, makes such a copy, and its
-// update would be lost. Free-threaded Python cannot tell by the reference count.
+// update would be lost. In free-threaded Python the reference count does not show this.
 bool is_lost(PyObject* array) {
 #if defined(Py_GIL_DISABLED)
   static_cast<void>(array);
@@ -191,9 +191,9 @@ bool is_written(const Written& written, PyObject* const* passed, Py_ssize_t coun
          py::detail::array_proxy(parameter)->descr == descriptor_of(written.work.storage.type[0]);
 }
 
-// An update of a few elements by what was remembered. Its arrays are looked at in full: ndarrays of native types, of one shape,
-// in C order, aligned, written ones writeable and the caller's, none sharing memory with another. False, and nothing is done,
-// where one is not: then update() says what is wrong, or can do more. Runs no Python code.
+// Updates a few elements by what was remembered. It checks the arrays in full: they must be ndarrays of native types, of one
+// shape, in C order, aligned and without shared memory; written ones must be writeable and held by the caller. Otherwise it
+// does nothing and returns false, and update() says what is wrong or supports it. Runs no Python code.
 bool update_as_written(const Written& written, PyObject* const* passed) {
   using npy = py::detail::npy_api;
   const PyTypeObject* const array_type = npy::get().PyArray_Type_;
@@ -235,13 +235,13 @@ bool update_as_written(const Written& written, PyObject* const* passed) {
   return true;
 }
 
-// What came of a call.
+// What a call has found out.
 struct Made {
   Options options;
   Storage storage;
 };
 
-// Remembers a call that was made, if its next one can be made by it.
+// Remembers a call, if the next one can use what it found out.
 void remember(Function& function, const Made& made, PyObject* const* passed, Py_ssize_t count, PyObject* keywords) {
 #if !defined(Py_GIL_DISABLED)
   auto written = std::make_unique<Written>();
@@ -270,7 +270,7 @@ void remember(Function& function, const Made& made, PyObject* const* passed, Py_
   const DefaultFloatingPoint guard;
   written->work = make_work(function.rule, made.options, 1, made.storage, {}, 1.0);
   if (written->work.kernel.reduce != nullptr) return;
-  // What it replaces is released when nothing points at it any more.
+  // The entry that this replaces is freed when nothing points to it any more.
   std::unique_ptr<const Written> last = std::move(written);
   std::swap(last, function.written[function.next_written++ % function.written.size()]);
 #else
@@ -279,8 +279,8 @@ void remember(Function& function, const Made& made, PyObject* const* passed, Py_
 #endif
 }
 
-// First all that may run Python code, numbers and arrays of others; then a look at the memory, and the update. Returns what
-// another call may need, if that is all.
+// Does everything that may run Python code first (numbers and foreign arrays). Then it looks at the memory and updates.
+// Returns what the next call can use, if there is nothing else to do in it.
 std::optional<Made> update(const Function& function, PyObject* const* values) {
   const RuleSchema& rule = schema_of(function.rule);
   Options options = function.defaults;
@@ -346,7 +346,7 @@ std::optional<Made> update(const Function& function, PyObject* const* values) {
   if (parameter.size() < small) {
     prepared.run();
   } else {
-    without_gil([&] { prepared.run(); });  // the caller's frame holds the arrays
+    without_gil([&] { prepared.run(); });  // the caller's frame keeps the arrays alive
   }
   if (parameter.size() >= small) return std::nullopt;
   const Storage storage = storage_of(rule, options, parameter, gradient, states, Rounding::nearest);
@@ -354,8 +354,9 @@ std::optional<Made> update(const Function& function, PyObject* const* values) {
   return Made{options, storage};
 }
 
-// What a built-in function is bound to is its module, or else it shows as a method and does not pickle. A call gets to
-// see nothing but that: so each function has a module object of its own, under the package's name, whose state it is.
+// The object that a built-in function is bound to is its module; with any other object it would look like a method, and not
+// pickle. A call sees only that object. So each function has a module object of its own, with the package's name, whose
+// state is the function.
 Function*& held_by(PyObject* module) { return *static_cast<Function**>(PyModule_GetState(module)); }
 
 PyModuleDef holder = {
@@ -384,7 +385,7 @@ PyObject* call(PyObject* self, PyObject* const* positional, Py_ssize_t count, Py
     PyObject* values[max_arguments] = {};
     collect(function, positional, count, keywords, values);
     const auto made = update(function, values);
-    // Where options change in every call, to remember them is in vain: fewer and fewer calls try.
+    // If options change in every call, remembering them is useless: fewer and fewer calls try.
     if (made && !known && std::has_single_bit(++function.missed)) {
       remember(function, *made, positional, count, keywords);
     }

@@ -1,4 +1,4 @@
-// The GIL: given back around the work; and references that outlive the wait for it.
+// Releases the GIL during the work, and keeps references until it is held again.
 #pragma once
 
 #include <Python.h>
@@ -10,15 +10,15 @@
 
 namespace fusedstep::bind {
 
-// Work on fewer elements than this takes less time than handing the interpreter to another thread.
+// Work on fewer elements takes less time than passing the interpreter to another thread.
 inline constexpr std::int64_t small = 4096;
 
-// Whether this thread waits for the GIL, or has been ended while it waited.
+// Whether this thread waits for the GIL, or ended while it waited.
 inline thread_local bool waits_for_gil = false;
 
-// Runs f, which touches nothing of Python's, without the GIL. At the interpreter's end a daemon thread never gets it back:
-// Python then ends the thread where it waits, by unwinding its stack. So the wait is in no destructor, and destructors
-// must not touch Python's objects while `waits_for_gil`.
+// Runs f, which must not touch Python objects, without the GIL. When the interpreter ends, a daemon thread never gets it
+// back: Python ends the thread while it waits, by unwinding its stack. So no destructor waits for it, and destructors must
+// not touch Python objects while `waits_for_gil`.
 template <class F>
 void without_gil(F f) {
   PyThreadState* const state = PyEval_SaveThread();
@@ -34,7 +34,7 @@ void without_gil(F f) {
   if (failure) std::rethrow_exception(failure);
 }
 
-// Owned references to objects that a call looks at. Given back at its end, unless the thread was ended.
+// Owned references to the objects that a call looks at. They are released at its end, unless the thread has ended.
 class References {
  public:
   References() = default;
@@ -47,7 +47,7 @@ class References {
 
   void reserve(std::size_t n) { objects_.reserve(n); }
 
-  // Takes over a new reference.
+  // Takes ownership of a new reference.
   PyObject* take(PyObject* object) {
     objects_.push_back(object);
     return object;

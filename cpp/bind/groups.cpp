@@ -17,7 +17,7 @@ std::string at(std::size_t index) { return "param_groups[" + std::to_string(inde
 
 std::string type_name(py::handle object) { return py::str(py::type::handle_of(object).attr("__name__")); }
 
-// A number that changes with every change of a dict; 0 where Python does not tell.
+// Returns a number that changes whenever a dict changes, or 0 if this Python has none.
 std::uint64_t version_of(PyObject* dict) {
 #if PY_VERSION_HEX < 0x030C0000
   return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag;
@@ -110,7 +110,7 @@ void Groups::read(py::handle groups, OptimizerCore& core) {
     if (owned && !groups_[k].seen.empty() && holds(values.ptr(), groups_[k].seen)) continue;
     OwnArrays arrays;
     const Options options = read_group(k, values.ptr(), core, arrays);
-    Entries seen = std::exchange(groups_[k].seen, {});  // to be read again, should the optimizer refuse it
+    Entries seen = std::exchange(groups_[k].seen, {});  // if the optimizer refuses them, they are read again
     core.set_options(k, options, own_options(arrays, k, core));
     groups_[k].seen = std::move(seen);
   }
@@ -178,7 +178,7 @@ bool Groups::read_floats(OptimizerCore& core) {
   return true;
 }
 
-// Whether a state starts at the value of an option, so that a change may be without effect.
+// Whether a state starts at the value of an option. A later change of it may have no effect.
 bool Groups::is_start(const schema::Field& field) const {
   return std::any_of(rule_.states.begin(), rule_.states.end(), [&](const schema::State& state) {
     return state.starts_at != nullptr && std::string_view(state.starts_at) == field.name;

@@ -1,4 +1,4 @@
-// The dicts of hyperparameters that a caller may change between steps.
+// The dicts of hyperparameters, which the caller may change between steps.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -13,29 +13,29 @@
 
 namespace fusedstep::bind {
 
-// What Python's `_storage.checked` returns of a group.
+// Converts the arguments that Python's `_storage.checked` returns for a group.
 GroupStorage storage_from(const std::optional<std::string>& state_dtype, bool nearest, bool master);
 
-// The arrays of a group for each of its parameters.
+// Returns the arrays of a group for each of its parameters.
 OptimizerCore::Own own_options(const OwnArrays& arrays, std::size_t group, const OptimizerCore& core);
 
 class Groups {
  public:
   explicit Groups(const RuleSchema& rule);
 
-  // From now on read() insists on this list of these dicts, each with its "params" and with exactly the keys that it has.
-  // The optimizer takes their values as those that its states belong to; where it has them already, no Python code runs.
+  // From now on read() accepts only this list of these dicts, each with its "params" and exactly its present keys. The
+  // optimizer takes their values as those that its states belong to. If it has them already, no Python code runs.
   void own(const py::list& groups, OptimizerCore& core, bool has_their_values);
 
-  // Hands what has changed since the last time to the optimizer. May run any Python code.
+  // Passes what has changed to the optimizer. May run any Python code.
   void read(py::handle groups, OptimizerCore& core);
 
-  // The same where at most some floats were replaced by others; runs no Python code. False, and nothing has changed, if
-  // anything else differs from the last time: then read() looks at it.
+  // The same if at most some floats were replaced by others. Returns false, and changes nothing, if anything else differs;
+  // then call read(). Runs no Python code.
   bool read_floats(OptimizerCore& core);
 
-  // From now on read_floats() compares with these groups, which may have other keys, too, and "params" of any kind. False where
-  // they can't be compared, or are not those of the core.
+  // From now on read_floats() compares with these groups. They may have further keys, and "params" of any kind. Returns
+  // false if they can't be compared, or are not those of the core.
   bool remember(py::handle groups, const OptimizerCore& core);
   bool are(PyObject* groups) const { return groups != nullptr && groups == list_.ptr(); }
   py::handle params(std::size_t group) const { return groups_[group].params; }
@@ -45,11 +45,11 @@ class Groups {
 
  private:
   struct Group {
-    py::object dict;    // null unless owned
-    py::object params;  // likewise
+    py::object dict;    // null until owned
+    py::object params;  // null until owned
     std::size_t keys = 0;
-    Entries seen;  // as read last, in the order of the dict; none: it must be read
-    std::uint64_t version = 0;  // of the dict where it was seen to be as read; 0: unknown
+    Entries seen;  // as read last, in the dict's order; empty: it must be read
+    std::uint64_t version = 0;  // of the dict when it was compared last; 0: unknown
   };
 
   Options read_group(std::size_t index, PyObject* values, const OptimizerCore& core, OwnArrays& arrays);
@@ -59,7 +59,7 @@ class Groups {
 
   const RuleSchema& rule_;
   std::vector<py::object> names_;  // of the fields, interned
-  py::object list_;                // null unless owned
+  py::object list_;                // null until owned
   std::vector<Group> groups_;
 };
 

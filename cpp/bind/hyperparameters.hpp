@@ -1,4 +1,4 @@
-// Python values -> hyperparameters, by the schema of a rule.
+// Converts Python values to hyperparameters, by the schema of a rule.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -17,36 +17,36 @@ namespace fusedstep::bind {
 
 namespace py = pybind11;
 
-// TypeError unless the value is a real number (an int, a float, a NumPy scalar; no bool, str or array).
+// TypeError unless the value is a real number: an int, a float or a NumPy scalar, but no bool, str or array.
 double real(py::handle value, const char* name);
 bool flag(py::handle value, const char* name);
 
-// " (did you mean 'lr'?)" if one of the known names is close, else nothing.
+// Returns " (did you mean 'lr'?)" if one of the known names is close, otherwise nothing.
 std::string did_you_mean(py::handle name, const py::list& known);
 
-// Whether the same object has the same value: not so a list, or a number of somebody's own type.
+// Whether the object can't change its value. A list can, and so may a number of a foreign type.
 bool is_immutable(PyObject* value);
 
-// An array instead of a number: its place among the options, and its values as C-contiguous float64.
+// An array given for a number: the place of the option, and the values as C-contiguous float64.
 struct OwnArray {
   const char* name;
   std::size_t offset;
   py::array_t<double> values;
 
-  // Those of each element of a parameter. ValueError if the shape does not broadcast to the parameter's.
+  // The values for each element of a parameter. ValueError if the shape does not broadcast to the parameter's.
   OwnOptions::Values of(const Array& parameter) const;
 };
 using OwnArrays = std::vector<OwnArray>;
 
-// Writes a value into the options. TypeError for its type, ValueError for its range. Of an array, which is taken where the
-// option may differ between elements, the first number stands for the others.
+// Writes a value into the options. TypeError for a wrong type, ValueError for a value out of range. If the option may differ
+// between elements, the value may be an array; its first number then stands for the others.
 void set_field(const schema::Field& field, py::handle value, Options& options, OwnArrays* arrays = nullptr);
 py::object get_field(const schema::Field& field, const Options& options);
 
-// A dict of hyperparameters over the defaults. TypeError for an unknown name.
+// Returns the defaults, changed by a dict of hyperparameters. TypeError for an unknown name.
 Options options_from(const RuleSchema& rule, const py::dict& values, OwnArrays* arrays = nullptr);
 
-// Runs f as the body of a function of the C API: a C++ exception becomes a Python exception.
+// Runs f as the body of a C function. A C++ exception becomes a Python exception.
 template <class F>
 PyObject* raising(F f) {
   try {

@@ -19,13 +19,13 @@ namespace py = pybind11;
 namespace fusedstep::bind {
 namespace {
 
-// Types, ranges and what does not go together, before anything is made of it.
+// Checks types, ranges and contradictions before anything is made from the values.
 void check_hyperparameters(const std::string& rule, const py::dict& values) {
   const RuleSchema& schema = schema_of(rule_named(rule));
   check(schema, options_from(schema, values));
 }
 
-// The names of the states that these hyperparameters use.
+// Returns the names of the states that these hyperparameters use.
 std::vector<std::string> used_states(const std::string& rule, const py::dict& values) {
   const RuleSchema& schema = schema_of(rule_named(rule));
   OwnArrays arrays;
@@ -52,7 +52,8 @@ py::dict described(const schema::Field& field, const Options& defaults) {
   return made;
 }
 
-// {rule: {"fields": {name: ...}, "states": {name: ...}, "step": None, "" or a field, "rows": bool}}: what the rules declare.
+// Returns what the rules declare: {rule: {"fields": {name: ...}, "states": {name: ...}, "step": None, "" or a field, "rows":
+// bool}}.
 py::dict rules() {
   constexpr const char* storages[] = {"parameter", "int8", "scalar"};
   py::dict all;
@@ -83,7 +84,7 @@ py::dict rules() {
   return all;
 }
 
-// The addresses of the C functions by their names.
+// Returns the addresses of the C functions by their names.
 py::dict c_functions() {
   py::dict all;
   const auto add = [&](const char* name, auto* function) { all[name] = reinterpret_cast<std::uintptr_t>(function); };
@@ -122,7 +123,7 @@ py::dict c_functions() {
   return all;
 }
 
-// {rule: [{"name", "source", "takes": [argument], "values": {argument: value}}]}
+// Returns {rule: [{"name", "source", "takes": [argument], "values": {argument: value}}]}.
 py::dict dialects() {
   py::dict all;
   for (int rule = 0; rule < Rules::size; ++rule) {
@@ -151,7 +152,7 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used(), py::multiple_interpreters
   module.attr("version") = FUSEDSTEP_VERSION;
   module.attr("compiler") = FUSEDSTEP_COMPILER;
   module.attr("flags") = FUSEDSTEP_FLAGS;
-  module.attr("block") = block;  // elements: what sums of a norm begin with
+  module.attr("block") = block;  // in elements; sums of a norm begin with such blocks
   module.def("isa", &isa);
   module.def("compiled_isas", &compiled_isas);
   module.def("available_isas", &available_isas);
@@ -178,7 +179,7 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used(), py::multiple_interpreters
       },
       py::arg("array"), py::arg("name"), py::arg("group"), py::arg("state_dtype") = py::none(), py::arg("nearest") = false,
       py::arg("master") = false);
-  // Swaps the floating-point settings of the calling thread; None: those of IEEE 754. Returns the ones before.
+  // Sets the floating-point settings of the calling thread and returns the ones before. None stands for those of IEEE 754.
   module.def(
       "exchange_floating_point", [](std::optional<std::uint64_t> state) { return exchange_floating_point(state); },
       py::arg("state"));

@@ -1,4 +1,4 @@
-// Python's objects: dicts that are compared with what they held, and those of classes that pybind11 binds.
+// Helpers for Python objects: dicts that are compared with an earlier state, and objects of classes that pybind11 binds.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -10,23 +10,23 @@ namespace fusedstep::bind {
 
 namespace py = pybind11;
 
-// In the order of the dict, all held.
+// The entries of a dict, in its order. All objects are held.
 using Entries = std::vector<std::pair<py::object, py::object>>;
 
 Entries entries_of(PyObject* dict);
 
-// Whether the dict has the same keys, in their order, with the same objects.
+// Whether the dict still has the same keys, in the same order, with the same objects.
 bool holds(PyObject* dict, const Entries& entries);
 
 int traverse(const Entries& entries, visitproc visit, void* arg);
 
-// What an object of exactly the class of T holds.
+// Returns the T in an object of exactly the class of T.
 template <class T>
 T& held(PyObject* object) {
   return *static_cast<T*>(reinterpret_cast<py::detail::instance*>(object)->get_value_and_holder().value_ptr());
 }
 
-// Makes objects of a class take part in garbage collection, by their traverse() and clear().
+// Makes objects of a class take part in garbage collection, by T's traverse() and clear().
 template <class T>
 void take_part_in_collection(PyHeapTypeObject* heap_type) {
   PyTypeObject& type = heap_type->ht_type;

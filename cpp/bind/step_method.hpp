@@ -1,19 +1,19 @@
-// The method `step` of Python's optimizers, which repeats the step before where that can be.
+// The method `step` of Python's optimizers. It repeats the last step if possible.
 //
-// Most steps and calls are written like an earlier one. They remember what was checked then, and compare instead of
-// checking again; whatever differs takes the full way, which says what is wrong, or remembers anew. What is remembered
-// is held, and compared with the GIL, while no Python code runs. The parts:
+// Most steps and calls are like an earlier one. The package remembers what was checked then, and compares instead of
+// checking again. If anything differs, the call takes the full path, which raises an error or remembers anew. Remembered
+// objects are held, and they are compared with the GIL while no Python code runs. The parts:
 //   steps over arrays     PyOptimizer::repeat(): groups, containers, and the memory of each array
-//   steps over tensors    TensorStep: the same of PyTorch's, and its hooks and profiler
-//   work                  OptimizerCore::plan_: the next step needs the kernels and constants of the last one
-//   calls of functions    Written in functional.cpp: names and options; arrays are checked in each call
+//   steps over tensors    TensorStep: the same for PyTorch's tensors, its hooks and its profiler
+//   work                  OptimizerCore::plan_: the next step uses the kernels and constants of the last one
+//   calls of functions    Written in functional.cpp: names and options; each call checks its arrays
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 namespace fusedstep::bind {
 
-// After register_optimizer() and register_tensors().
+// Call it after register_optimizer() and register_tensors().
 void register_step_method(pybind11::module_& module);
 
 }  // namespace fusedstep::bind

@@ -15,8 +15,8 @@
 namespace fusedstep::bind {
 namespace {
 
-// What is used here of DLPack's C exchange API, version 1 (https://dmlc.github.io/dlpack/latest/c_api.html): a look at
-// a tensor that makes no object.
+// The part of DLPack's C exchange API, version 1, that is used here (https://dmlc.github.io/dlpack/latest/c_api.html): it
+// describes a tensor without making an object.
 struct Look {
   void* data;
   std::int32_t device;
@@ -38,7 +38,7 @@ struct Exchange {
   int (*look)(void* tensor, Look* look);
 };
 
-// Whether a tensor is like an array, except for its place.
+// Whether a tensor is like an array in everything except its place.
 bool is_like(const Look& look, const Array& array) {
   constexpr std::int32_t processor = 1;
   constexpr std::uint8_t integer = 0, natural = 1, real = 2, brain = 4;
@@ -55,7 +55,7 @@ bool is_like(const Look& look, const Array& array) {
 
 char* place(const Look& look) { return static_cast<char*>(look.data) + look.offset; }
 
-// No finalizer of garbage runs meanwhile.
+// Keeps garbage collection, and so finalizers, from running meanwhile.
 class NoCollection {
  public:
   NoCollection() : was_on_(PyGC_Disable()) {}
@@ -69,21 +69,21 @@ class NoCollection {
   int was_on_;
 };
 
-// What torch offers.
+// What is used of torch.
 struct Torch {
   const Exchange* exchange;
   py::object tensor;            // the class
   py::object profiler_enabled;  // function
   py::object increment_version;
-  py::object pre_hooks;  // those of all optimizers
+  py::object pre_hooks;  // of all optimizers
   py::object post_hooks;
 };
 
 class TensorStep {
  public:
-  // `params`: all tensors, in order; `entries`: the dict of states of each, or None; `states`: for each with a dict,
-  // its tensors in the order of the rule, or None, the low halves, or None, and then that of the count, an element of
-  // `steps`, which are `counted` unless somebody else wrote into them.
+  // `params` has all tensors in order. `entries` has the dict of states of each, or None. `states` has an item for each
+  // tensor with a dict: its states in the rule's order, or None, the low halves, or None, and the count. The counts are
+  // elements of `steps`; they equal `counted` unless somebody else wrote into them.
   TensorStep(const py::object& core, const py::object& lock, const py::list& params, const py::list& entries,
              const std::vector<std::size_t>& sizes, const py::list& states, const py::array& steps, const py::array& counted,
              const py::dict& torch)
@@ -119,9 +119,9 @@ class TensorStep {
     if (next != core_.core().size()) throw py::value_error("states: expected those of each parameter of the core");
   }
 
-  // Remembers these groups and states. False where they cannot be compared, or are not those of the core's last step.
+  // Remembers these groups and states. Returns false if they can't be compared, or are not those of the core's last step.
   bool remember(const py::object& groups, const py::object& state) {
-#if defined(Py_GIL_DISABLED)  // another thread could change what is looked at meanwhile
+#if defined(Py_GIL_DISABLED)  // another thread may change it meanwhile
     return false;
 #endif
     if (torch_.exchange->major != 1 || torch_.exchange->look == nullptr || !PyDict_Check(state.ptr())) return false;
@@ -196,10 +196,10 @@ class TensorStep {
     py::object tensor;
     py::object entry;
     Entries seen;
-    std::vector<py::object> states;  // and the count
+    std::vector<py::object> states;  // and the count at the end
   };
 
-  // The optimizer's lock, unless another thread has it.
+  // Takes the optimizer's lock, unless another thread has it.
   class Lock {
    public:
     explicit Lock(TensorStep& step) : step_(step) {
@@ -226,8 +226,8 @@ class TensorStep {
 
   static bool is_empty(PyObject* dict) { return dict != nullptr && PyDict_Check(dict) && PyDict_GET_SIZE(dict) == 0; }
 
-  // No hooks, no profiler and no scale of gradients; and the groups, the lists in them and the states are those of last
-  // time.
+  // Whether there are no hooks, no profiler and no gradient scale, and the groups, their lists and the states are those of
+  // the last step.
   bool is_plain(PyObject* optimizer) {
     const auto attributes = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(optimizer, nullptr));
     PyObject* const dict = attributes.ptr();
@@ -253,7 +253,7 @@ class TensorStep {
 
   bool look(PyObject* tensor, Look& out) const { return torch_.exchange->look(tensor, &out) == 0; }
 
-  // Whether a tensor is the memory of an array.
+  // Whether a tensor has exactly the memory of an array.
   bool is(PyObject* tensor, const Array& array) const {
     Look found;
     return look(tensor, found) && is_like(found, array) && place(found) == array.data;
@@ -296,7 +296,7 @@ class TensorStep {
            std::memcmp(element(steps_, i), element(counted_, i), static_cast<std::size_t>(steps_.itemsize())) == 0;
   }
 
-  // The gradient, if its memory is as torch says.
+  // Takes the gradient if its memory is as torch says.
   bool take(std::size_t i, PyObject* gradient) {
     Look found;
     const Array& last = core_.core().gradient(i);
@@ -328,12 +328,12 @@ class TensorStep {
     }
   }
 
-  py::object owner_;  // of the core
+  py::object owner_;  // keeps the core alive
   py::object lock_;
   py::array steps_;
   py::array counted_;
   py::object state_;
-  std::vector<std::size_t> sizes_;  // of the groups
+  std::vector<std::size_t> sizes_;  // how many tensors each group has
   std::vector<Param> params_;
   std::vector<py::object> names_;
   Entries seen_;

@@ -1,4 +1,4 @@
-// Steps over PyTorch's tensors that are like the one before.
+// Repeats steps over PyTorch's tensors.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -7,8 +7,8 @@ namespace fusedstep::bind {
 
 void register_tensors(pybind11::module_& module);
 
-// A step of an optimizer by the TensorStep that it remembers. Null without an error, and nothing is done, where
-// anything but floats of the groups and gradients is other than it was.
+// Makes a step with the TensorStep that an optimizer remembers. Returns null without an error, and does nothing, if anything
+// differs except floats in the groups and gradients.
 PyObject* repeat_tensors(PyObject* tensor_step, PyObject* optimizer);
 
 }  // namespace fusedstep::bind

@@ -18,7 +18,7 @@
 namespace fusedstep::bind {
 namespace {
 
-// Something to be called many times over, with what it borrows.
+// A call to be repeated many times, with the arrays that it borrows.
 class Repeated {
  public:
   Repeated(std::function<void()> call, py::object owners) : call_(std::move(call)), owners_(std::move(owners)) {}
@@ -38,7 +38,7 @@ class Repeated {
   py::object owners_;
 };
 
-// The rule, and a parameter, its gradient and the states in use, borrowed from [param, grad, states ...].
+// A rule with a parameter, its gradient and the states in use, borrowed from [param, grad, states ...].
 struct Streams {
   RuleId rule;
   Options options;
@@ -67,7 +67,7 @@ struct Streams {
   }
 };
 
-// Only the update, checked and prepared once: what the kernel costs, or one of the limits.
+// Repeats only an update that was checked and prepared once: the cost of the kernel, or of a limit.
 Repeated repeated_kernel(const std::string& name, const py::dict& values, const py::list& arrays) {
   const Streams streams(rule_or_limit_named(name), values, arrays);
   const auto update = std::make_shared<SingleUpdate>(streams.rule, streams.options, 1, streams.parameter, streams.gradient,
@@ -75,7 +75,7 @@ Repeated repeated_kernel(const std::string& name, const py::dict& values, const 
   return {[update] { update->run(); }, arrays};
 }
 
-// fusedstep::step(), with its checks in each call.
+// Repeats fusedstep::step(), with its checks in each call.
 Repeated repeated_step(const std::string& name, const py::dict& values, const py::list& arrays) {
   const Streams streams(rule_named(name), values, arrays);
   return {[any = RuleAccess::make(streams.rule, streams.options), p = span_of(streams.parameter),
@@ -83,7 +83,7 @@ Repeated repeated_step(const std::string& name, const py::dict& values, const py
           arrays};
 }
 
-// fusedstep::Optimizer::step() over a list of parameters.
+// Repeats fusedstep::Optimizer::step() over a list of parameters.
 Repeated repeated_optimizer(const std::string& name, const py::dict& values, const py::list& params, const py::list& grads) {
   const RuleId id = rule_named(name);
   const AnyRule rule = RuleAccess::make(id, options_from(schema_of(id), values));
@@ -98,8 +98,8 @@ Repeated repeated_optimizer(const std::string& name, const py::dict& values, con
   return {[optimizer, gradients] { optimizer->step(gradients); }, py::make_tuple(params, grads)};
 }
 
-// The divider's rate in registers, over n elements, on as many threads as an update of `like` would use. What the
-// loop does once a call, to add up its registers, costs a sixth of a call for 1,000 elements: hence more of them.
+// Measures the divider's rate in registers, over n elements, on as many threads as an update of `like` elements would use.
+// Take many elements: adding up the registers once per call costs a sixth of a call for 1,000.
 Repeated repeated_division(std::int64_t n, std::int64_t like, bool is_double, int roots, int divisions) {
   if (roots < 0 || roots > 1 || divisions < 1 || divisions > roots + 1) {
     throw py::value_error("expected one division, or a root with one or two");

@@ -1,4 +1,4 @@
-// Calls repeated and timed in C++, for the benchmark: what an embedder gets, and the limits, without Python in between.
+// Repeats and times calls in C++ for the benchmark: the cost for an embedder, and the limits, without Python in between.
 #pragma once
 
 #include <pybind11/pybind11.h>

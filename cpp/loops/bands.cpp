@@ -15,7 +15,7 @@ InCOrder::InCOrder(const StridedOrder& order, const char* data, std::int64_t ite
     : order_(order), data_(data), item_(item_size), end_(end) {
   constexpr std::int64_t cache_line = 64;
   constexpr std::int64_t most_rows = 32;
-  constexpr std::int64_t band_bytes = 256 * 1024;  // half of a second-level cache, or what whole cache lines need
+  constexpr std::int64_t band_bytes = 256 * 1024;  // half of a typical second-level cache
   constexpr std::int64_t most_bytes = 4 * band_bytes;
   constexpr std::int64_t worth_it = 4 * block;
   const std::size_t axes = order.shape.size();
@@ -23,7 +23,7 @@ InCOrder::InCOrder(const StridedOrder& order, const char* data, std::int64_t ite
   columns_ = order.shape[axes - 1];
   row_bytes_ = columns_ * item_;
   rows_ = std::clamp(band_bytes / row_bytes_, cache_line / item_, most_rows);
-  // Where rows are at equal offsets in a page, they push each other out of the cache.
+  // Rows at equal offsets in a page would evict each other from the cache.
   if (row_bytes_ % 2048 == 0) row_bytes_ += cache_line;
   if (rows_ * row_bytes_ > most_bytes) return;
   band_.reset(new (std::nothrow) char[static_cast<std::size_t>(rows_ * row_bytes_)]);
@@ -59,7 +59,7 @@ void InCOrder::load_band(std::int64_t row) {
     from += row % order_.shape[axis] * order_.strides[axis];
   char* to = band_.get();
   std::int64_t step = row_bytes_;
-  if (order_.strides[last - 1] < 0) {  // from its last row, which is the first in memory
+  if (order_.strides[last - 1] < 0) {  // start at the last row, which is the first in memory
     from -= (rows - 1) * item_;
     to += (rows - 1) * step;
     step = -step;

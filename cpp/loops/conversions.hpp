@@ -1,6 +1,6 @@
-// Streams of other types than the compute type: widened before an update and rounded after it, a block at a time, which stays in
-// the first-level cache. One loop that loads, computes and stores would be all packing and unpacking: on AVX2 it took 1.7 to 2.5
-// times as long where it rounds to nearest.
+// Streams that are not stored in the compute type. A block is widened before an update and rounded after it, and stays in
+// the first-level cache meanwhile. A single loop that loads, computes and stores would mostly pack and unpack: rounding to
+// nearest took 1.7 to 2.5 times as long on AVX2.
 #pragma once
 
 #include "kernel.hpp"

@@ -1,4 +1,4 @@
-// The kernels as the rest of the library calls them: plain functions over dense streams, one table per instruction set.
+// The kernels as the rest of the library sees them: plain functions over dense streams, in one table per instruction set.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace fusedstep {
 
-// A rule's place in this list is its id. The limits come after the rules.
+// A rule's place in this list is its id. The limits come last.
 template <class... A, class... B>
 constexpr TypeList<A..., B...> joined(TypeList<A...>, TypeList<B...>) {
   return {};
@@ -21,7 +21,7 @@ using RuleId = std::uint8_t;
 template <class Rule>
 inline constexpr RuleId id_of = index_in<Rule>(AllRules{});
 
-// The largest struct of options of all rules.
+// The size of the largest struct of options.
 template <class... R>
 consteval std::size_t largest(TypeList<R...>) {
   std::size_t size = 0;
@@ -42,29 +42,29 @@ struct alignas(8) Options {
     return *reinterpret_cast<const T*>(bytes + field.offset);
   }
 
-  // Whether a field is anything but 0, false or the first choice.
+  // Whether a field is not 0, false or the first choice.
   bool is_on(const schema::Field& field) const;
 };
 
-// The types that rules compute in, the first ones of Type: float for parameters of up to 32 bits, double for float64.
+// Rules compute in the first two types of Type: float for parameters of up to 32 bits, double for float64.
 inline constexpr int compute_types = 2;
 
 constexpr Type compute_type(Type parameter) { return parameter == Type::float64 ? Type::float64 : Type::float32; }
 
-// The streams of an update, in this order: parameter, gradient, the states of the rule, the low halves of a master parameter
-// (null where not used), and the index of the first element in the C order of the whole parameter, which advances like a
-// pointer to bytes.
+// The streams of an update, in this order: parameter, gradient, the states of the rule, the low halves of a master
+// parameter, and the index of the first element in the C order of the whole parameter. A stream that is not used is null.
+// The index advances like a pointer to bytes.
 inline constexpr int max_states = 3;
 inline constexpr int gradient_stream = 1;
 inline constexpr int first_state = 2;
 inline constexpr int low_stream = first_state + max_states;
-inline constexpr int low_half = max_states;  // its place behind the states
+inline constexpr int low_half = max_states;  // its place after the states
 inline constexpr int state_arrays = max_states + 1;
 inline constexpr int index_stream = low_stream + 1;
 inline constexpr int max_arrays = index_stream;
 inline constexpr int max_streams = index_stream + 1;
 
-// An index as a stream, which is no null pointer.
+// An index as a stream. The offset keeps it from being null.
 inline constexpr std::uintptr_t index_zero = std::uintptr_t{1} << 62;
 inline char* index_as_stream(std::int64_t index) {
   return reinterpret_cast<char*>(index_zero + static_cast<std::uintptr_t>(index));
@@ -73,13 +73,13 @@ inline std::uint64_t index_of(void* const* streams) {
   return reinterpret_cast<std::uintptr_t>(streams[index_stream]) - index_zero;
 }
 
-// The unit in which arrays are cut: with all its streams it fits in the first-level cache.
+// Arrays are cut into blocks. A block fits in the first-level cache with all its streams.
 inline constexpr std::int64_t block = 1024;
 
-// What a tensor costs besides its elements, in elements.
+// The fixed cost of a tensor, in elements.
 inline constexpr std::int64_t tensor_overhead = 32;
 
-// What is done to a gradient, and by decoupled decay to its parameter, before any rule: the same for every rule.
+// What every rule does to a gradient first. Decoupled decay also changes the parameter.
 struct Prologue {
   double unscale = 1.0;
   double clip_value = std::numeric_limits<double>::infinity();
@@ -88,7 +88,7 @@ struct Prologue {
   bool decoupled_weight_decay = false;
   bool maximize = false;
 
-  // Whether nothing is done.
+  // Whether it does nothing.
   bool idle() const {
     return unscale == 1.0 && clip_value == std::numeric_limits<double>::infinity() && clip_coef == 1.0 &&
            weight_decay == 0 && !maximize;
@@ -100,11 +100,11 @@ struct alignas(64) Prepared {
   unsigned char bytes[192];
 };
 
-// The result of a reduction over elements: a sum, and the first element with the smallest key.
+// The result of a reduction: a sum, and the first element with the smallest key.
 struct Reduced {
   double sum = 0;
   double key = std::numeric_limits<double>::infinity();
-  std::int64_t position = -1;  // in the order of the reduction; -1: there is none
+  std::int64_t position = -1;  // the element's place in the order of the reduction; -1: none
 
   void add(const Reduced& after) {
     sum += after.sum;
@@ -117,7 +117,7 @@ struct Reduced {
 
 // How the streams of an update are stored.
 struct Storage {
-  std::int64_t item_size[max_streams] = {};  // 0: stream not used
+  std::int64_t item_size[max_streams] = {};  // 0: not used
   Type type[max_arrays] = {};
   Rounding rounding = Rounding::stochastic;
   bool is_narrow = false;  // some stream is not of the compute type
@@ -126,14 +126,14 @@ struct Storage {
   bool uses(int stream) const { return item_size[stream] != 0; }
   bool is_master() const { return uses(low_stream); }
 
-  // The stream holds numbers of another type than the rule computes in.
+  // Whether the stream has another type than the rule computes in.
   bool converts(int stream) const {
     return uses(stream) && type[stream] != compute() && type[stream] != Type::int8 && type[stream] != Type::uint16;
   }
   bool rounds(int stream) const { return converts(stream) && stream != gradient_stream && !(stream == 0 && is_master()); }
 
-  // How many draws of noise an element takes: each has a half for the parameter or a state of floating point, in this order,
-  // whether that is rounded or not.
+  // How many draws of noise an element takes. Each has two halves: the parameter and the floating-point states take one half
+  // each, in this order, even if they are not rounded.
   int draws() const {
     if (!is_narrow) return 0;
     int halves = 0;
@@ -147,46 +147,46 @@ struct Storage {
   }
 };
 
-// The last three are null unless the rule needs a reduction over all elements before it updates any. Over an array, or a
-// row, of n elements: then settle() updates the rule's scalar by the sum and completes the constants. Over the whole list
-// of arrays: then
-// update_chosen() takes the place of the update of the one element found.
+// The last three are null unless the rule needs a reduction over all elements before it updates any. For a reduction over an
+// array or a row of n elements, settle() updates the rule's scalar by the sum and completes the constants. For one over the
+// whole list of arrays, update_chosen() updates the one element that was found.
 struct Kernel {
-  // The constants for update number `step` of a parameter.
+  // Computes the constants for update number `step` of a parameter.
   void (*prepare)(const void* options, const Prologue& prologue, std::int64_t step, Prepared& out) noexcept;
   void (*update)(const Prepared& prepared, std::int64_t n, void* const* streams) noexcept;
-  // The same where elements lie apart, so many bytes in each stream. Null for a rule whose loop is then not vectorised.
+  // The same for elements that are so many bytes apart in each stream. Null for a rule whose loop would then not be
+  // vectorised.
   void (*update_apart)(const Prepared& prepared, std::int64_t n, void* const* streams, const std::int64_t* strides) noexcept;
   Reduced (*reduce)(const Prepared& prepared, std::int64_t n, void* const* streams) noexcept;
   void (*settle)(double sum, std::int64_t n, void* scalar, Prepared& prepared) noexcept;
   void (*update_chosen)(double sum, const Prepared& prepared, void* const* streams) noexcept;
 };
 
-// The squares of at most `block` gradients, summed in double in a fixed order, after unscale and clip_value. `poison` is 0
-// where all of them are finite before clip_value, NaN where one is not.
+// Sums the squares of at most `block` gradients after unscale and clip_value, in double and in a fixed order. `poison` is 0
+// if all are finite before clip_value, and otherwise NaN.
 struct NormKernel {
   void (*prepare)(const Prologue& prologue, Prepared& out) noexcept;
   double (*sum_of_squares)(const Prepared& prepared, std::int64_t n, const void* g, double& poison) noexcept;
-  // The same of the gradients times `scale`, where their squares would leave the range of double.
+  // The same for gradients times `scale`, if their squares would leave the range of double.
   double (*scaled_sum_of_squares)(const Prepared& prepared, double scale, std::int64_t n, const void* g) noexcept;
 };
 
-// Between the types in which streams are stored and those in which rules compute.
+// Conversions between the types that streams are stored in and the compute types.
 struct Conversions {
-  // To a compute type; null where there is nothing to do, or where it would round.
+  // To a compute type. Null if there is nothing to do or if it would round.
   void (*widen[compute_types][type_count])(std::int64_t n, const void* from, void* to) noexcept;
-  // From float to bfloat16 or float16; stochastically with the lower or upper 16 bits of noise.
+  // From float to bfloat16 or float16, to nearest, or stochastically with the lower or upper 16 bits of noise.
   void (*to_nearest[type_count])(std::int64_t n, const float* from, void* to) noexcept;
   void (*stochastic[type_count])(std::int64_t n, const float* from, void* to, const std::uint32_t* noise,
                                  bool upper) noexcept;
-  // The halves of a master parameter.
+  // Joins and splits the halves of a master parameter.
   void (*join)(std::int64_t n, const bfloat16* high, const std::uint16_t* low, float* to) noexcept;
   void (*split)(std::int64_t n, const float* from, bfloat16* high, std::uint16_t* low) noexcept;
   void (*noise)(std::int64_t n, std::uint64_t key, std::uint64_t index, std::uint32_t* to) noexcept;
 };
 
 struct Kernels {
-  // With a prologue that is not idle, or without.
+  // Returns the kernel with a prologue, or without one if it would do nothing.
   Kernel (*update[AllRules::size][compute_types])(const void* options, bool with_prologue);
   NormKernel norm[compute_types];
   Conversions conversions;

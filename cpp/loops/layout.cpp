@@ -8,12 +8,12 @@
 namespace fusedstep {
 namespace {
 
-// A row of this many elements repays a kernel call of its own; shorter ones are gathered into a tile.
+// A row of this length is worth a kernel call. Shorter rows are gathered into a tile.
 constexpr std::int64_t long_row = 32;
 
 std::int64_t tiles(std::int64_t extent, std::int64_t tile) { return (extent + tile - 1) / tile; }
 
-// The common case, found without allocating.
+// The common case. It is found without allocating memory.
 bool all_c_contiguous(std::span<const std::int64_t> shape, std::span<const StridedView> views,
                       std::span<const std::int64_t> item_sizes) {
   for (std::size_t s = 0; s < views.size(); ++s) {
@@ -26,7 +26,7 @@ bool all_c_contiguous(std::span<const std::int64_t> shape, std::span<const Strid
   return true;
 }
 
-// To a dense run, or from one.
+// Copies to a dense run, or from one.
 template <class Bytes, bool to_dense>
 void copy_run_of(std::int64_t n, char* strided, std::int64_t stride, char* dense) {
   constexpr auto size = static_cast<std::int64_t>(sizeof(Bytes));
@@ -59,14 +59,14 @@ void copy(std::span<const std::int64_t> shape, const std::int64_t* strides, char
     at[axis] = begin % shape[axis];
     data += at[axis] * strides[axis];
   }
-  const std::size_t last = shape.size() - 1;  // where there is no axis, there is one element
+  const std::size_t last = shape.size() - 1;  // an array without axes has one element
   while (n > 0) {
     const std::int64_t run = shape.empty() ? 1 : std::min(n, shape[last] - at[last]);
     copy_run<to_dense>(run, data, shape.empty() ? 0 : strides[last], item_size, dense);
     n -= run;
     dense += run * item_size;
     if (n == 0) return;
-    // To the first element of the next row.
+    // Goes to the first element of the next row.
     data -= at[last] * strides[last];
     at[last] = 0;
     for (std::size_t axis = last; axis-- > 0;) {
@@ -151,14 +151,14 @@ bool arrange(std::span<const std::int64_t> shape, std::span<const StridedView> v
     layout.columns = std::min(n0, block);
     layout.rows = 1;
   } else if (layout.one_transposed) {
-    // Many rows, because each begins and ends within a cache line of the other order, which is then fetched twice.
+    // Takes many rows, because each column of the tile begins and ends within a cache line, which is then fetched twice.
     constexpr std::int64_t row_bytes = 1024;
     constexpr std::int64_t tile_bytes = 32 * row_bytes;
     const std::int64_t item = *std::max_element(item_sizes.begin(), item_sizes.end());
     layout.columns = std::min(n0, row_bytes / item);
     layout.rows = std::min(n1, tile_bytes / (layout.columns * item) / 16 * 16);
   } else {
-    // So many rows that a stream that runs along the other dimension still meets whole cache lines.
+    // Takes so many rows that a stream along the other dimension still uses whole cache lines.
     layout.columns = std::min<std::int64_t>(n0, 64);
     layout.rows = std::min(n1, block / layout.columns);
     layout.columns = std::min(n0, block / layout.rows);

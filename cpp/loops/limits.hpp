@@ -1,4 +1,4 @@
-// Not rules but limits, to measure the rules against: what the memory costs, and what the arithmetic costs.
+// Limits to measure the rules against: the cost of memory, and the cost of arithmetic. They look like rules.
 #pragma once
 
 #include "../include/fusedstep/rules.hpp"
@@ -7,7 +7,7 @@ namespace fusedstep {
 
 enum class TrafficStates : std::uint8_t { none, one, two, three };
 
-// The loads and stores of a rule with some number of states of the parameter's type, and one add per store.
+// The loads and stores of a rule with so many states of the parameter's type, and one addition per store.
 struct Traffic {
   double lr = 0.0;
   TrafficStates states = TrafficStates::one;
@@ -42,13 +42,13 @@ struct Schema<SignTraffic> {
 
 using Limits = TypeList<Traffic, SignTraffic>;
 
-// What an element needs of the divider, whose rate is a limit like the memory's.
+// How often an element needs the divider. Its rate is a limit like that of memory.
 enum class Division : std::uint8_t { one, root_and_one, root_and_two };
 inline constexpr int division_count = 3;
 
 }  // namespace fusedstep
 
-#ifdef FUSEDSTEP_KERNELS  // the maths, which only kernels.cpp sees
+#ifdef FUSEDSTEP_KERNELS  // only kernels.cpp sees the maths
 
 namespace fusedstep {
 namespace {
@@ -109,7 +109,7 @@ auto compose(const SignTraffic&, F f) {
   return f(SignTrafficRule{});
 }
 
-// So many square roots and divisions per element, in registers only. The values stay near 1.
+// Does so many square roots and divisions in registers. The values stay near 1.
 template <int roots, int divisions, class T>
 inline T divide_and_root(T x) {
   for (int k = 0; k < roots; ++k) x = sqrt(x);

@@ -1,5 +1,5 @@
-// The noise that stochastic rounding adds: a function of a key and the index of the element in the C order of its parameter,
-// so that it is the same in any layout, on any number of threads and on any instruction set.
+// The noise of stochastic rounding. It depends only on a key and on the element's index in the C order of its parameter, so
+// it is the same for any layout, number of threads and instruction set.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 namespace fusedstep {
 namespace {
 
-// The finaliser of splitmix64: Steele, Lea & Flood 2014.
+// The finaliser of splitmix64 (Steele, Lea & Flood 2014).
 constexpr std::uint64_t mix64(std::uint64_t z) {
   z += 0x9E3779B97F4A7C15u;
   z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
@@ -16,24 +16,24 @@ constexpr std::uint64_t mix64(std::uint64_t z) {
   return z ^ z >> 31;
 }
 
-// FNV-1a: Fowler, Noll & Vo.
+// FNV-1a (Fowler, Noll & Vo).
 constexpr std::uint64_t hash_of(std::string_view name) {
   std::uint64_t h = 0xCBF29CE484222325u;
   for (const char c : name) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001B3u;
   return h;
 }
 
-// The key of update number `step` of a parameter, whose name has the given hash.
+// The key of update number `step` of the parameter whose name has this hash.
 constexpr std::uint64_t key_of(std::uint64_t seed, std::int64_t step, std::uint64_t name) {
   return mix64(mix64(mix64(seed) ^ static_cast<std::uint64_t>(step)) ^ name);
 }
 
-// The noise of elements in a row. A call draws 32 bits: the lower half is for one value, the upper for another.
+// The noise of consecutive elements. A call draws 32 bits: the lower half for one value, the upper half for another.
 class Noise {
  public:
   static constexpr std::uint32_t increment = 0x9E3779B9u;
 
-  // How many elements there are, from this index on, before another object is needed.
+  // How many elements one object serves, from this index on.
   static constexpr std::int64_t good_for(std::uint64_t index) {
     return (std::int64_t{1} << 32) - static_cast<std::int64_t>(index & 0xFFFFFFFFu);
   }
@@ -44,7 +44,7 @@ class Noise {
     middle_ = static_cast<std::uint32_t>(k >> 32);
   }
 
-  // Of the element so many after the one that this was made for. Hashing by Wellons' lowbias32.
+  // The noise of the element this far after the first. The hash is Wellons' lowbias32.
   constexpr std::uint32_t operator()(std::uint32_t after) const {
     std::uint32_t x = counter_ + after * increment;
     x ^= x >> 16;
@@ -60,7 +60,7 @@ class Noise {
   std::uint32_t middle_;
 };
 
-// Of the second and third state of an element.
+// The key for the second and third state of an element.
 constexpr std::uint64_t second_key(std::uint64_t key) { return mix64(key); }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Reductions over dense streams: what a rule wants to know of all elements before it updates any, and the norm. Sums are in
-// double, in lanes of fixed number, so that every instruction set adds the same numbers in the same order.
+// Reductions over dense streams: those of rules, and the norm. Sums are in double and in a fixed number of lanes, so that
+// every instruction set adds the same numbers in the same order.
 #pragma once
 
 #include "update.hpp"
@@ -9,7 +9,7 @@ namespace {
 
 inline constexpr std::int64_t lanes = 16;
 
-// The lanes, added in pairs.
+// Adds the lanes in pairs.
 inline double sum_of_lanes(double* lane) {
   for (std::int64_t half = lanes / 2; half > 0; half /= 2) {
     for (std::int64_t k = 0; k < half; ++k) lane[k] += lane[k + half];
@@ -17,7 +17,7 @@ inline double sum_of_lanes(double* lane) {
   return lane[0];
 }
 
-// add(i, lane) for each element
+// Calls add(i, lane) for each element.
 template <class F>
 inline void by_lanes(std::int64_t n, F add) {
   std::int64_t i = 0;

@@ -1,5 +1,5 @@
-// How a stream is stored: loads that widen to the compute type, stores that round. Plain integer arithmetic, which the
-// compiler vectorises on every instruction set.
+// How streams are stored: loads that widen to the compute type and stores that round. All of it is integer arithmetic, which
+// the compiler vectorises on every instruction set.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +24,8 @@ inline T widened(T stored) {
 
 inline float widened(bfloat16 stored) { return float_of(static_cast<std::uint32_t>(stored.bits) << 16); }
 
-// The exponent is moved from float16's place to float's, and corrected by a multiplication, which also makes subnormal
-// numbers normal; exact.
+// Moves the exponent to its place in a float and corrects it by a multiplication, which also makes subnormal numbers normal.
+// Exact.
 inline float widened(float16 stored) {
   const std::uint32_t bits = stored.bits;
   const std::uint32_t moved = (bits & 0x7FFFu) << 13;
@@ -37,14 +37,14 @@ inline float widened(float16 stored) {
 template <class To>
 using Tag = std::type_identity<To>;
 
-// To nearest, ties to even; beyond the largest finite number to infinity.
+// To nearest, ties to even. Beyond the largest finite number, to infinity.
 inline bfloat16 to_nearest(Tag<bfloat16>, float x) {
   const std::uint32_t b = bits_of(x);
   const std::uint32_t up = b + 0x7FFFu + (b >> 16 & 1u);
   return {static_cast<std::uint16_t>((x != x ? quiet_nan : up) >> 16)};
 }
 
-// A subnormal result is what adding 1/2 to the number leaves in the sum's last bits.
+// For a subnormal result, adding 1/2 rounds the number and leaves the result in the last bits of the sum.
 inline float16 to_nearest(Tag<float16>, float x) {
   const std::uint32_t b = bits_of(x);
   const auto m = static_cast<std::int32_t>(b & ~sign_bit);
@@ -56,7 +56,7 @@ inline float16 to_nearest(Tag<float16>, float x) {
   return {static_cast<std::uint16_t>(static_cast<std::uint32_t>(r) | (b & sign_bit) >> 16)};
 }
 
-// Up if the dropped fraction and `u`, of 16 random bits, carry. A finite number stays finite.
+// Rounds up if the dropped fraction plus `u`, 16 random bits, carries. A finite number stays finite.
 inline bfloat16 stochastic(Tag<bfloat16>, float x, std::uint32_t u) {
   const std::uint32_t b = bits_of(x);
   const auto m = static_cast<std::int32_t>(b & ~sign_bit);
@@ -67,8 +67,8 @@ inline bfloat16 stochastic(Tag<bfloat16>, float x, std::uint32_t u) {
   return {static_cast<std::uint16_t>((static_cast<std::uint32_t>(r) | (b & sign_bit)) >> 16)};
 }
 
-// A unit in the last place is 2^13 of the float's, or 2^-24 where the result is subnormal: then the number is scaled so that
-// 2^-24 is 2^16.
+// A unit in the last place is 2^13 of a float's, or 2^-24 for a subnormal result. In that case the number is scaled so that
+// 2^-24 becomes 2^16.
 inline float16 stochastic(Tag<float16>, float x, std::uint32_t u) {
   const std::uint32_t b = bits_of(x);
   const auto m = static_cast<std::int32_t>(b & ~sign_bit);
@@ -83,8 +83,8 @@ inline float16 stochastic(Tag<float16>, float x, std::uint32_t u) {
   return {static_cast<std::uint16_t>(static_cast<std::uint32_t>(r) | (b & sign_bit) >> 16)};
 }
 
-// A master parameter is a float in two halves. The high one is the bfloat16 nearest to it, ties away from 0: so the two
-// together determine each of the 2^32 words.
+// A master parameter is a float in two halves. The high half is the bfloat16 nearest to it, ties away from 0. So the two
+// halves determine all 32 bits.
 inline float joined(bfloat16 high, std::uint16_t low) {
   const std::uint32_t h = high.bits;
   const std::uint32_t l = low;

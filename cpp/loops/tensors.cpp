@@ -13,11 +13,11 @@ namespace {
 
 constexpr std::int64_t cache_line = 64;
 
-// Dense copies of a tile: of one stream, or of a block of each. Those are an odd number of cache lines apart: at equal offsets
-// in a page, a load seems to depend on the last store to another buffer.
+// Dense copies of a tile, of one stream or of all. The latter are an odd number of cache lines apart: at equal offsets in a
+// page, the processor takes a load for dependent on the last store to another buffer.
 struct Scratch {
   static constexpr std::size_t apart = block * sizeof(double) + cache_line;
-  alignas(cache_line) char bytes[low_stream * apart + block * sizeof(std::uint16_t)];  // low halves are the last
+  alignas(cache_line) char bytes[low_stream * apart + block * sizeof(std::uint16_t)];  // low halves come last
 
   char* stream(const Layout& layout, int s) {
     return layout.one_transposed ? bytes : bytes + static_cast<std::size_t>(s) * apart;
@@ -33,13 +33,13 @@ void zero_dense(const Work& work, std::int64_t n, void* const* streams) {
   std::memset(streams[gradient_stream], 0, static_cast<std::size_t>(n * work.storage.item_size[gradient_stream]));
 }
 
-// Elements of the parameter before its first cache line border.
+// Counts the elements of the parameter before the first cache line border.
 std::int64_t before_border(const Work& work, const void* parameter) {
   const auto past = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(parameter) % cache_line);
   return past == 0 ? 0 : (cache_line - past) / work.storage.item_size[0];
 }
 
-// By way of other memory, in a function of its own: that is as much of the stack as all the rest.
+// Updates in converted copies. A separate function, because these need as much of the stack as everything else.
 [[gnu::noinline]] void update_by_conversion(const Work& work, std::int64_t n, void* const* streams, std::uint64_t key,
                                             const Indices& indices) {
   constexpr std::int64_t apart = block * std::int64_t{sizeof(double)} + cache_line;
@@ -50,7 +50,7 @@ std::int64_t before_border(const Work& work, const void* parameter) {
     update_converted(work, i, std::min(block, n - i), streams, key, indices, memory);
 }
 
-// A dense run in every stream.
+// Updates a dense run in every stream.
 void update_dense(const Work& work, std::int64_t n, void* const* streams, std::uint64_t key,
                   const Indices& indices = consecutive) {
   if (work.is_plain) {
@@ -60,9 +60,9 @@ void update_dense(const Work& work, std::int64_t n, void* const* streams, std::u
   }
 }
 
-// A run in every stream: one kernel call. A long run begins with the few elements
-// up to a cache line border: NumPy's large arrays all start 16 bytes past one, and wide vectors would each meet two lines
-// (Rprop in cache: 1.1 times slower; a short run would not repay the second call).
+// Updates a run in every stream by one kernel call. In a long run, the few elements up to a cache line border come first:
+// NumPy's large arrays start 16 bytes after one, and each wide vector would touch two lines (Rprop in cache: 1.1 times
+// slower). A short run is not worth the second call.
 void update_run(const Tensor& tensor, const Work& work, std::int64_t begin, std::int64_t end) {
   constexpr std::int64_t long_run = 4 * block;
   void* streams[max_streams];
@@ -78,7 +78,7 @@ void update_run(const Tensor& tensor, const Work& work, std::int64_t begin, std:
   update_dense(work, end - begin, streams, tensor.key);
 }
 
-// Each gradient is set to 0 while it is in the first-level cache.
+// Sets each gradient to 0 while it is in the first-level cache.
 void update_run_by_blocks(const Tensor& tensor, const Work& work, std::int64_t begin, std::int64_t end) {
   void* streams[max_streams];
   for (std::int64_t i = begin; i < end; i += block) {
@@ -99,8 +99,8 @@ void along(std::int64_t n, char* at, std::int64_t step, T* dense, std::int64_t k
   for (std::int64_t i = 0; i < n; ++i) f(*reinterpret_cast<T*>(at + i * step), dense, k + i * k_step);
 }
 
-// The elements of a stream in a tile, `across` bytes between columns and `down` between rows, each with its place in the
-// dense copy. Along the shorter stride, so that the stream's cache lines are used up one by one.
+// Visits the elements of a stream in a tile, `across` bytes between columns and `down` between rows, each with its place in
+// the dense copy. It follows the shorter stride, so that cache lines are used up one by one.
 template <class T, class F>
 void each(Tile tile, char* at, std::int64_t across, std::int64_t down, T* dense, F f) {
   if (tile.rows > 1 && std::abs(down) < std::abs(across)) {
@@ -120,9 +120,9 @@ void each(std::int64_t item_size, Tile tile, char* at, std::int64_t across, std:
 
 constexpr auto load = [](auto& strided, auto* dense, std::int64_t k) { dense[k] = strided; };
 constexpr auto store = [](auto& strided, auto* dense, std::int64_t k) { strided = dense[k]; };
-constexpr auto zero = [](auto& strided, auto*, std::int64_t) { strided = 0; };  // there may be no dense copy
+constexpr auto zero = [](auto& strided, auto*, std::int64_t) { strided = 0; };  // `dense` may be null
 
-// One stream of a tile with its dense copy, whose rows are `step` bytes apart.
+// One stream of a tile, with its dense copy. The rows of the copy are `step` bytes apart.
 struct Copied {
   std::int64_t item_size;
   Tile tile;
@@ -137,7 +137,7 @@ struct Copied {
     each(item_size, tile, at, across, down, dense, f);
   }
 
-  // The same by transposition, which goes through the rows in the order in which the stream has them.
+  // The same tile for a transposition, with its rows in the order of memory.
   Copied forwards() const {
     Copied same = *this;
     if (down > 0) return same;
@@ -165,8 +165,8 @@ inline void prefetch(const char* from, std::int64_t bytes) {
 #endif
 }
 
-// The processor does not foresee that a tile continues in other lines than it ended: row `r` of a tile fetches its share of
-// the next one. (Transposed gradient in memory: 1.4 times.)
+// The processor can't predict where the next tile begins. So row `r` of a tile fetches its share of the next one (transposed
+// gradient in memory: 1.4 times faster).
 void prefetch_share(const Layout& layout, const Work& work, Tile tile, char* const* next, std::int64_t r) {
   for (int s = 0; s < max_arrays; ++s) {
     const std::int64_t item = work.storage.item_size[s];
@@ -184,7 +184,7 @@ void prefetch_share(const Layout& layout, const Work& work, Tile tile, char* con
   }
 }
 
-// All streams where they lie.
+// Updates all streams in place.
 void update_apart(const Layout& layout, const Work& work, Tile tile, char* const* at) {
   const Dimension& across = layout.dimensions[0];
   const Dimension& down = layout.dimensions[1];
@@ -204,7 +204,7 @@ void update_apart(const Layout& layout, const Work& work, Tile tile, char* const
       .each_element(zero);
 }
 
-// `next` is where the next tile begins; null: there is none.
+// `next` points to the next tile; null if there is none.
 void update_tile(const Layout& layout, const Work& work, Tile tile, char* const* at, char* const* next, std::uint64_t key,
                  Scratch& scratch) {
   const Dimension& across = layout.dimensions[0];
@@ -256,7 +256,7 @@ void update_tile(const Layout& layout, const Work& work, Tile tile, char* const*
   if (work.zero_gradient && layout.copied[gradient_stream]) stream(gradient_stream).each_element(zero);
 }
 
-// Where tiles begin, and how large they are.
+// The places and sizes of tiles.
 class Tiles {
  public:
   explicit Tiles(const Tensor& tensor, const Work& work) : tensor_(tensor), work_(work), layout_(*tensor.layout) {}
@@ -308,7 +308,7 @@ void update_strided(const Tensor& tensor, const Work& work, std::int64_t first, 
   }
 }
 
-// Elements [begin, begin + n), whose streams are of the compute type.
+// Updates elements [begin, begin + n), whose streams have the compute type.
 void update_by_own_constants(const Work& work, std::int64_t begin, std::int64_t n, void* const* wide, std::uint64_t index,
                              const Indices& indices) {
   const Storage& storage = work.storage;
@@ -372,7 +372,7 @@ Converted::Converted(const Work& work, std::int64_t n, void* const* streams, con
 void Converted::store() const {
   const Storage& storage = work_.storage;
   const Conversions& conversions = kernels().conversions;
-  int half = 0;  // of the noise; the parameter takes the first
+  int half = 0;  // which half of the noise; the parameter takes the first
   for (int s = 0; s < low_stream; ++s) {
     if (s == gradient_stream || !storage.uses(s) || storage.type[s] == Type::int8) continue;
     const auto* const wide = static_cast<const float*>(wide_[s]);
@@ -393,7 +393,7 @@ void update(const Tensor& tensor, const Work& work, std::int64_t first, std::int
     update_strided(tensor, work, first, last);
     return;
   }
-  if (!work.zero_gradient && tensor.size <= block) {  // one call for one of many small tensors
+  if (!work.zero_gradient && tensor.size <= block) {  // the usual case for many small tensors
     update_dense(work, tensor.size, tensor.stream, tensor.key);
     return;
   }

@@ -23,7 +23,7 @@ void copy(std::int64_t rows, std::int64_t columns, const char* from, std::int64_
 #endif
 
 #ifdef FUSEDSTEP_SHUFFLES
-// Vectors of 128 bits, which every x86-64 and AArch64 has; wider ones are not faster here, because the copy waits for loads
+// Vectors of 128 bits, which every x86-64 and AArch64 has. Wider ones are not faster here, because the copy waits for loads
 // and stores.
 using Four = std::uint32_t __attribute__((vector_size(16)));
 using Two = std::uint64_t __attribute__((vector_size(16)));
@@ -62,8 +62,8 @@ inline void square(const char* from, std::int64_t from_step, char* to, std::int6
   store(to + to_step, __builtin_shufflevector(a, b, 1, 3));
 }
 
-// Four columns at a time down all rows, so that only four lines of `from` are in use: where columns are a power of 2 apart,
-// more would not fit in the cache.
+// Goes down four columns at a time, so that only four lines of `from` are in use. If columns are a power of 2 apart, more
+// would not fit in the cache.
 template <class Vector>
 void by_squares(std::int64_t rows, std::int64_t columns, const char* from, std::int64_t from_step, char* to,
                 std::int64_t to_step) {

@@ -1,5 +1,5 @@
-// The loops over dense streams: load, compute, store. Written once for every rule, type and instruction set; the compiler
-// vectorises them.
+// The loops over dense streams: load, compute, store. They are written once for every rule, type and instruction set; the
+// compiler vectorises them.
 #pragma once
 
 #include <cstddef>
@@ -11,8 +11,7 @@
 namespace fusedstep {
 namespace {
 
-// A stream has a storage type, a rule sees the compute type. Here they are the same; a load that widens and a store that
-// rounds are further overloads.
+// A stream has a storage type, and a rule sees the compute type. Here the two are the same.
 template <class T>
 inline T load(const T* stream, std::int64_t i) {
   return stream[i];
@@ -23,7 +22,7 @@ inline void store(T* stream, std::int64_t i, T value) {
   stream[i] = value;
 }
 
-// Which of its states a rule uses: all, unless it says otherwise.
+// Whether a rule uses its state k. The default is all states.
 template <class Rule, std::size_t k>
 constexpr bool uses() {
   if constexpr (requires { Rule::uses; }) {
@@ -42,7 +41,7 @@ struct NoPrologue {
 template <class T>
 inline void prologue(T&, T&, const NoPrologue<T>&) {}
 
-// All that is constant in a loop.
+// All constants of a loop.
 template <class Rule, class T, template <class> class Before>
 struct Loop {
   typename Rule::template Constants<T> rule;
@@ -53,7 +52,7 @@ struct Loop {
       : rule(options, step), before(prologue, options.lr) {}
 };
 
-// One element: the only place where a rule meets memory.
+// Updates one element: the only place where a rule meets memory.
 template <class Rule, class T, template <class> class Before, class... S, std::size_t... k>
 [[gnu::always_inline]] inline void update_element(std::index_sequence<k...>, const Loop<Rule, T, Before>& c, std::int64_t i,
                                                   T* __restrict p, const T* __restrict g, S* __restrict... s) noexcept {
@@ -65,9 +64,9 @@ template <class Rule, class T, template <class> class Before, class... S, std::s
   ((uses<Rule, k>() ? store(s, i, get<1 + k>(updated)) : void()), ...);
 }
 
-// AVX-512 also has vectors of half its width. On those the divider is 1.08 times as fast (Sapphire Rapids; equal on Zen
-// 4), which is what counts for a rule that divides; and a short run is not all tail where a stream of bytes makes the
-// full-width loop take 64 elements at a time.
+// AVX-512 also has vectors of half its width. They are useful in two cases. The divider is 1.08 times as fast on them
+// (Sapphire Rapids; equal on Zen 4), which decides for a rule that divides. And with a stream of bytes, the full-width loop
+// takes 64 elements at a time, so that a short run would be all tail.
 #if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
 #define FUSEDSTEP_HALF_WIDTH [[gnu::target("prefer-vector-width=256")]]
 inline constexpr bool two_widths = true;
@@ -76,7 +75,8 @@ inline constexpr bool two_widths = true;
 inline constexpr bool two_widths = false;
 #endif
 
-// What the full-width loop takes at a time of a rule with a stream of bytes; the other takes the rest, and short runs.
+// The full-width loop takes this many elements at a time if a rule has a stream of bytes. The half-width loop takes the rest
+// and short runs.
 inline constexpr std::int64_t full_width_step = 64;
 inline constexpr std::int64_t short_run = 2 * full_width_step;
 
@@ -92,8 +92,8 @@ struct HalfWidth<Rule> {
   using type = typename Rule::AtHalfWidth;
 };
 
-// Free functions, not inlined, with restrict on their parameters: as a lambda over local restrict pointers the same loop
-// silently becomes scalar (4.6 times slower). The two differ in an attribute, which can't be a template argument.
+// Free functions that are not inlined, with restrict on their parameters. As a lambda over local restrict pointers, the same
+// loop silently becomes scalar (4.6 times slower). The two differ only in an attribute, which can't be a template argument.
 template <class Rule, class T, template <class> class Before, class... S, std::size_t... k>
 [[gnu::noinline]] void update_loop(std::index_sequence<k...> states, const Loop<Rule, T, Before> c, std::int64_t n,
                                    T* __restrict p, const T* __restrict g, S* __restrict... s) noexcept {
@@ -108,8 +108,8 @@ FUSEDSTEP_HALF_WIDTH [[gnu::noinline]] void half_width_update_loop(std::index_se
   for (std::int64_t i = 0; i < n; ++i) update_element(states, c, i, p, g, s...);
 }
 
-// Elements that lie apart: the same element, with a stride of its own for each stream. Vectors are put together from
-// elements and taken apart again, which a rule that divides hardly notices.
+// The loop over strided elements, with a stride for each stream. The compiler gathers vectors from elements and scatters
+// them again, which costs little in a rule that divides.
 template <class Rule, class T, template <class> class Before, class... S, std::size_t... k>
 FUSEDSTEP_HALF_WIDTH [[gnu::noinline]] void update_loop_apart(std::index_sequence<k...> states,
                                                               const Loop<Rule, T, Before> c, std::int64_t n,
@@ -121,10 +121,10 @@ FUSEDSTEP_HALF_WIDTH [[gnu::noinline]] void update_loop_apart(std::index_sequenc
   for (std::int64_t i = 0; i < n; ++i) update_element(states, c, 0, p + i * of_p, g + i * of_g, (s + i * of_s[k])...);
 }
 
-// The shortest vector of bytes. The tail of a rule with an int8 state: the last 16 elements are recomputed as one vector
-// that overlaps the main loop's, from copies taken before that loop changed some of them. One by one they would be
-// branches that no processor can predict (31 elements of Rprop: 120 ns, and 32 of them 12). The copies cost as much as a
-// few elements.
+// Tail of rules with an int8 state: the last 16 elements, the shortest vector of bytes, are recomputed as one vector that
+// overlaps those of the main loop, from copies taken before the main loop changed some of them. One by one they would be
+// branches that no processor can predict (31 elements of Rprop: 120 ns, and 32 of them 12). The copies cost as much as a few
+// elements.
 inline constexpr std::int64_t vector_of_bytes = 16;
 inline constexpr std::int64_t few = 4;
 
@@ -142,7 +142,7 @@ const Constants& as(const Prepared& prepared) {
   return *reinterpret_cast<const Constants*>(prepared.bytes);
 }
 
-// From here on: the same functions with their types erased, as the table holds them.
+// The same functions with their types erased, as the table holds them.
 
 template <class Rule, class T, template <class> class Before>
 struct Erased {
@@ -166,7 +166,7 @@ struct Erased {
     });
   }
 
-  // f(index sequence of the states, parameter, gradient, states ...)
+  // Calls f(index sequence of the states, parameter, gradient, states ...).
   template <class F>
   static auto with_types(void* const* streams, F f) {
     return with_types(typename Rule::template States<T>{}, streams, f);
@@ -199,7 +199,7 @@ struct Erased {
     run(states, c, n, p, g, s...);
   }
 
-  // The full-width loop as far as it takes whole steps, then the other.
+  // Runs the full-width loop for whole steps and the half-width loop for the rest.
   template <class States, class... S>
   static void run(States states, const Constants& c, std::int64_t n, T* p, const T* g, S*... s) noexcept {
     if constexpr (two_widths) {
