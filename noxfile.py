@@ -16,7 +16,7 @@ nox.options.sessions = ["lint", "quick"]
 BUILD = Path("build")
 PROJECT = nox.project.load_toml("pyproject.toml")
 C = {".c", ".h", ".cpp", ".hpp"}
-# The presets of CMakePresets.json that need more than GCC, with the programs that each needs beside it.
+# The presets of CMakePresets.json that need more than GCC, and the programs that each needs.
 NEEDS = {
     "clang": ("clang++",),
     "clang-python": ("clang++",),
@@ -149,10 +149,10 @@ def build(session: nox.Session, *presets: str) -> None:
             if not has_libfuzzer(session):
                 session.log("not available: libFuzzer of clang++: nothing is fuzzed")
                 continue
-            pip(session, "atheris", success_codes=[0, 1])  # without it, checkpoints are fuzzed without coverage
+            pip(session, "atheris", success_codes=[0, 1])  # optional: without it, fuzzing has no coverage
         session.run("cmake", "--preset", name, *options, silent=True)
         session.run("cmake", "--build", "--preset", name)
-        if not name.startswith("macos"):  # its programs do not run elsewhere
+        if not name.startswith("macos"):  # its programs run only there
             session.run("ctest", "--preset", name)
 
 
@@ -194,7 +194,7 @@ def wheel(session: nox.Session) -> None:
     for name in ("first", "second"):
         folder = BUILD / "release" / name
         shutil.rmtree(folder, ignore_errors=True)
-        session.run("python", "-m", "build", "--outdir", str(folder), env=env)  # the wheel from the sdist
+        session.run("python", "-m", "build", "--outdir", str(folder), env=env)  # builds the wheel from the sdist
         made.append(sorted(folder.iterdir()))
     for one, other in zip(*made, strict=True):
         if one.name != other.name or one.read_bytes() != other.read_bytes():
@@ -204,5 +204,5 @@ def wheel(session: nox.Session) -> None:
     session.run("check-wheel-contents", str(built))
     session.run("auditwheel", "show", str(built))
     pip(session, "--force-reinstall", str(built))
-    programs = session.bin  # and nothing else: no compiler, no CMake
+    programs = session.bin  # without a compiler or CMake
     session.run("python", "-P", "-m", "fusedstep", "verify", "--quick", env={"PATH": programs})

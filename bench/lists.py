@@ -65,7 +65,7 @@ def verdict_of_list(
             return f"wrong: {ulp:.3g} ulp from the reference after one step", None
         timed = peer.make(case, params, grads, threads)
         return f"{ulp:.2g} ulp", None if timed is None else timed[0]
-    except Exception as problem:  # whatever a peer raises is its row's answer
+    except Exception as problem:  # any error of a peer is shown in its row
         lines = str(problem).splitlines() or [""]
         return f"failed: {type(problem).__name__}: {lines[0]}", None
 

@@ -39,7 +39,7 @@ ACCEPTED = 4.0
 
 def verdict(peer: Peer, case: Case, data: Arrays, threads: int) -> tuple[str, Contender | None]:
     """Return a peer's error in ulp, or what is wrong with it, and the contender if it may be timed."""
-    with contextlib.redirect_stdout(sys.stderr):  # what peers print is no part of a table
+    with contextlib.redirect_stdout(sys.stderr):  # keeps what peers print out of the table
         return _verdict(peer, case, data, threads)
 
 
@@ -63,7 +63,7 @@ def _verdict(peer: Peer, case: Case, data: Arrays, threads: int) -> tuple[str, C
             return f"wrong: {ulp:.3g} ulp from the reference after one step", None
         timed = peer.make(data, threads)
         return f"{ulp:.2g} ulp", None if timed is None else timed[0]
-    except Exception as problem:  # whatever a peer raises is its row's answer
+    except Exception as problem:  # any error of a peer is shown in its row
         lines = str(problem).splitlines() or [""]
         return f"failed: {type(problem).__name__}: {lines[0]}", None
 
@@ -253,7 +253,7 @@ def _torch(way: str) -> Callable[[Arrays, int], Made]:
         optimizer.state[p] = {"step": torch.tensor(0.0), **state}
         if way != "compiled":
             return repeated(optimizer.step), lambda: p.detach().numpy()
-        torch._dynamo.reset()  # after eight compilations it would quietly run what is not compiled
+        torch._dynamo.reset()  # after eight compilations torch would silently run uncompiled code
         step = torch.compile(optimizer.step)
         return repeated(step), lambda: p.detach().numpy()
 
@@ -281,7 +281,7 @@ def _optax(data: Arrays, threads: int) -> Made:
             field = "nu"
         case "Adagrad":
             if data.param.dtype != np.float32:
-                return None  # its eps stands under the root: that shows in double
+                return None  # its eps is under the root, which shows in double
             optimizer = optax.adagrad(o["lr"], eps=o["eps"])
             field = "sum_of_squares"
         case "Rprop, irprop-":

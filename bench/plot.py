@@ -37,7 +37,7 @@ def plot(found: list[Row], facts: dict[str, Any], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.fonttype"] = "none"  # letters, not their outlines: a third of the size
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text instead of outlines: a third of the size
     import matplotlib.pyplot as plt
 
     threads = min((row.threads for row in found), default=1)

@@ -302,7 +302,7 @@ def _whole_step(threads: int, seconds: float) -> Iterator[Row]:
         contenders["torch foreach"] = contender
     timings = alternate(contenders, seconds)
     make = partial(_row, case.name, "whole step: unscale, norm, clip, update, zero", "float32", threads)
-    # The norm reads g once more, and zeroing writes it.
+    # The norm reads g once more, and zero_grads writes it.
     yield from _rows(make, n, says, timings, case.bytes_per_element(dtype) + 2 * dtype.itemsize)
 
 

@@ -88,7 +88,7 @@ def answered(said, contender):
 
 @pytest.mark.parametrize("name", ["RMSprop", "Adagrad", "Rprop", "Rprop, irprop-"])
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
-@pytest.mark.filterwarnings("ignore")  # what peers warn of is theirs
+@pytest.mark.filterwarnings("ignore")  # warnings of peers don't matter here
 def test_peer(benchmark, name, peer):
     case, n = by_name(name), 30_000
     said, contender = verdict(peer, case, Arrays(case, n, "float32"), threads=1)

@@ -12,14 +12,14 @@ from hypothesis import HealthCheck, settings
 sys.path.insert(0, str(Path(__file__).parent))
 pytest.register_assert_rewrite("checks")
 
-# Machines are shared and examples differ in size: time is no criterion. `--hypothesis-profile=long` for the long run.
+# No deadlines: machines are shared and examples differ in size. `--hypothesis-profile=long` is the long run.
 _common = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 settings.register_profile("short", _common, max_examples=300, derandomize=True)
 settings.register_profile("long", _common, max_examples=10_000, print_blob=True)
 settings.load_profile("short")
 
 
-# With pytest-run-parallel, `--parallel-threads=4` runs the tests of these files in four threads at once; the others
+# With pytest-run-parallel, `--parallel-threads=4` runs the tests of these files in four threads at once. Other tests
 # change or count what the whole process shares.
 PARALLEL = {
     "test_border", "test_borrowing", "test_dialects", "test_exactness", "test_norm", "test_optimizers",
@@ -27,8 +27,8 @@ PARALLEL = {
 }  # fmt: skip
 
 
-# What `-m "not slow"` leaves out, beside what is marked where it stands: files that build C or C++ programs, run other
-# programs, or train; and tests that take more than a second.
+# `-m "not slow"` leaves these out, and tests that are marked in their files: tests that build C or C++ programs, run
+# other programs, train, or take more than a second.
 SLOW = {
     "test_bench", "test_c_abi", "test_demo", "test_embedding", "test_examples", "test_gallery", "test_instructions",
     "test_mpi", "test_torch_trajectories", "test_typing",
@@ -64,6 +64,6 @@ def settings_stay(request: pytest.FixtureRequest) -> Iterator[None]:
     after = fs.isa(), fs.get_num_threads()
     fs.set_num_threads(before[1])
     if in_parallel(request.config):
-        fs._core.force_isa(before[0])  # threads that set and reset it at once may leave another's
+        fs._core.force_isa(before[0])  # threads that set and reset it at the same time may leave another one's
     else:
         assert after == before

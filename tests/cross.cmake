@@ -1,5 +1,5 @@
-# Another processor by Debian's cross compiler for FUSEDSTEP_TARGET, with the programs run by qemu-user:
-# g++-aarch64-linux-gnu, -riscv64-, -powerpc64le- or -s390x-, and qemu-user-static.
+# Builds for another processor with Debian's cross compiler for FUSEDSTEP_TARGET, and runs the programs by qemu-user.
+# Needs g++-aarch64-linux-gnu, -riscv64-, -powerpc64le- or -s390x-, and qemu-user-static.
 set(CMAKE_TRY_COMPILE_PLATFORM_VARIABLES FUSEDSTEP_TARGET)
 string(REGEX MATCH "^[^-]+" CMAKE_SYSTEM_PROCESSOR ${FUSEDSTEP_TARGET})
 set(CMAKE_SYSTEM_NAME Linux)

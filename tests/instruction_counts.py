@@ -63,7 +63,7 @@ def _callgrind(*command: str | Path) -> Iterator[tuple[str, int]]:
     printed = run("env", "PYTHONHASHSEED=0", "OPENBLAS_NUM_THREADS=1", tool("valgrind"), *options, *command)
     parts = sorted(out.parent.glob("parts.*"), key=lambda part: int(part.suffix[1:]))
     totals = [int(re.search(r"^(?:totals|summary): (\d+)", part.read_text(), re.MULTILINE)[1]) for part in parts]
-    # The first part is all before the first marker, the second what is between it and the next, and so on.
+    # The first part comes before the first marker, the second between that marker and the next, and so on.
     yield from zip(printed.splitlines(), totals[1::2], strict=True)
 
 

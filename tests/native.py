@@ -53,7 +53,7 @@ def fails(*command: str | Path) -> str:
 
 @functools.cache
 def _scratch() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="fusedstep-")  # gone when Python ends
+    return tempfile.TemporaryDirectory(prefix="fusedstep-")  # deleted when Python ends
 
 
 def scratch(name: str) -> Path:

@@ -189,7 +189,7 @@ def buckets_only_bound_memory(folder: Path) -> None:
     """A step that travels in many buckets has the same bits."""
     from fusedstep import _shards
 
-    _shards._BUCKET = 1  # the smallest ones
+    _shards._BUCKET = 1  # one element per bucket
     lanes_give_the_bits_of_one_process(folder)
 
 
@@ -222,7 +222,7 @@ def nonfinite_gradients(folder: Path) -> None:
         opt = fs.mpi.Sharded(fs.RMSprop, params, comm=COMM)
         one = fs.RMSprop(same := parameters())
         grads = gradients(0)
-        grads["w"][-1, -1] = bad  # the same on all ranks, but in the elements of one
+        grads["w"][-1, -1] = bad  # all ranks have it, but its elements belong to one
         unchanged = Unchanged([*params.values(), *memory_of(opt)])
         report = opt.step(grads, nonfinite="skip")
         assert (report.skipped, report.nonfinite) == (True, ("w",))
@@ -291,7 +291,7 @@ def load_and_go_on(folder: Path) -> None:
         params = parameters(1)
         opt = fs.mpi.Sharded(case.cls, params, comm=COMM, lanes=LANES, **{**case.class_options, "lr": 5.0})
         if opt.lanes:
-            opt.add(opt.lanes[0], gradients(0))  # forgotten by the load
+            opt.add(opt.lanes[0], gradients(0))  # the load drops it
         extra = opt.load(path)
         assert (extra["epoch"], list(extra["order"])) == (3, [0, 1, 2, 3])
         go_on(opt, 1)
@@ -459,7 +459,7 @@ def refused(folder: Path) -> None:
         unchanged.check()
         assert opt.steps == 1, name
     assert_same(good, spoilt, "gradients")
-    opt.step(good)  # it goes on as if nothing had been
+    opt.step(good)  # it goes on as if nothing had happened
     assert opt.steps == 2
 
 
@@ -544,7 +544,7 @@ def costs(folder: Path) -> None:
     grads = {name: np.ones_like(p) for name, p in params.items()}
     Counting.sent = Counting.small = 0
     opt.step(grads)
-    ideal = 2 * (ranks - 1) * whole  # of all ranks together: each byte of the gradient and of the parameter once
+    ideal = 2 * (ranks - 1) * whole  # all ranks together send each byte of gradient and parameter once
     assert COMM.allreduce(Counting.sent) == ideal
     assert Counting.small < 200
     Counting.sent = 0

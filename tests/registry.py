@@ -304,7 +304,7 @@ class Entry:
             if key in function:
                 of_function[key] = given
             elif key not in switches and not (key == counted and "step" in function):
-                beyond[key] = given  # only the class has it
+                beyond[key] = given  # only the class takes it
 
         def at_step(t: int, rose: bool) -> dict[str, Any]:
             risen = dict.fromkeys(loss_fields, rose) if self.needs_loss(options) else {}
@@ -363,7 +363,7 @@ class Entry:
                 options = {**self.combined, **dict(zip(choices, values, strict=True)), **before}
                 try:
                     _core.check_hyperparameters(self.rule, options)
-                except ValueError:  # they do not go together
+                except ValueError:  # they contradict each other
                     continue
                 found.append(self.case(str(options), options))
         return found
@@ -527,12 +527,13 @@ RMSPROP = Entry(
         Oracle(f"{_KERAS}rmsprop_test.py, test_correctness_with_golden", np.ones(10), then(np.full(10, 0.01), _UP_TO_1),
                {t: np.full(10, x) for t, x in enumerate((0.9967, 0.9933, 0.9908, 0.9885, 0.9864), 1)},
                {"centered": True}, "keras", atol=decimals(4)),
-        # Three optimizers there make a step each, of decay only: 2 (1 - 0.004)^3. Its own tolerance.
+        # The three optimizers of this test make a step each, with decay only: 2 (1 - 0.004)^3. The tolerance is the
+        # test's own.
         Oracle(f"{_KERAS}rmsprop_test.py, test_weight_decay", 2.0, same(0.0), {3: 1.9760959}, _DECAY_ALONE, "keras",
                atol=1.5e-6),
         _tf_rmsprop(0.9, 0.0, 1e-3, 0.5, True), _tf_rmsprop(0.9, 0.0, 1e-3, 0.5, False),
         _tf_rmsprop(0.95, 0.0, 1e-5, 0.5, True), _tf_rmsprop(0.95, 0.9, 1e-5, 0.5, True),
-        # eps of 1 under the root, so that it can't be mistaken.
+        # eps is 1, so that its place under the root shows.
         Oracle(f"{_TF}rmsprop_test.py, testWithoutMomentum", [1.0, 3.0], same([0.1, 0.01]),
                {1: {"param": [1 - 0.2 / 1.901**0.5, 3 - 0.02 / 1.90001**0.5], "square_avg": [0.901, 0.90001]},
                 2: {"param": [1 - 0.2 / 1.901**0.5 - 0.2 / 1.8119**0.5, 3 - 0.02 / 1.90001**0.5 - 0.02 / 1.810019**0.5],
@@ -541,7 +542,7 @@ RMSPROP = Entry(
         Oracle(f"{_LASAGNE}, with its alpha", np.ones(3), _square,
                {10: [0.83205403985348, 0.83205322744821, 0.83205295664444]}, {"lr": 0.01, "alpha": 0.9, "eps": 1e-6},
                "torch", atol=1e-14),
-        # Lasagne's eps is inside, so it meets these to 1e-5 only, and says so.
+        # Lasagne's eps is under the root, so it reaches these numbers to 1e-5 only, as its test says.
         Oracle(f"{_LASAGNE}, eps inside", np.ones(3), _square,
                {10: [0.83205403985348, 0.83205322744821, 0.83205295664444]}, {"lr": 0.01}, "lasagne", rtol=1e-5),
     ),
@@ -596,7 +597,7 @@ ADAGRAD = Entry(
                {"lr": 0.2, "initial_accumulator_value": 0.3, "eps": 1e-6}, "keras", atol=decimals(4)),
         Oracle(f"{_KERAS}adagrad_test.py, test_weight_decay", 2.0, same(0.0), {3: 1.9760959}, _DECAY_ALONE, "keras",
                atol=1.5e-6),
-        # Printed float32 values: they hold to the roundings of three steps, taken as 2 units of numbers from 2 to 4.
+        # Printed float32 values. They hold up to the roundings of three steps, taken as 2 units of numbers from 2 to 4.
         Oracle(f"{_TF}adagrad_test.py, testBasic", _TF_START, same([0.1, 0.1, 0.01, 0.01]),
                {3: [-1.6026098728179932, -0.6026098728179932, 2.715679168701172, 3.715679168701172]},
                {"lr": 3.0, "initial_accumulator_value": 0.1}, "tf1", dtypes=DTYPES, atol=2 * 2.0**-22),
@@ -624,7 +625,7 @@ PROXIMAL_ADAGRAD = Entry(
     bad=_PENALTIES,
     combined={"l1": 0.1},
     loops=(Loop("ProximalAdagradRule", 1, "add sub mul div sqrt", "half"),),
-    # float32 arithmetic there: after ten steps off by 8e-7, so TensorFlow's own tolerance stays.
+    # TensorFlow computes in float32: it is off by 8e-7 after ten steps, so its own tolerance is used.
     oracles=(
         *(Oracle(f"{_TF}proximal_adagrad_test.py, {test}", start, _PROXIMAL_GRADS, {steps: published},
                  {"lr": 3.0, "l1": l1, "l2": l2, "initial_accumulator_value": 0.1}, atol=atol, rtol=rtol)
@@ -811,7 +812,7 @@ RPROP = Entry(
     },
     loops=(
         Loop("RpropRule", 4, "sub mul", "both"),
-        Loop("GRpropRule", 2, "", "full", "reduce_loop"),  # asks for the first of the smallest: a scalar loop
+        Loop("GRpropRule", 2, "", "full", "reduce_loop"),  # finds the first of the smallest, in a scalar loop
     ),
     needs_loss=lambda options: options.get("variant") == "irprop+",
     across=_grprop_choice,
@@ -867,7 +868,7 @@ ENTRIES: tuple[Entry, ...] = (RMSPROP, ADAGRAD, PROXIMAL_ADAGRAD, ADAGRAD_DA, AD
 
 # ----------------------------------------------------------------------------------------------- what follows from them
 
-# What lacks something fails in test_registry.py, with what it lacks.
+# An entry that lacks something fails in test_registry.py, which says what is missing.
 _WHOLE = tuple(entry for entry in ENTRIES if not entry.missing())
 CASES = tuple(entry.case(name, options) for entry in _WHOLE for name, options in entry.cases.items())
 COMBINATIONS = tuple(case for entry in _WHOLE for case in entry.combinations() if case.has_function)
@@ -875,20 +876,20 @@ COMBINATIONS = tuple(case for entry in _WHOLE for case in entry.combinations() i
 RULES = tuple(entry.rule for entry in _WHOLE)
 DEFINED = {entry.rule: entry.dialects for entry in _WHOLE if entry.dialects is not None}
 FIRST_OF_RULE = tuple(next(case for case in CASES if case.rule == rule) for rule in RULES)
-# Of each rule the case with the most states: its arrays stand in every role.
+# The case with the most states of each rule: its arrays take every role.
 FULLEST_OF_RULE = tuple(
     max((case for case in CASES if case.rule == rule and case.has_function), key=lambda case: len(case.states))
     for rule in RULES
 )
 FUNCTIONS = tuple(case for case in CASES if case.has_function)
-# One for each way to store states: what is checked of arrays depends on nothing else.
+# One case for each way to store states. Checks of arrays depend on nothing else.
 ONE_OF_STORAGE = tuple(
     {
         frozenset((state.sign, state.scalar) for state in case.states): case
         for case in sorted(FULLEST_OF_RULE, key=lambda case: len(case.states))
     }.values()
 )
-# How arrays may be stored: those that have loops of their own, then those that are converted.
+# The ways to store arrays: first those with loops of their own, then those that are converted.
 _F16, _HOW = np.float16, (False, True)
 STORAGES = (
     *(Storage(np.float32, grad, BFLOAT16, stochastic) for grad in (np.float32, BFLOAT16) for stochastic in _HOW),
@@ -903,7 +904,7 @@ STORAGES = (
 )  # fmt: skip
 PER_ROW = tuple(entry.case(name, options) for entry in _WHOLE for name, options in entry.cases_of_rows.items())
 BY_ROWS = (*(case for case in FUNCTIONS if DECLARED[case.rule]["rows"]), *PER_ROW)
-# Of each rule two cases, without and with decay: how arrays are walked depends on nothing else.
+# Two cases of each rule, without and with decay. The walk over arrays depends on nothing else.
 WALKED = tuple(
     case
     for rule in RULES
@@ -914,7 +915,7 @@ WALKED = tuple(
 )
 
 
-# All cases in every storage, and those that show how arrays are walked.
+# All cases in every storage, and the cases that show how arrays are walked.
 STORED = tuple(case.as_stored(storage) for case in FUNCTIONS for storage in STORAGES)
 STORED_WALKED = tuple(case.as_stored(storage) for case in WALKED for storage in STORAGES)
 
@@ -924,13 +925,13 @@ def of_kind(kind: str) -> dict[str, Any]:
     return {key: spec for rule in RULES for key, spec in DECLARED[rule]["fields"].items() if spec["kind"] == kind}
 
 
-# Those that are something else, and need something else, where they are not 0.
+# Options that are something else, and need something else, if they are not 0.
 SWITCHES = frozenset({"weight_decay"}) | {
     state["used_with"] for rule in RULES for state in DECLARED[rule]["states"].values() if state["used_with"]
 }
 
 _TAKEN = {key for rule in RULES for key in inspect.signature(getattr(fs, f"{rule}_")).parameters}
-# Hyperparameters drawn at random, from which constants are derived: in double, and rounded once.
+# Random hyperparameters, from which constants are derived in double and rounded once.
 DRAWN: dict[str, Callable[[np.random.Generator], Any]] = {
     **dict.fromkeys((key for key in of_kind("real") if key in _TAKEN), lambda rng: rng.uniform(0, 1)),
     "lr": lambda rng: 10.0 ** rng.uniform(-4, 0),
@@ -994,7 +995,7 @@ def short_lengths(dtype: np.dtype[Any]) -> range:
     return range(2 * (64 // dtype.itemsize) + 2)
 
 
-# Around the sizes at which the kernels cut their work into blocks and threads begin to pay.
+# Lengths around those at which the kernels cut their work into blocks, and at which threads begin to pay.
 MIDDLE_LENGTHS = (1000, 1023, 1024, 1025, 2047, 2049, 8191, 8192, 8193, 32768, 33001)
 LARGE_LENGTH = 100_003
 LARGE_SHAPE = (331, 307)
@@ -1131,7 +1132,7 @@ def tiny(case: Case, dtype: np.dtype[Any], shape: Shape, rng: np.random.Generato
     return special(case, dtype, shape, rng, values[np.abs(values) < 0.5])
 
 
-# How rows of a parameter are named: by how many rows it has, an index.
+# Ways to name rows: an index, from the number of rows of a parameter.
 INDICES: dict[str, Callable[[int, np.random.Generator], Array]] = {
     "none": lambda rows, rng: np.zeros(0, np.int64),
     "the last": lambda rows, rng: np.array([rows - 1], np.uint32),
@@ -1449,7 +1450,7 @@ PAIRS: tuple[Pair, ...] = (
          True),
 )  # fmt: skip
 
-# The second is an int8 state, in the memory or in the gaps of an array of floats.
+# The second view is an int8 state, in the memory or the gaps of an array of floats.
 BYTE_PAIRS: tuple[Pair, ...] = (
     Pair("bytes of the same memory", lambda m: (m[:8], m.view(np.int8)[:8]), True),
     Pair("the last byte", lambda m: (m[:8], m.view(np.int8)[8 * m.itemsize - 1 :][:8]), True),
@@ -1459,7 +1460,7 @@ BYTE_PAIRS: tuple[Pair, ...] = (
          lambda m: (m[:16:2], m.view(np.int8)[m.itemsize - 1 :: 2 * m.itemsize][:8]), True),
 )  # fmt: skip
 
-# The second is a state of one number.
+# The second view is a state of one number.
 SCALAR_PAIRS: tuple[Pair, ...] = (
     Pair("the first element", lambda m: (m[:12], m[0, ...]), True),
     Pair("the last element", lambda m: (m[:12], m[11, ...]), True),
@@ -1470,7 +1471,7 @@ SCALAR_PAIRS: tuple[Pair, ...] = (
 
 # -------------------------------------------------------------------------------- options that are refused, continued
 
-# Each value by itself is good: rule, options, what the message must show.
+# Each value is valid by itself: rule, options, and what the message must show.
 CONFLICTS: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
     ("rmsprop", {"nesterov": True}, ("nesterov", "momentum")),
     ("rmsprop", {"bias_correction": True, "alpha": 1.0}, ("correction", "alpha")),  # 1 - alpha^t would be 0
@@ -1478,7 +1479,7 @@ CONFLICTS: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
     ("rprop", {"step_sizes": (2.0, 1.0)}, ("step_sizes", "2", "1")),
 )
 
-# Options of step(), refused before anything is written.
+# Options of step() that are refused before anything is written.
 _POSITIVE = (*(bad for bad in NONNEGATIVE if bad.value is not None), *_bad((0, 0.0, -0.0), ValueError))
 BAD_STEP_OPTIONS: dict[str, tuple[Bad, ...]] = {
     "grad_scale": _POSITIVE,

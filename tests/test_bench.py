@@ -15,7 +15,7 @@ import pytest
 from fusedstep import _bench, _core, _terminal
 from fusedstep._bench import Case, alternate, repeated
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # `bench`, which is not installed
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `bench`, which is not installed
 
 from bench import cases, history, lists, narrow, peers, report, rows
 from bench.__main__ import main, parts
@@ -117,7 +117,7 @@ def test_a_wrong_kernel_is_said_to_be_wrong(monkeypatch):
 def test_the_streaming_rate_leaves_the_values(case):
     data = Arrays(case, 3001, "float32")
     before = [array.copy() for array in data.arrays]
-    _bench.streaming(data)(2)  # twice: a sign that is flipped is flipped back
+    _bench.streaming(data)(2)  # twice, so that a flipped sign is flipped back
     for was, array in zip(before, data.arrays, strict=True):
         assert was.tobytes() == array.tobytes()
 
@@ -183,7 +183,7 @@ def test_numpy_peers_are_right_for_many_steps(name, peer, dtype):
     contender, parameter = peer.make(data, 1)
     rng = np.random.default_rng(1)
     for _ in range(20):
-        data.grad[...] = expected.grad[...] = rng.integers(-1, 2, 997)  # signs that stay, flip and vanish
+        data.grad[...] = expected.grad[...] = rng.integers(-1, 2, 997)  # signs that stay, flip and become 0
         before = expected.param.copy()
         contender(1)
         expected.reference()

@@ -339,7 +339,7 @@ def views(draw: st.DrawFn) -> tuple[tuple[int, ...], list[tuple[int, tuple[int, 
     both = []
     for _ in range(2):
         strides = tuple(draw(st.integers(-9, 9)) for _ in shape)
-        if draw(st.booleans()):  # as slices of an array of 4 x 4 x 4 have them
+        if draw(st.booleans()):  # strides as slices of a 4 x 4 x 4 array have them
             strides = tuple(
                 s * draw(st.sampled_from((1, -1, 2))) for s in draw(st.permutations((16, 4, 1)))[: len(shape)]
             )
@@ -697,7 +697,7 @@ def test_a_state_that_changed_since(case: Case, tmp_path: Path) -> None:
         changes = {"of another type": _set("dtype", np.dtype(f"u{live.itemsize}"))}
         if not state.scalar:
             changes |= {name: CHANGES[name] for name in ("flattened", "reshaped", "one axis more")}
-        changes["read-only"] = CHANGES["read-only"]  # for good, because it is no array's memory
+        changes["read-only"] = CHANGES["read-only"]  # stays so, because no array owns this memory
         for change, make in changes.items():
             shape, dtype = live.shape, live.dtype
             make(live)
@@ -771,7 +771,7 @@ def test_gradients_are_looked_at_anew(case: Case) -> None:
     step(memory[:12:2], memory[1:13:2], zero_grads=True)
     step(memory[5::-1], memory[6:12])
     step(memory[20:26], memory[20:26], clip_norm=1.0)
-    for _ in range(50):  # fresh ones, often in the place of freed ones
+    for _ in range(50):  # new arrays, often in memory that was just freed
         step(
             rng.standard_normal(6).astype(np.float32),
             rng.standard_normal(12).astype(np.float32)[::2],

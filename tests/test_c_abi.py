@@ -277,7 +277,7 @@ def test_defaults_are_those_of_python(lib: Library, rule: str) -> None:
     made = lib.rule(rule)
     arguments = inspect.signature(CLASSES[rule]).parameters
     for name, field in RULES[rule]["fields"].items():
-        if field["purpose"] != "loss":  # which an optimizer sees for itself
+        if field["purpose"] != "loss":  # an optimizer finds out the loss itself
             assert lib.get(made, name, field["kind"]) == arguments[name].default, name
 
 
@@ -586,7 +586,7 @@ def test_bad_calls_of_a_step_say_what_is_wrong_and_write_nothing(lib: Library) -
     assert not square_avg.any()
     last = lib.error()
     assert step() == OK
-    assert lib.error() == last  # of the last call that failed
+    assert lib.error() == last  # the error of the last call that failed
     assert square_avg.all()
 
 
@@ -636,12 +636,12 @@ def test_an_old_struct_is_not_read_or_written_beyond_its_size(lib: Library) -> N
     w = np.ones(4)
     optimizer = Optimizer(lib, [lib.rule("rmsprop")], {"w": (w, 0)})
     whole.size = ffi.offsetof("fusedstep_step_options", "clip_norm")
-    whole.clip_norm = -1.0  # beyond its size: not read
+    whole.clip_norm = -1.0  # beyond its size, so not read
     size = ffi.offsetof("fusedstep_step_report", "grad_norm")
     report = ffi.new("fusedstep_step_report *", {"size": size, "step": -1, "grad_norm": -1.0, "skipped": 77})
     assert lib.optimizer_step(optimizer.handle, borrow(np.ones(4)), 1, whole, report) == OK, lib.error()
     assert (report.size, report.step) == (size, 1)
-    assert (report.grad_norm, report.skipped) == (-1.0, 77)  # beyond its size: not written
+    assert (report.grad_norm, report.skipped) == (-1.0, 77)  # beyond its size, so not written
 
 
 def test_an_optimizer_that_cannot_be_made(lib: Library) -> None:
@@ -654,7 +654,7 @@ def test_an_optimizer_that_cannot_be_made(lib: Library) -> None:
         return {"params": make_parameters({name: (array, group)})}
 
     huge = changed(w, shape=[2**46], strides=NULL)
-    same = changed(w, shape=[2**44], strides=[0])  # 2^44 elements that are one
+    same = changed(w, shape=[2**44], strides=[0])  # 2^44 elements in one place
     twice = {"rules": [good, good], "params": make_parameters({"w": (w, 0), "v": (w, 1)}), "count": 2}
     for arguments, code, says in (
         ({"rules": NULL}, INVALID_ARGUMENT, "rules: expected a pointer"),
@@ -740,7 +740,7 @@ def test_bad_calls_of_an_optimizer(lib: Library) -> None:
         assert says in lib.error()
     assert (w == 1).all()
     assert not as_numpy(optimizer.state(0, "square_avg")[1]).any()
-    assert step([g])[1].step == 1  # after all that, the first
+    assert step([g])[1].step == 1  # the first one after all that
 
 
 def test_each_thread_has_its_own_last_error(lib: Library) -> None:

@@ -92,7 +92,7 @@ def take_step(case: Case, opt: Any, params: Mapping[str, Array], t: int) -> None
     if t % 3 == 0:
         grads["b"] = None
     for group in opt.param_groups:
-        if case.rule != "rprop":  # which only starts with it
+        if case.rule != "rprop":  # Rprop only starts with lr
             group["lr"] *= 0.9
     nested = [
         {"w": grads["w"], "b": grads["b"]},
@@ -167,7 +167,7 @@ def resume(
         where = f"{case}, {layout}, {np.dtype(dtype)}, cut at {cut}, by {how}"
         fresh = new_params(layout, dtype, seed=99)
         other = new_optimizer(case, fresh, lr=0.5)
-        if cut % 2:  # from another point of another run, too
+        if cut % 2:  # also from another point of another run
             take_step(case, other, fresh, 1)
         arrays = [*fresh.values(), *(array for states in other.state.values() for array in states.values())]
         places = [(id(array), array.ctypes.data, array.strides) for array in arrays]
@@ -491,7 +491,7 @@ def test_states_must_be_there_for_the_hyperparameters() -> None:
         plain.load_state_dict(changed(moving.state_dict(), ("groups", 0, "momentum"), 0.0))
     with pytest.raises(ValueError, match="state of 'w': 'momentum_buffer' missing"):
         moving.load_state_dict(plain.state_dict())
-    # Switched off in the middle of a run: its state is kept, and comes back with it.
+    # Momentum is switched off during the run. Its state is kept and returns with it.
     moving.step({"w": np.ones(3)})
     moving.param_groups[0]["momentum"] = 0.0
     other = fs.RMSprop({"w": np.ones(3)}, momentum=0.5)
@@ -570,7 +570,7 @@ INTERRUPTED = """
         wanted = 3 - now
         try:
             try:
-                # Interrupts one after the other, faster than anything that would write once more can end.
+                # Interrupts follow each other faster than a repeated write can end.
                 signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 0.02 if how == "file" else 0.004), 5e-5)
                 if how == "file":
                     opt.load(path + str(wanted) + ".npz")
@@ -624,7 +624,7 @@ def test_interrupted_between_any_two_instructions(partial: bool) -> None:
             if not frame.f_code.co_filename.startswith(here):
                 return None
             if linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with "):
-                return trace  # signals come in after calls, so not between the body of a "with" and its end
+                return trace  # signals arrive after calls, so never between the body of a "with" and its end
             if event in ("line", "return") and next(left, None) is None:
                 raise KeyboardInterrupt
             return trace
@@ -780,7 +780,7 @@ class Damage:
 
     def tried(self, content: bytes, what: str) -> str:
         """The message, empty if the file was loaded."""
-        self.path.unlink()  # file systems hurry to write out what takes the place of other content
+        self.path.unlink()  # file systems sync a file that replaces another at once
         self.path.write_bytes(content)
         try:
             self.opt.load(self.path)
@@ -876,7 +876,7 @@ def test_altered_files_with_a_right_checksum(ending: str, tmp_path: Path) -> Non
             refused += 1
         else:
             loaded += 1
-            damage.opt.step(NOTHING, loss=1.0)  # still of use
+            damage.opt.step(NOTHING, loss=1.0)  # still usable
             damage.opt, damage.params = some_run()
     assert refused > 1000
     assert loaded > 20
@@ -1188,7 +1188,7 @@ SAVER = """
             opt.save(path)
             os.write(done, f"{k}\\n".encode())
 
-    # A child for each line "path first": its id, then what it saved, then "dead".
+    # Forks a child for each line "path first". Prints its id, then what it saved, then "dead".
     for line in sys.stdin:
         path, first = line.split()
         child = os.fork()
@@ -1705,7 +1705,7 @@ def test_loads_into_tampered_groups_change_nothing(how: str, tmp_path: Path) -> 
                 load(strict=strict)
         assert {name: bits(p).tobytes() for name, p in params.items()} == before
     opt, params = some_run()
-    opt.param_groups[0] = Frozen(opt.param_groups[0])  # a dict, if a strange one: it is wholly loaded
+    opt.param_groups[0] = Frozen(opt.param_groups[0])  # a strange dict, but it is loaded completely
     opt.load_state_dict(saved)
     assert everything(opt, params) == everything(*some_run(steps=7, seed=2))
 

@@ -95,7 +95,7 @@ CALLED = ((np, "array"), (np, "copyto"), (os, "fsync"), (json, "loads"))
 """Functions that a state dict, its load, a save and a load of a file call, before anything is written."""
 
 
-HOLDING = [name for name in USES if name not in ("deepcopy", "pickle")]  # these let go when they have read the counters
+HOLDING = [name for name in USES if name not in ("deepcopy", "pickle")]  # these release it after reading the counters
 
 
 @pytest.mark.parametrize("holding", HOLDING)
@@ -161,7 +161,7 @@ def test_an_error_lets_go(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
             for module, called in CALLED:
                 patch.setattr(module, called, fail)
             grads = {"w": type("Failing", (), {"__dlpack__": fail, "__dlpack_device__": fail})()}
-            # An Exception of an exporter becomes the cause of a TypeError, and one of a file's reader of a ValueError.
+            # An Exception of an exporter becomes the cause of a TypeError, one of a file's reader that of a ValueError.
             with pytest.raises((error, TypeError, ValueError)):
                 USES[name](opt, grads, tmp_path)
         opt.step({"w": np.ones(3)})
@@ -183,7 +183,7 @@ def test_saves_during_steps() -> None:
             with contextlib.suppress(RuntimeError):
                 saved.append(opt.state_dict())
             del saved[3:-3]
-            time.sleep(0)  # else whoever has the GIL keeps it for a switch interval
+            time.sleep(0)  # otherwise the thread with the GIL keeps it for a switch interval
 
     saver = threading.Thread(target=save)
     steps = 0
@@ -214,7 +214,7 @@ def child_says(body: Callable[[], bytes]) -> bytes:
     """Run ``body`` in a forked child that must end in time; return what it says."""
     read, write = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # that a process with threads forks is the point
+        warnings.simplefilter("ignore", DeprecationWarning)  # this test forks a process with threads on purpose
         pid = os.fork()
     if pid == 0:
         with contextlib.suppress(BaseException):
@@ -371,7 +371,7 @@ IN_ANOTHER_INTERPRETER = """
         interpreters.destroy(other)
 
     if sys.argv[1] == "first":
-        ask()  # NumPy goes to the one interpreter that comes first
+        ask()  # only the first interpreter can import NumPy
         raise SystemExit
     exec(place)
     import numpy as np
@@ -390,7 +390,7 @@ IN_ANOTHER_INTERPRETER = """
 def test_other_interpreters(when: str, tmp_path: Path) -> None:
     """In a second interpreter of the process the package works, or the import is refused (NumPy works in only one); the
     first one is undisturbed, also after the second has ended."""
-    # Apart from the site, since an editable install builds again on import, and not every interpreter may do that.
+    # A copy outside site-packages: an editable install builds again on import, and not every interpreter may do that.
     copied = shutil.copytree(Path(fs.__file__).parent, tmp_path / "fusedstep")
     if not Path(_core.__file__).is_relative_to(Path(fs.__file__).parent):
         shutil.copy(_core.__file__, copied)

@@ -25,7 +25,7 @@ from fusedstep._verification import _selfcheck as selfcheck
 
 def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fusedstep", *arguments]
-    quiet = os.environ | {"SKBUILD_EDITABLE_VERBOSE": "0"}  # an editable install tells of its building
+    quiet = os.environ | {"SKBUILD_EDITABLE_VERBOSE": "0"}  # an editable install prints its build
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=quiet, **options)
 
 
@@ -223,7 +223,7 @@ def test_verify_tries_every_option(quick: bool) -> None:
                 assert found == {*map(repr, field["choices"])}, name
             elif field["default"] == 0.0:
                 assert len(found) == 2, name
-    if not quick:  # Nesterov's rule in both forms, centred, corrected: what only goes together
+    if not quick:  # Nesterov's rule in both forms, centred and corrected, which need other options
         assert any(
             options.get("nesterov") and options.get("centered") and options.get("momentum_form") == "tf"
             for options in tried["rmsprop"]

@@ -38,7 +38,7 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 
-# Blocks that compare with these are left out where they are not installed.
+# Blocks that compare with these packages are skipped if they are not installed.
 PEERS = {"autograd", "dask", "equinox", "flax", "jax", "joblib", "keras", "numba", "optax", "pennylane", "pints",
          "scipy", "sklearn", "tensorflow", "thinc", "torch"}  # fmt: skip
 DIRECTIVES = {"{eval-rst}", "{include}", "{toctree}"}
@@ -299,7 +299,7 @@ def test_names_exist(page: Path) -> None:
         found: Any = fs
         module = path.partition(".")[0]
         if not hasattr(fs, module) and importlib.util.find_spec(f"fusedstep.{module}"):
-            continue  # it needs a package, and is imported by its name
+            continue  # it needs another package, and is imported by name
         for name in path.split("."):
             assert hasattr(found, name), f"{page.name}: fs.{path}"
             found = getattr(found, name)

@@ -20,7 +20,7 @@ MODULES = ["fusedstep", *(["fusedstep.torch"] if find_spec("torch") else [])]
 
 def public() -> Iterator[tuple[str, Any]]:
     """Yield every public name that has a docstring of its own, and the public methods of classes."""
-    yield "fusedstep.reference", fs.reference  # its functions are documented where the fused ones are
+    yield "fusedstep.reference", fs.reference  # the fused functions document its functions
     for module in map(importlib.import_module, MODULES):
         for name in module.__all__:
             found = getattr(module, name)
@@ -35,7 +35,7 @@ def public() -> Iterator[tuple[str, Any]]:
 
 PUBLIC = dict(public())
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
-_, *LEFT_OUT = PROJECT["tool"]["numpydoc_validation"]["checks"]  # all but these
+_, *LEFT_OUT = PROJECT["tool"]["numpydoc_validation"]["checks"]  # all checks except these
 
 
 @pytest.mark.parametrize("name", PUBLIC)

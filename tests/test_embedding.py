@@ -206,7 +206,7 @@ def fnv(array: Array) -> str:
 
 
 CLASSES = {case.rule: case.cls for case in CASES}
-# Each rule with its defaults, and then what the consumer's ``print_rules`` does.
+# Each rule with its defaults, and then the options of the consumer's ``print_rules``.
 RUNS: list[tuple[str, dict[str, Any]]] = [
     *((rule, {}) for rule in _core.rules()),
     ("rmsprop", {"lr": 0.02, "alpha": 0.95, "eps": 1e-4, "eps_inside_sqrt": True, "centered": True, "momentum": 0.9,
@@ -265,7 +265,7 @@ def test_pkg_config_leads_a_compiler_to_the_installed_library(tmp_path: Path) ->
     library = (file.parent / folders["libdir"]).resolve()
     assert (include / "fusedstep" / "fusedstep.hpp").is_file()
     assert (library / "libfusedstep.a").is_file()
-    assert str(prefix) not in told  # so that it can be moved
+    assert str(prefix) not in told  # so that the folder can be moved
     environment = {**os.environ, "PKG_CONFIG_PATH": str(file.parent)}
     command = [native.tool("pkg-config"), "--cflags", "--libs", "--static", "fusedstep"]
     flags = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()

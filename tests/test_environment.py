@@ -42,13 +42,13 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 # -------------------------------------------------------------------------------------------- the processor's settings
 
-# fesetround's numbers: to nearest, down, up, to 0.
+# The numbers of fesetround: to nearest, down, up, to 0.
 ROUNDING = {
     "x86_64": {"nearest": 0x000, "down": 0x400, "up": 0x800, "zero": 0xC00},
     "aarch64": {"nearest": 0x000000, "up": 0x400000, "down": 0x800000, "zero": 0xC00000},
 }.get(platform.machine(), {"nearest": 0})
-FLUSH = 0x8040  # of MXCSR: flush results to 0, take subnormal operands for 0
-FLAGS = 0x3F  # of MXCSR: what happened so far, not a setting
+FLUSH = 0x8040  # bits of MXCSR: flush results to 0, read subnormal operands as 0
+FLAGS = 0x3F  # bits of MXCSR: status, not settings
 
 HELPER = """
 #include <xmmintrin.h>
@@ -88,7 +88,7 @@ class Processor:
             if flush:
                 self.mxcsr &= ~FLUSH
             self._libm.fesetround(before)
-        assert now == (ROUNDING[rounding], flush)  # what happened in between left it as it was
+        assert now == (ROUNDING[rounding], flush)  # the call has not changed it
 
 
 @pytest.fixture(scope="session")
@@ -600,7 +600,7 @@ def test_signals_are_for_the_callers_threads() -> None:
                 return int(re.search(r"SigBlk:\\s*(\\w+)", status.read())[1], 16)
         end = time.monotonic() + 60
         while len(masks := {*map(mask_of, workers)}) > 1 and time.monotonic() < end:
-            time.sleep(0.01)  # a thread that has not begun blocks all of them
+            time.sleep(0.01)  # a new thread blocks all signals until it begins
         [mask] = masks
         faults = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
         free = {n for n in signal.valid_signals() if not mask >> n - 1 & 1} - faults
@@ -614,7 +614,7 @@ def test_signals_are_for_the_callers_threads() -> None:
     """
     if not Path("/proc/self/task").exists():
         pytest.skip("no /proc")
-    assert run(code, OPENBLAS_NUM_THREADS="1") == "2 0"  # NumPy's own threads take all
+    assert run(code, OPENBLAS_NUM_THREADS="1") == "2 0"  # keeps NumPy from starting threads that take all signals
 
 
 @pytest.mark.slow
@@ -815,7 +815,7 @@ def test_containers_nested_deeply() -> None:
             with pytest.raises((RecursionError, TypeError, ValueError)):
                 optimizer.step(wrong)
         assert optimizer.step([np.ones(3)]).step == 1
-        while isinstance(nested, list | tuple | dict | UserDict):  # taken apart from outside, by no recursion
+        while isinstance(nested, list | tuple | dict | UserDict):  # taken apart without recursion
             [nested] = nested.values() if isinstance(nested, dict | UserDict) else nested
 
 
@@ -833,7 +833,7 @@ def test_the_interpreter_goes_on_meanwhile() -> None:
             time.sleep(0)
 
     switch = sys.getswitchinterval()
-    sys.setswitchinterval(1000.0)  # no thread gives way but where it lets go itself
+    sys.setswitchinterval(1000.0)  # a thread runs until it releases the GIL itself
     other = threading.Thread(target=count)
     try:
         other.start()
@@ -903,7 +903,7 @@ def test_child_processes(method: str, warm_pool: str) -> None:
         mine, theirs = context.Pipe(duplex=False)
         child = context.Process(target=send_big_step, args=(theirs,))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # that a process with threads forks is the point
+            warnings.simplefilter("ignore", DeprecationWarning)  # this test forks a process with threads on purpose
             child.start()
         children.append((child, mine))
     for child, mine in children:

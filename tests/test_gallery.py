@@ -37,7 +37,7 @@ def test_page(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         plt.close("all")
 
-    if "gradient" in names and "surface" in names:  # the gradient is the slope
+    if "gradient" in names and "surface" in names:  # the gradient is the slope of the surface
         for point in np.array([(1.0, 2.0), (-0.5, 0.25), (3.0, -1.0)]):
             steps = 1e-5 * np.eye(2)
             slopes = [(names["surface"](*(point + d)) - names["surface"](*(point - d))) / 2e-5 for d in steps]

@@ -35,7 +35,7 @@ def run(code: str, *places: Path, **environment: str) -> Any:
 
 def test_import_brings_little_along() -> None:
     """What is rarely used is imported where it is used: beside NumPy, the import takes little time."""
-    present = "sys, numpy, inspect"  # which newer NumPys import
+    present = "sys, numpy, inspect"  # newer versions of NumPy import inspect
     code = f"import {present}; before = set(sys.modules); import fusedstep; print(sorted(set(sys.modules) - before))"
     found = {name for name in run(code) if not name.startswith("_")}
     ours = {name for name in found if name.partition(".")[0] == "fusedstep"}

@@ -54,7 +54,7 @@ def hs5(x: Any) -> tuple[Any, Any]:
 # ---------------------------------------------------------------------------------------------------- published minima
 
 # Rosenbrock 1960; Beale 1958. HS: Hock & Schittkowski 1981, Test examples for nonlinear programming codes, problems 1
-# to 5: the start, the bounds, the minimum and its place as printed there.
+# to 5, with start, bounds, minimum and its place as printed there.
 A = math.sqrt(598 / 1200)
 PUBLISHED = {
     "rosenbrock": (rosenbrock, ROSENBROCK, None, (1, 1), 0),
@@ -539,7 +539,7 @@ def test_scipy_method_is_refused_at_once_and_can_be_sent() -> None:
 def test_as_the_local_search_of_basinhopping() -> None:
     optimize = pytest.importorskip("scipy.optimize")
 
-    def fun(x: Any) -> tuple[Any, Any]:  # many minima, the lowest at 0
+    def fun(x: Any) -> tuple[Any, Any]:  # it has many minima, the lowest at 0
         return (x * x - 10 * np.cos(2 * np.pi * x) + 10).sum(), 2 * x + 20 * np.pi * np.sin(2 * np.pi * x)
 
     arguments = {"jac": True, "method": fs.scipy_method(), "options": {"lr": 0.1}}

@@ -62,7 +62,8 @@ def test_equals_the_reference(dtype: np.dtype[Any], isa: str) -> None:
         for shape, layout in itertools.product((*SMALL_SHAPES, (3, 4, 5), (130, 150, 2)), LAYOUTS):
             own = laid_out(rng.standard_normal(shape).astype(dtype), layout)
             assert norm([own]) == fs.reference.norm([own]), f"{dtype} {isa} {shape} {layout}"
-        # Read in bands, which threads share and blocks cross; rows of 2,048 bytes and of more than a band has room for.
+        # These are read in bands, which threads share and blocks cross. Rows have 2,048 bytes, or more than a band
+        # holds.
         for k, shape in enumerate(((331, 307), (70, 512), (3, 45, 67), (6, 70_001))):
             for layout in (LAYOUT["F"], LAYOUT["F, first axis reversed"], LAYOUT["last axis outermost"]):
                 own = laid_out(rng.standard_normal(shape).astype(dtype), layout)

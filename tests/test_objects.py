@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 ISAS = _core.compiled_isas()
 X86 = "avx2" in ISAS
 
-# Each instruction set's widest registers, and the levels of x86-64 that it may take instructions from.
+# The widest registers of each instruction set, and the levels of x86-64 that it may use.
 REGISTERS = {"baseline": "xmm", "avx2": "ymm", "avx512": "zmm"}
 LEVELS = {
     "baseline": {"x86-64-baseline"},
@@ -34,7 +34,7 @@ LEVELS = {
     "avx512": {"x86-64-baseline", "x86-64-v2", "x86-64-v3", "x86-64-v4"},
 }
 
-# The loops of the rules, and those that belong to no rule: the limits that the rules are measured against, the norm.
+# The loops of the rules, and those of no rule: the limits that rules are measured against, and the norm.
 LOOPS = {
     f"{each.loop} {each.struct}".strip(): each
     for each in (
@@ -50,7 +50,7 @@ LOOPS = {
 IN_DOUBLE = ("reduce_loop", "sum_of_squares_loop", "scaled_sum_of_squares_loop")
 HALF = "half_width_"
 
-# What a compiler may call of its own accord.
+# Functions that a compiler may call on its own.
 MAY_CALL = {"memcpy", "memmove", "memset", "__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"}
 
 SYSTEM_LIBRARY = re.compile(r"(libc|libm|libstdc\+\+|libgcc_s|libpthread|ld-linux[-\w]*)\.so\.\d+|linux-vdso\.so\.1")
@@ -147,8 +147,8 @@ def is_clang() -> bool:
 def core(scripts_on_path: None) -> dict[str, Object]:
     """The core's object files; those of the kernels under the names of their instruction sets."""
     build = scratch("objects")
-    # -fno-ipa-icf: where two loops come out the same, GCC keeps one of the names; we want to see all.
-    # -mx86-used-note: the assembler, binutils' for Clang too, writes down which instructions there are.
+    # -fno-ipa-icf: if two loops become equal, GCC keeps one name, but this test wants all.
+    # -mx86-used-note: the assembler (binutils', for Clang too) notes which instructions there are.
     look = "-fno-integrated-as" if is_clang() else "-fno-ipa-icf"
     flags = f"{os.environ.get('CXXFLAGS', '')} {look}" + (" -Wa,-mx86-used-note=yes" if X86 else "")
     cmake_build(sources(), build, "-DFUSEDSTEP_PYTHON=OFF", f"-DCMAKE_CXX_FLAGS={flags}")
@@ -192,7 +192,7 @@ def test_nothing_runs_before_an_instruction_set_is_chosen(core: dict[str, Object
     assert "init_array" not in run(tool("objdump"), "-h", core[isa].path)
 
 
-# What the core keeps beside its constants, and what guards it. It must be true in a process without a GIL.
+# Globals of the core that are not constant, and what guards each. It must hold in a process without a GIL, too.
 GLOBALS = {
     "chosen()::isa": "atomic, made once",
     "dialects<>()::rows": "const, made once",
@@ -227,7 +227,7 @@ def test_every_global_is_guarded(core: dict[str, Object]) -> None:
     assert not {*found.values()} & set(ISAS)
 
 
-# What the extension keeps on top of that: NumPy's descriptors, and tables that CPython wants without const.
+# Further globals of the extension: NumPy's descriptors, and tables that CPython does not want const.
 BOUND = {
     "descriptors", "holder", "step_definition", "step_method_members", "step_method_slots", "step_method_specification",
     "report_fields", "report_description",
@@ -251,7 +251,7 @@ def test_every_global_of_the_extension_is_guarded() -> None:
 def test_kernels_stay_out_of_link_time_optimisation(core: dict[str, Object], tmp_path: Path) -> None:
     """Distributions switch it on for all that they build; it merges code across objects of any instruction set."""
     tool("ninja")
-    asked = "-DCMAKE_CXX_FLAGS=-flto", "-DCMAKE_INTERPROCEDURAL_OPTIMIZATION=ON"  # both ways at once
+    asked = "-DCMAKE_CXX_FLAGS=-flto", "-DCMAKE_INTERPROCEDURAL_OPTIMIZATION=ON"  # in both ways at once
     run(tool("cmake"), "-G", "Ninja", "-S", sources(), "-B", tmp_path, "-DFUSEDSTEP_PYTHON=OFF", *asked)
     run(tool("cmake"), "--build", tmp_path, "--target", "fusedstep_kernels_baseline")
     [path] = tmp_path.rglob("kernels.cpp.o")
@@ -325,7 +325,7 @@ def test_every_kernel_is_there(core: dict[str, Object], isa: str) -> None:
 @each_isa
 def test_every_loop_is_vectorised(core: dict[str, Object], isa: str) -> None:
     """In the widest registers, or half of them, and with the square roots and the selects, which are lost first."""
-    # For SSE2, float64: to Clang 14 two elements at a time are not worth the selects that SSE2 has no instruction for.
+    # SSE2 and float64: Clang 14 does not find two elements at a time worth emulating the selects, which SSE2 lacks.
     scalar = re.compile("ProximalAdagrad.*double|AdagradDA.*double" if isa == "baseline" and is_clang() else "$^")
     loops = [loop for loop in core[isa].loops if not scalar.search(loop.name)]
     lost = []

@@ -596,7 +596,7 @@ def test_every_hyperparameter_is_an_attribute(case: Case) -> None:
         value = first[key]
         assert getattr(optimizer, key) == value
         if (case.rule, key) == ("rprop", "lr") or key in ("centered", "momentum", "nesterov", "per", "mean"):
-            continue  # these can't be set where no state is there for them, or the state would be another
+            continue  # these need a state that is not there, or another one
         changed = {bool: not value, float: 0.25, tuple: (0.25, 1.25), str: {"torch": "tf"}.get(value, "irprop-")}
         setattr(optimizer, key, changed[type(value)])
         assert first[key] == second[key] == getattr(optimizer, key) == changed[type(value)]
@@ -765,7 +765,7 @@ def test_rprops_lr_is_a_start() -> None:
     with pytest.raises(AttributeError, match=rf"^lr: .*{told}"):
         optimizer.lr = 0.25
     with pytest.raises(AttributeError, match=told):
-        optimizer.lr = 0.01  # right for the first group only
+        optimizer.lr = 0.01  # only right for the first group
     optimizer.step([np.ones(3), np.ones(2)])
     unchanged = Unchanged(memory_of(optimizer))
     optimizer.param_groups[1]["lr"] = 0.25
@@ -1105,7 +1105,7 @@ def test_verification_notices_one_bit(case: Case, dtype: np.dtype[Any], monkeypa
     told = r"parameter 'layers\.0\.w'.* 1 of 12 .*\(3, 2\)"
     for verify in ("first", "every", "never"):
         step = new(verify)
-        assert [step(t).step for t in (1, 2, 3)] == [1, 2, 3]  # all is well with the true reference
+        assert [step(t).step for t in (1, 2, 3)] == [1, 2, 3]  # no error with the true reference
         monkeypatch.setattr(fs.reference, case.function_name, off_by_a_bit(true))
         if verify == "every":
             with pytest.raises(fs.VerificationError, match=told):

@@ -183,7 +183,7 @@ def test_with_masks(case: Case) -> None:
     for t in range(1, 4):
         grad = rng.standard_normal((3, 4))
         step = {"loss": loss(t)} if case.needs_loss else {}
-        mirror.arrays["w"]["param"][1] = 0  # is out of the way of those that sum over all
+        mirror.arrays["w"]["param"][1] = 0  # contributes nothing to a sum over all elements
         mirror.step({"w": np.where(mask, grad, 0)}, **step)
         optimizer.step([{"w": grad}], mask=[{"w": mask}], **step)
         assert not difference(w[[0, 2]], mirror.arrays["w"]["param"][[0, 2]])

@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 
 pytestmark = [
     pytest.mark.slow,
-    # A process with threads forks: that is what these libraries do.
+    # These libraries fork a process that has threads.
     pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning"),
 ]
 
@@ -115,7 +115,7 @@ def test_dask() -> None:
     distributed = pytest.importorskip("distributed")
     importlib.import_module("dask")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what its own event loop leaves open is not ours
+        warnings.simplefilter("ignore")  # Dask's event loop leaves things open
         options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "processes": True}
         with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
             for case in FULLEST_OF_RULE:

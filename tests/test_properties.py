@@ -128,7 +128,7 @@ def calls(draw: st.DrawFn) -> tuple[Case, np.dtype[Any], dict[str, Drawn], dict[
     case = draw(st.sampled_from([case for case in (*CASES, *COMBINATIONS) if case.has_function]))
     dtype = draw(st.sampled_from(DTYPES))
     shape = draw(shapes)
-    # Dense arrays take at most 1 part of 81 of this: four axes of which each third is taken.
+    # A dense array takes at most 1/81 of this memory: each of four axes takes every third element.
     memory = 81 * (math.prod(n + 1 for n in shape) + 2) * 8 + 4200
     wanted = {"param": (shape, dtype), "grad": (shape, dtype)}
     wanted |= {state.name: (state.shape(shape), state.dtype(dtype)) for state in case.states}
@@ -201,7 +201,7 @@ def test_functions_update_or_refuse(
         case.call(arrays)
     after = {k: bytearray(memory) for k, memory in before.items()}
     expected = {name: each.of(after[home[name]]) for name, each in drawn.items()}
-    # The reference may make NaNs of another payload: then ours stand in for them, so that all bytes can be compared.
+    # The reference may make NaNs with another payload. They are replaced by ours, so that all bytes can be compared.
     grad = expected.pop("grad")
     del arrays["grad"]
     reference_step(case, expected, grad, 1, False)
@@ -377,9 +377,9 @@ class Run(RuleBasedStateMachine):
         del changed["params"]
         try:
             _core.check_hyperparameters(self.case.rule, changed)
-        except ValueError:  # they do not go together
+        except ValueError:  # they contradict each other
             return
-        if not all(representable(changed[key], param.dtype) for param in self.params.values()):  # refused by the step
+        if not all(representable(changed[key], param.dtype) for param in self.params.values()):  # the step refuses it
             return
         own[key] = changed[key]
         for name, k in self.group_of.items():
@@ -409,7 +409,7 @@ class Run(RuleBasedStateMachine):
                 options["nonfinite"] = "no"
         memory = Unchanged([*memory_of(self.opt), *grads.values()])
         if bad == "overlap" and not self.params[last].size:
-            return  # what is empty overlaps nothing
+            return  # an empty array overlaps nothing
         with pytest.raises((TypeError, ValueError)), fs.use_isa(isa):
             self.opt.step(self.grouped(grads), **options)
         memory.check(bad)

@@ -15,7 +15,7 @@ README = ROOT / "README.md"
 SHELL = [line for block in blocks(README) if block.language == "sh" for line in block.text.splitlines()]
 
 SET_UP = '.venv/bin/pip install ".[demo]" && .venv/bin/python -m fusedstep demo'
-TEST = '.venv/bin/pip install "fusedstep[test]" && .venv/bin/python -m pytest'  # does not compile again
+TEST = '.venv/bin/pip install "fusedstep[test]" && .venv/bin/python -m pytest'  # compiles nothing again
 QUICK = f'{TEST} -m "not slow" -n 2'
 
 
@@ -25,7 +25,7 @@ def test_there_are_two_examples() -> None:
 
 def test_set_up_commands_are_there() -> None:
     assert f"python -m venv .venv && {SET_UP}" in SHELL
-    assert SHELL.index(QUICK) < SHELL.index(".venv/bin/python -m pytest")  # the first check, and all of it
+    assert SHELL.index(QUICK) < SHELL.index(".venv/bin/python -m pytest")  # the quick check comes before the whole one
 
 
 def test_it_names_the_main_commands() -> None:
@@ -34,7 +34,7 @@ def test_it_names_the_main_commands() -> None:
 
 
 def test_a_package_index_gets_links_that_work_there() -> None:
-    beside = str(Path(fs.__file__).parents[1])  # of this package, whatever else is on the path
+    beside = str(Path(fs.__file__).parents[1])  # the package under test, whatever else is on the path
     installed = [*importlib.metadata.distributions(name="fusedstep", path=[beside])]
     if not installed:
         pytest.skip("fusedstep is not installed here, so it has no metadata")

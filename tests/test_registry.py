@@ -73,7 +73,7 @@ def test_the_function_has_the_declared_arrays_and_options(entry: Entry) -> None:
     rest = [key for key in found if key not in ("param", "grad", "step", "rows", *states, *OF_FUNCTION)]
     assert set(rest) <= set(fields), f"{set(rest) - set(fields)}: no option of {entry.rule!r}"
     for key in rest:
-        # lr is required, or scales nothing but decoupled decay.
+        # lr is required, or it only scales decoupled decay.
         allowed = (EMPTY, None) if key == "lr" else (fields[key]["default"],)
         assert found[key].default in allowed, f"{key}: {found[key].default!r}, declared {fields[key]['default']!r}"
     switches = {state["used_with"] for state in states.values()} | {counted}
@@ -119,7 +119,7 @@ def test_every_option_and_state_is_in_a_case(entry: Entry) -> None:
     options = {key for key, spec in fields.items() if spec["purpose"] != "loss" and key != "lr"}
     try:
         _core.check_hyperparameters(entry.rule, DECOUPLED)
-    except ValueError:  # the rule has no use for it
+    except ValueError:  # the rule refuses it
         options.remove("decoupled_weight_decay")
     assert options <= changed | {"lr"}, f"no case of {entry.rule!r} has {options - changed}"
     assert {state["used_with"] for state in states.values() if state["used_with"]} <= changed

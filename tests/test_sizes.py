@@ -92,7 +92,7 @@ def larges(case: Case) -> dict[str, Large]:
     made |= {state.name: Large(state.dtype(dtype), state.start) for state in case.states}
     for param, grad in zip(made["param"].windows, made["grad"].windows, strict=True):
         param[...] = rng.standard_normal(param.shape)
-        grad[...] = rng.integers(-9, 10, grad.shape)  # whose squares add up exactly, in any order
+        grad[...] = rng.integers(-9, 10, grad.shape)  # their squares add up exactly in any order
     return made
 
 
@@ -279,7 +279,7 @@ def test_out_of_memory(use: str) -> None:
     it was."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(OUT_OF_MEMORY), use],
-        # Whatever is freed goes back to the system at once, so that the limit is felt.
+        # Freed memory goes back to the system at once, so that the limit takes effect.
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"},
         capture_output=True,
         text=True,

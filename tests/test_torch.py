@@ -439,7 +439,7 @@ AROUND: dict[str, Callable[[Stepped], Any]] = {
 def test_changes_around_the_tensors(name: str, change: str) -> None:
     """After steps that were alike, a change of groups, states or attributes acts as in torch."""
     worlds = [Stepped(cls) for cls in (theirs(name), ours(name))]
-    if change == "an overflow":  # torch's own steps do not look at it
+    if change == "an overflow":  # torch's own steps ignore it
         params = [param.detach().clone() for param in worlds[1].params]
         AROUND[change](worlds[1])
         worlds[1].step()
@@ -932,7 +932,7 @@ def test_memory_that_moves(name: str, move: str) -> None:
                 param.grad = None
                 MOVES[move](param)
                 for key in optimizer.state[param]:
-                    if key != "step":  # their shape and type are the caller's affair, in torch, too
+                    if key != "step":  # the caller chooses their shape and type, in torch as well
                         optimizer.state[param][key] = torch.zeros_like(param)
         for param in params:
             grad = torch.randn(4, 4, generator=torch.Generator().manual_seed(t))
@@ -1162,7 +1162,7 @@ def test_a_step_is_a_change_in_place_to_autograd(name: str) -> None:
         param = torch.ones(3, requires_grad=True)
         optimizer = cls([param])
         (param**2).sum().backward()
-        optimizer.step()  # with states that exist already
+        optimizer.step()  # its states exist already
         loss = (param**2).sum()
         version = param._version
         optimizer.step()

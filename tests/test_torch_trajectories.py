@@ -22,13 +22,13 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 Options = dict[str, Any]
 
 STEPS = 50
-SIZE = 67  # whole vectors and a tail, on either side
+SIZE = 67  # whole vectors and a tail, in both libraries
 
-# PyTorch takes some products and sums in one rounding (fused multiply-add) and its square root is good to one unit, not
-# to half of one, so its float64 differs from ours in the last bits. Measured over all options below, 50 steps add up to
-# 12 units of 2^-52 in a parameter, a unit being that of the larger of 1 (the size of parameters) and the element.
-# States differ by up to 65 units of the element's largest value so far: where weight decay nearly cancels a gradient,
-# the last bits of the parameter are the leading ones of what is left.
+# PyTorch rounds some products and sums once (fused multiply-add), and its square root is exact to one unit, not to half
+# of one. So its float64 results differ from ours in the last bits. Over all options below, 50 steps add up to 12 units
+# of 2^-52 in a parameter, relative to the larger of 1 (the size of parameters) and the element. States differ by up to
+# 65 units of the element's largest value so far: if weight decay nearly cancels a gradient, the last bits of the
+# parameter are the leading bits of what is left.
 PARAM_ULPS = 16
 STATE_ULPS = 128
 
@@ -126,7 +126,7 @@ class Pair:
         theirs = self.theirs.state[self.tensor]
         own = self.ours.state["0"]
         for name, array in own.items():
-            if name == "variance":  # of which torch has the square average
+            if name == "variance":  # torch has the square average instead
                 yield name, array + own["grad_avg"] ** 2, theirs["square_avg"].numpy()
             else:
                 yield name, array, theirs[states.get(name, name)].numpy()

@@ -1,10 +1,10 @@
-# Other systems by the Clang, the C libraries and the linker of zig (the package ziglang) for FUSEDSTEP_TARGET, as
-# x86_64-linux-musl or aarch64-macos. Linux programs are run where this machine has their processor.
+# Builds for other systems with zig (the package ziglang), which has Clang, a linker and C libraries. FUSEDSTEP_TARGET
+# is, for example, x86_64-linux-musl or aarch64-macos. Linux programs run if this machine has their processor.
 set(CMAKE_TRY_COMPILE_PLATFORM_VARIABLES FUSEDSTEP_TARGET)
 string(REGEX MATCH "^[^-]+" CMAKE_SYSTEM_PROCESSOR ${FUSEDSTEP_TARGET})
 if(FUSEDSTEP_TARGET MATCHES macos)
   set(CMAKE_SYSTEM_NAME Darwin)
-  set(CMAKE_INSTALL_NAME_TOOL unused)  # CMake wants one, though nothing is installed
+  set(CMAKE_INSTALL_NAME_TOOL unused)  # CMake asks for one, even though nothing is installed
 elseif(FUSEDSTEP_TARGET MATCHES windows)
   set(CMAKE_SYSTEM_NAME Windows)
   find_program(wine NAMES wine64 wine PATHS /usr/lib/wine)

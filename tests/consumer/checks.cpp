@@ -69,7 +69,7 @@ void print_hash(const fs::AnySpan& array) {
   std::printf(" %016llx", static_cast<unsigned long long>(hash));
 }
 
-// Three steps on 777 elements. The states are those of an optimizer, which starts them and is never stepped itself.
+// Makes three steps on 777 elements. The states come from an optimizer that starts them and is never stepped.
 template <class T>
 void run_rule(const fs::AnyRule& rule) {
   std::vector<T> param = random_values<T>(777, 1);
@@ -129,7 +129,7 @@ Arrays stepped() {
 }
 
 void check_starts() {
-  // Where an optimizer's states start.
+  // The numbers at which an optimizer's states start.
   std::vector<float> w(3, 1.0f);
   const auto start = [&](const fs::AnyRule& of, const char* state) {
     const fs::Optimizer optimizer({of}, {{"w", fs::span{w}}});
@@ -148,7 +148,7 @@ void check_starts() {
 
   CHECK(fs::RMSprop::like("torch").alpha == 0.99);
   CHECK(fs::Rprop::like("torch").variant == fs::RpropVariant::irprop_minus);
-  fs::RMSprop tf1 = fs::RMSprop::like("tf1");  // has no default of lr
+  fs::RMSprop tf1 = fs::RMSprop::like("tf1");  // it has no default for lr
   CHECK(message([&] { start(tf1, "square_avg"); }).starts_with("lr: "));
   tf1.lr = 0.01;
   CHECK(start(tf1, "square_avg") == 1.0f);
@@ -163,7 +163,7 @@ void check_parts() {
   CHECK(whole.part(4, 0).shape()[0] == 0);
   constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
   const std::pair<std::int64_t, std::int64_t> outside[] = {{-1, 2}, {0, 5}, {3, 2}, {5, 0}, {1, -1}, {1, most}, {most, 1}};
-  for (const auto& place : outside) {  // Clang 14 captures no structured bindings
+  for (const auto& place : outside) {  // Clang 14 can't capture structured bindings
     const std::int64_t begin = place.first, n = place.second;
     CHECK(message([&] { whole.part(begin, n); }) ==
           "span: expected a part of 4 elements, got " + std::to_string(n) + " elements from " + std::to_string(begin));
@@ -186,7 +186,7 @@ void check_bad_spans() {
   CHECK(step(deep, fs::span{g}, fs::span{v}) == "param: expected at most 8 dimensions, got 9");
   CHECK(message([&] { fs::norm(std::array<fs::AnySpan, 1>{}); }) == "gradient: expected data, got NULL");
   CHECK(message([&] { fs::Optimizer({rule}, {{"w", {}}}); }) == "parameter 'w': expected data, got NULL");
-  std::vector<float> none;  // whose data may be null
+  std::vector<float> none;  // its data may be null
   CHECK(step(fs::span{none}, fs::span{none}, fs::span{none}) == "no error");
 }
 
@@ -195,7 +195,7 @@ void check_strided_spans() {
   std::vector<double> w = random_values<double>(rows * columns, 3);
   const std::vector<double> g = random_values<double>(rows * columns, 4);
   std::vector<double> v(rows * columns);
-  // The same elements, where every other array has another layout: w transposed, g backwards, v every third.
+  // The same elements, with every other array in another layout: w transposed, g backwards, v every third element.
   std::vector<double> w2(w.size()), g2(w.size()), v2(3 * w.size(), -1.0);
   for (std::size_t i = 0; i < rows; ++i) {
     for (std::size_t j = 0; j < columns; ++j) {
@@ -232,7 +232,7 @@ void check_own_threads() {
   for (std::thread& thread : threads) thread.join();
   CHECK(a == stepped());
 
-  Arrays rows;  // as a matrix whose rows run backwards
+  Arrays rows;  // a matrix with reversed rows
   const auto matrix = [](std::vector<float>& x) { return fs::span(x.data() + 99'990, {10'000, 10}, {-10, 1}); };
   Arrays whole;
   fs::step(rule, matrix(whole.w), matrix(whole.g), matrix(whole.v));
@@ -270,7 +270,7 @@ void check_executor() {
 }
 
 void check_lists() {
-  // An optimizer of many arrays does what step() does to each, by groups, and leaves out what has no gradient.
+  // An optimizer of many arrays does what step() does to each, group by group, and skips arrays without a gradient.
   const fs::RMSprop fast{.lr = 0.5, .momentum = 0.9};
   std::vector<std::vector<double>> params, expected, grads, squares, buffers;
   std::vector<fs::Optimizer::Parameter> list;
@@ -309,7 +309,7 @@ void check_lists() {
   CHECK(optimizer.state(6, "momentum_buffer").data == nullptr);
   CHECK(optimizer.state(7, "no such state").data == nullptr);
 
-  // New hyperparameters from the next step on; a moved optimizer goes on.
+  // New hyperparameters count from the next step on. A moved optimizer goes on.
   fs::Optimizer moved = std::move(optimizer);
   fs::RMSprop slow = rule;
   slow.lr = 0.001;
@@ -349,7 +349,7 @@ void check_prologue() {
   const std::array<fs::AnySpan, 1> read_only{fs::span{std::as_const(g)}};
   CHECK(message([&] { optimizer.step(read_only, {.zero_grads = true}); }).find("read-only") != std::string::npos);
 
-  // A step that writes the gradients checks them again: read-only ones and overlapping ones were accepted before.
+  // A step that writes gradients checks them again: before, read-only and overlapping ones were accepted.
   std::vector<float> a(4, 1.0f), b(4, 1.0f), shared(6, 1.0f), own(8, 1.0f);
   fs::Optimizer pair({fs::Adagrad{}}, {{"a", fs::span{a}}, {"b", fs::span{b}}});
   const std::vector<fs::AnySpan> one_read_only{fs::span(own.data(), 4), fs::span(std::as_const(own).data() + 4, 4)};
@@ -365,7 +365,7 @@ void check_prologue() {
   CHECK(own == std::vector<float>(8, 0.0f));
   CHECK(message([&] { pair.step(overlapping, {.zero_grads = true}); }).find("shares memory") != std::string::npos);
 
-  // irprop+ needs the loss: it takes a move back where the loss rose and a sign flipped.
+  // irprop+ needs the loss: it reverts a move after which the loss rose and a sign flipped.
   std::vector<double> x{1.0}, slope{1.0};
   fs::Optimizer rprop({fs::Rprop{.lr = 0.25, .variant = fs::RpropVariant::irprop_plus}}, {{"x", fs::span{x}}});
   const std::array<fs::AnySpan, 1> slopes{fs::span{slope}};
@@ -378,7 +378,7 @@ void check_prologue() {
   CHECK(x[0] == 1.0);
 }
 
-// An optimizer of 16 bits does what step() does with its keys; a master parameter is a float.
+// An optimizer of 16-bit arrays does what step() does with its keys. A master parameter is a float.
 void check_narrow() {
   constexpr std::size_t n = 1000;
   const std::vector<float> g = random_values<float>(n, 9);
@@ -412,7 +412,7 @@ void check_narrow() {
   CHECK(message([&] { fs::Optimizer({rmsprop}, {{"w", fs::span{wide}}}, master); }).find("master") != std::string::npos);
 }
 
-// Rows of a table: for Adagrad the sums of their gradients, given as a dense one, make the same step.
+// For Adagrad, a gradient of rows makes the same step as a dense gradient that has their sums.
 void check_rows() {
   const std::size_t rows = 40, width = 24;
   std::vector<float> table = random_values<float>(rows * width, 1), dense_table = table;
@@ -437,7 +437,7 @@ void check_rows() {
     some.step(std::array<fs::Gradient, 1>{gradient}, {.clip_norm = 1.0});
     all.step(std::array<fs::AnySpan, 1>{matrix(dense)}, {.clip_norm = 1e30});
   }
-  CHECK(!same(table, dense_table));  // it clipped
+  CHECK(!same(table, dense_table));  // the norm was clipped
   const std::vector<float> before = table;
   some.step(std::array<fs::Gradient, 1>{fs::AnySpan()});
   CHECK(same(table, before));

@@ -1,4 +1,4 @@
-// Numbers that any language makes alike: a linear congruential generator in 64 bits, of which the upper 24 are used.
+// Random numbers that any language can reproduce: the upper 24 bits of a 64-bit linear congruential generator.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
-// Fits a linear map to points: centred RMSprop with momentum, weight decay on the weights only, and gradients clipped by
-// their norm. It prints its results as bits, and tests/test_embedding.py compares them with the same run in Python. Only
-// + - * on values in a fixed order, so that there is one right result.
+// Fits a linear map to points, with centred RMSprop, momentum, weight decay on the weights only, and gradients clipped by
+// their norm. It prints its results as bits, which tests/test_embedding.py compares with the same run in Python. It only
+// uses + - * on values in a fixed order, so there is one right result.
 #include <bit>
 #include <cstdint>
 #include <cstdio>

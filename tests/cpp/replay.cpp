@@ -1,7 +1,7 @@
-// Replays the updates that tests/cases.py wrote to a file with the NumPy reference's results. They go through the C ABI:
-// every instruction set of this machine, several layouts, one thread and several, and a caller with another rounding
-// mode and flush-to-zero. All bits must be the reference's, except the sign and payload of a NaN, and no byte between or
-// beside the elements may change. This checks any processor, and any emulator, without a Python of its own.
+// Replays updates whose results tests/cases.py has computed by the NumPy reference. They go through the C ABI, with every
+// instruction set of this machine, several layouts, one thread and several, and a caller with another rounding mode and
+// flush-to-zero. All bits must be the reference's, except the sign and payload of a NaN, and no byte between or beside the
+// elements may change. So any processor, or an emulator, can be checked without Python on it.
 #include <algorithm>
 #include <bit>
 #include <cfenv>
@@ -31,7 +31,7 @@ namespace {
 
 #if defined(__x86_64__)
 constexpr std::uint64_t flush_to_zero = 0x8040;  // FTZ, DAZ
-std::uint64_t state() { return _mm_getcsr() & ~std::uint64_t{0x3f}; }  // without the flags of what has happened
+std::uint64_t state() { return _mm_getcsr() & ~std::uint64_t{0x3f}; }  // without the status flags
 void set_state(std::uint64_t state) { _mm_setcsr(static_cast<unsigned>(state)); }
 #elif defined(__aarch64__)
 constexpr std::uint64_t flush_to_zero = std::uint64_t{1} << 24;  // FZ
@@ -47,7 +47,7 @@ std::uint64_t state() { return static_cast<std::uint64_t>(std::fegetround()); }
 void set_state(std::uint64_t state) { std::fesetround(static_cast<int>(state)); }
 #endif
 
-// Rounds upwards and flushes subnormals while it lives; says whether a callee left these settings as they were.
+// While it lives, rounds upwards and flushes subnormals. Says whether a callee has changed these settings.
 class Hostile {
  public:
   explicit Hostile(bool hostile) : rounding_(std::fegetround()), before_(state()) {
@@ -58,7 +58,7 @@ class Hostile {
     set_ = state();
   }
   ~Hostile() {
-    std::fesetround(rounding_);  // of x87 as well, by which strtod rounds
+    std::fesetround(rounding_);  // also for x87, which strtod may use
     set_state(before_);
   }
   Hostile(const Hostile&) = delete;
@@ -89,7 +89,7 @@ class Reader {
     return {content_.begin() + static_cast<std::ptrdiff_t>(at_ - n), content_.begin() + static_cast<std::ptrdiff_t>(at_)};
   }
 
-  // Elements of this size, which the file has with their low bytes first.
+  // Reads elements of this size. The file has their low bytes first.
   std::vector<char> elements(std::size_t n, std::size_t size) {
     std::vector<char> read = bytes(n * size);
     if constexpr (std::endian::native == std::endian::big) {
@@ -116,7 +116,7 @@ class Reader {
   std::size_t at_ = 0;
 };
 
-// A dense array of the file: rows x columns in C order, or with fewer dimensions a number for each row, or one number.
+// A dense array of the file: rows x columns in C order, one number per row, or one number.
 struct Values {
   std::string name;
   std::int32_t dtype;

@@ -1,7 +1,6 @@
-// The pool of threads under load, for the thread sanitizer to watch: many threads step optimizers of their own at once,
-// small and large, while the number of threads and the instruction set change under them; then the same with threads of
-// the caller's, of which some fail. Every result has the bits of a single thread. Between the steps the pool goes to sleep,
-// wakes, and learns what that costs.
+// Puts the pool of threads under load, for the thread sanitizer: many threads step their own small and large optimizers at
+// once, while the number of threads and the instruction set change. Then the same with the caller's threads, of which some
+// fail. Every result has the bits of a single thread. Between steps the pool sleeps, wakes up, and learns what that costs.
 #include <array>
 #include <atomic>
 #include <chrono>
@@ -25,7 +24,7 @@ namespace {
 
 constexpr int steps = 6;
 
-// Two parameters, one of them cut for threads, one strided, and an optimizer over them.
+// An optimizer over two parameters, one large enough to be shared among threads and one strided.
 template <class T>
 struct Run {
   explicit Run(const fs::AnyRule& rule, std::int64_t n)
@@ -118,7 +117,7 @@ void many_at_once(int rounds, const std::vector<Run<float>>& f, const std::vecto
   changes.join();
 }
 
-// One thread, with pauses in which the workers fall asleep.
+// Steps on one thread, with pauses in which the workers fall asleep.
 void with_pauses(const std::vector<Run<float>>& f) {
   for (const int microseconds : {10, 100, 300, 1000}) {
     std::size_t k = 0;
@@ -137,7 +136,7 @@ void with_pauses(const std::vector<Run<float>>& f) {
 
 using Ranges = const std::function<void(std::int64_t)>&;
 
-// Executors that do not do all that they should, or more.
+// Executors that do too little or too much.
 const std::vector<fs::Executor> poor_executors{
     [](std::int64_t, Ranges) { throw std::runtime_error("no threads"); },
     [](std::int64_t, Ranges) { throw 7; },

@@ -34,7 +34,7 @@ using Data = FuzzedDataProvider;
     }                                                                                                   \
   } while (false)
 
-// Once the data is used up, it reads as 0: a choice of 0 is the ordinary one.
+// When the data is used up, it reads as 0, which is the ordinary choice.
 
 // A valid call with more elements takes too long.
 constexpr __int128 most_elements = 1 << 16;
@@ -76,7 +76,7 @@ double any_real(Data& data) {
 
 using Memory = std::vector<unsigned char>;
 
-// A view of a piece of memory. Its shape and strides have the shortest memory that they need.
+// A view of a piece of memory. Shape and strides are in allocations of exactly the size they need.
 struct View {
   fusedstep_array array{};
   std::unique_ptr<std::int64_t[]> shape, strides;
@@ -159,7 +159,7 @@ View make_view(Data& data, Memory& memory, std::int32_t usual_type, const View* 
     return view;
   }
 
-  // Place it in memory with all that its strides reach. A view that does not fit is cut to one element.
+  // Places it in memory that has room for all its strides. A view that does not fit is cut to one element.
   const auto available = static_cast<std::int64_t>(memory.size());
   for (const bool second_try : {false, true}) {
     if (view.elements() == 0) break;
@@ -311,7 +311,7 @@ void any_names(Data& data) {
 
 using Struct = std::unique_ptr<unsigned char[]>;
 
-// A copy of a struct of `whole` bytes, mostly whole, in memory that ends where its `size` says.
+// A copy of a struct of `whole` bytes, usually complete, in memory that ends where its `size` says.
 Struct cut(Data& data, const unsigned char* full, std::size_t whole) {
   std::uint64_t size = whole;
   if (data.ConsumeIntegralInRange(0, 31) == 31) {

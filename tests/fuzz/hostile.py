@@ -69,7 +69,7 @@ class World:
         self.lists: list[list[Any]] = []
         self.dicts: list[dict[Any, Any]] = []
         self.grads: list[Array] = []
-        self.resizable: list[Array] = []  # nothing else shows their memory, which would be left in the air
+        self.resizable: list[Array] = []  # nothing else may refer to their memory, which would dangle
         self.moved: set[int] = set()
         self.deeds: list[str] = []
         self.broken = self.stepped = False
@@ -77,7 +77,7 @@ class World:
         self.left = rng.choice((1, 1, 2, 5, 20))
         dtype, storage = rng.choice(STORAGE)
         self.params = [np.full(rng.choice(SHAPES), 1.0 + k, dtype) for k in range(rng.choice((1, 2, 3, 6)))]
-        self.value = rng.choice((-1.0, 0.5, 3.0))  # of all gradients: whichever a call takes
+        self.value = rng.choice((-1.0, 0.5, 3.0))  # of all gradients, so that it does not matter which a call takes
         cls, options = rng.choice(RULES)
         self.tree = self.shape(list(range(len(self.params))))
         unnamed = isinstance(self.tree, list) and not any(isinstance(part, dict | tuple) for part in self.tree)
@@ -89,7 +89,7 @@ class World:
         self.optimizer = cls(given, **options, **storage)
         self.by_rows = rng.random() < 0.2 and np.dtype(dtype).itemsize > 2 and not storage
         self.loss = {"loss": 1.0} if options.get("variant") == "irprop+" else {}
-        for _ in range(rng.choice((1, 3))):  # after which a step without options is like the one before
+        for _ in range(rng.choice((1, 3))):  # a following step without options is like the last one
             self.clean_step()
 
     # ------------------------------------------------------------------------------------------------------ containers
@@ -125,7 +125,7 @@ class World:
         moves = [np.array([self.rng.random() < 0.5 for _ in range(p.size)], bool).reshape(p.shape) for p in self.params]
         before, self.lists, self.dicts = (self.lists, self.dicts), [], []
         made = self.of_groups(moves.__getitem__)
-        self.lists, self.dicts = before  # out of reach: each mask is another
+        self.lists, self.dicts = before  # out of reach, because each mask is different
         return made, self.clean(self.optimizer, moves)
 
     def of_groups(self, leaf: Callable[[int], Any]) -> Any:
@@ -184,7 +184,7 @@ class World:
             view = array.view(Subclass)
             view.world = self
             return view
-        if kind == 2 and array.size and array.ndim and array.dtype != ml_dtypes.bfloat16:  # which has no memoryview
+        if kind == 2 and array.size and array.ndim and array.dtype != ml_dtypes.bfloat16:  # bfloat16 has no memoryview
             return memoryview(array)
         self.resizable.append(array)
         return array
@@ -420,7 +420,7 @@ def resizes_gradient(world: World) -> None:
     if world.resizable:
         array = world.rng.choice(world.resizable)
         array.resize(world.rng.choice(((0,), (1,), (100_000,))), refcheck=False)
-        world.resizable.clear()  # index and values of rows would fit each other again
+        world.resizable.clear()  # or index and values of rows would fit each other again
 
 
 def resizes_parameter(world: World) -> None:

@@ -1,6 +1,6 @@
-// Calls kernels and the call path for callgrind to count: one call each between two markers. Prints the names in order.
+// Calls kernels and functions for callgrind to count, one call between two markers. Prints their names in order.
 //
-// The marker is getppid(), at which callgrind writes down its counts so far.
+// The marker is getppid(), at which callgrind writes its counts so far.
 #include <unistd.h>
 
 #include <cstdio>
@@ -33,7 +33,7 @@ class Array {
   std::int64_t n_;
 };
 
-// Calls twice, because the first call also does what is done only once.
+// Calls twice, because the first call also does work that is done only once.
 template <class F>
 void count(const std::string& name, const F& f) {
   f();
@@ -87,7 +87,7 @@ void count_optimizer(const std::string& name, std::size_t tensors) {
 
 }  // namespace
 
-// The instruction set is the one argument.
+// The only argument is the instruction set.
 int main(int, char** arguments) {
   fs::force_isa(arguments[1]);
   fs::set_num_threads(1);
