@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <new>
 
+#include "cache.hpp"
 #include "loops/kernel.hpp"
 #include "loops/storage.hpp"
 #include "parallel.hpp"

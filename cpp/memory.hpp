@@ -11,8 +11,6 @@
 
 namespace fusedstep {
 
-inline constexpr std::size_t cache_line = 64;
-
 struct Unmap {
   std::size_t bytes;
   void operator()(std::byte* memory) const;

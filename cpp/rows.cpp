@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "cache.hpp"
 #include "dispatch.hpp"
 #include "loops/layout.hpp"
 #include "loops/storage.hpp"
@@ -26,16 +27,14 @@ constexpr std::int64_t most_gathered = 128;
 constexpr std::int64_t far_ahead = 16;
 constexpr std::int64_t near_ahead = 4;
 constexpr std::int64_t values_ahead = 8;
-constexpr std::int64_t cache_line = 64;
 
 // Elements that are converted at a time: with their copies they fit in what others take for a block.
 constexpr std::int64_t most_converted = block / 2;
-constexpr std::int64_t most_lines = 16;  // of a row; the processor fetches the rest of a long run itself
+constexpr std::int64_t most_fetched = 16 * cache_line;  // of a row; the processor fetches the rest of a long run itself
 
-template <int locality>  // 2: the second-level cache, 3: the first
-void prefetch(const char* data, std::int64_t bytes) {
-  const std::int64_t lines = std::min((bytes + cache_line - 1) / cache_line, most_lines);
-  for (std::int64_t k = 0; k < lines; ++k) __builtin_prefetch(data + k * cache_line, 0, locality);
+template <int level>
+void fetch_run(const void* data, std::int64_t bytes) {
+  prefetch<level>(data, std::min(bytes, most_fetched));
 }
 
 // f(T()) for the type in which an index is stored.
@@ -300,7 +299,7 @@ void RowGradient::sum_piece(std::int64_t group, std::int64_t n, std::int64_t col
   std::memset(sums, 0, static_cast<std::size_t>(n * bytes));
   for (std::int64_t k = 0; k < n; ++k, sums += bytes) {
     for (std::int64_t e = first_.data()[group + k]; e < first_.data()[group + k + 1]; ++e) {
-      if (dense_values_ && e + values_ahead < end) prefetch<3>(value(e + values_ahead) + offset, stored_bytes);
+      if (dense_values_ && e + values_ahead < end) fetch_run<3>(value(e + values_ahead) + offset, stored_bytes);
       each_run(entries_[e].place, column, columns, widen,
                [&](std::int64_t from, std::int64_t count, const char* run) { add(count, run, sums + from * item); });
     }
@@ -472,7 +471,7 @@ class RowGradient::Update {
   void fetch(std::int64_t group) const {
     if (group >= gradient_.groups_) return;
     for (const Stream& stream : stream_) {
-      if (stream.array != nullptr) prefetch<locality>(stream.row(gradient_.row(group)), gradient_.row_size_ * stream.item);
+      if (stream.array != nullptr) fetch_run<locality>(stream.row(gradient_.row(group)), gradient_.row_size_ * stream.item);
     }
   }
 
@@ -480,11 +479,11 @@ class RowGradient::Update {
   void fetch_next(std::int64_t group, std::int64_t n) const {
     for (const Stream& stream : stream_) {
       for (std::int64_t k = 0; stream.array != nullptr && k < n; ++k) {
-        __builtin_prefetch(stream.row(gradient_.row(group + k)), 1, 3);
+        prefetch<3>(stream.row(gradient_.row(group + k)));
       }
     }
     for (std::int64_t k = 0; gradient_.sums().data == nullptr && k < n; ++k) {
-      __builtin_prefetch(gradient_.value(gradient_.first_.data()[group + k]), 0, 3);
+      prefetch<3>(gradient_.value(gradient_.first_.data()[group + k]));
     }
   }
 

@@ -1,5 +1,6 @@
 #include "optimizer.hpp"
 
+#include "../cache.hpp"
 #include "../optimizer.hpp"
 
 #include <pybind11/stl.h>
@@ -446,6 +447,7 @@ class PyOptimizer final : public Repeatable {
   // The same check for a step where at most the places of gradients are new. If it returns false, accept() starts anew with
   // all gradients.
   bool same_arrays(PyObject* const* gradients) {
+    constexpr std::int64_t header = 2 * cache_line;
     constexpr std::size_t ahead = 4;  // the headers of arrays are all over the memory
     const Descriptors& descriptors = native_descriptors();
     const PyTypeObject* const array_type = py::detail::npy_api::get().PyArray_Type_;
@@ -456,8 +458,8 @@ class PyOptimizer final : public Repeatable {
     const std::size_t n = bound_.size();
     for (std::size_t i = 0; i < n; ++i) {
       if (i + ahead < n) {
-        prefetch(gradients[i + ahead]);
-        prefetch(bound_[i + ahead].parameter);
+        prefetch<3>(gradients[i + ahead], header);
+        prefetch<3>(bound_[i + ahead].parameter, header);
       }
       Bound& bound = bound_[i];
       const PyObject* const descriptor = descriptors[static_cast<std::size_t>(bound.type)];
@@ -480,13 +482,6 @@ class PyOptimizer final : public Repeatable {
       if (!take_again(i, py::detail::array_proxy(given)->data)) return false;
     }
     return true;
-  }
-
-  static void prefetch(const void* object) {
-#ifdef __GNUC__
-    __builtin_prefetch(object);
-    __builtin_prefetch(static_cast<const char*>(object) + 64);
-#endif
   }
 
   StepReport run(const StepOptions& options) {

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <new>
 
+#include "../cache.hpp"
 #include "kernel.hpp"
 #include "layout.hpp"
 #include "transpose.hpp"
@@ -13,7 +14,6 @@ namespace fusedstep {
 
 InCOrder::InCOrder(const StridedOrder& order, const char* data, std::int64_t item_size, std::int64_t begin, std::int64_t end)
     : order_(order), data_(data), item_(item_size), end_(end) {
-  constexpr std::int64_t cache_line = 64;
   constexpr std::int64_t most_rows = 32;
   constexpr std::int64_t band_bytes = 256 * 1024;  // half of a typical second-level cache
   constexpr std::int64_t most_bytes = 4 * band_bytes;
