@@ -1,7 +1,8 @@
 """Write updates with the reference's results to a file, for tests/cpp/replay.cpp to replay without Python.
 
 ``python tests/cases.py FILE`` writes every case and every combination of options of the registry, in both types, with
-short lengths, special values, lengths at which work is divided, and hyperparameters drawn at random.
+short lengths, special values, lengths at which work is divided, and hyperparameters drawn at random; and of each rule
+arrays of 16 bits and gradients of some rows.
 """
 
 from __future__ import annotations
@@ -15,9 +16,25 @@ from typing import IO, Any
 
 import numpy as np
 
-from checks import Problem, make_problem, solve
+from checks import Problem, make_problem, rows_problem, solve
 from fusedstep import _core
-from registry import CASES, COMBINATIONS, DRAWN, DTYPES, FIRST_OF_RULE, SPECIAL_LENGTH, SWITCHES, Case, ordinary, rose
+from registry import (
+    BY_ROWS,
+    CASES,
+    COMBINATIONS,
+    DRAWN,
+    DTYPES,
+    FIRST_OF_RULE,
+    FULLEST_OF_RULE,
+    INDICES,
+    PER_ROW,
+    SPECIAL_LENGTH,
+    STORAGES,
+    SWITCHES,
+    Case,
+    ordinary,
+    rose,
+)
 
 DTYPES_OF_C = ["float32", "float64", "int8", "bfloat16", "float16", "uint16", "int32", "int64", "uint32", "uint64"]
 DTYPE_CODES = {name: code for code, name in enumerate(DTYPES_OF_C)}
@@ -26,6 +43,7 @@ DTYPE_CODES = {name: code for code, name in enumerate(DTYPES_OF_C)}
 SHORT = (0, 1, 7, 37)
 CUT = ((1, 1025), (33, 65))
 LARGE = (307, 131)
+TABLES = ((37, 3), (37, 20))
 DRAWS = 20
 
 
@@ -76,6 +94,18 @@ def problems() -> Iterator[Problem]:
         for case in FIRST_OF_RULE:
             for shape in (*CUT, LARGE):
                 yield make_problem(case, dtype, shape)
+    by_rows = [*(case for case in FULLEST_OF_RULE if case in BY_ROWS), *PER_ROW]
+    for j, storage in enumerate(STORAGES):
+        for case in FULLEST_OF_RULE:
+            yield make_problem(case.as_stored(storage), storage.compute, CUT[0])
+        one = FULLEST_OF_RULE[j % len(FULLEST_OF_RULE)].as_stored(storage)
+        yield make_problem(one, storage.compute, (5, SPECIAL_LENGTH // 5), "extremes")
+        for k, case in enumerate(by_rows):
+            yield rows_problem(case.as_stored(storage), storage.compute, TABLES[k % 2], "some, often twice")
+    for dtype in DTYPES:
+        for k, name in enumerate(INDICES):
+            for case in by_rows:
+                yield rows_problem(case, dtype, TABLES[k % 2], name)
 
 
 def write(file: IO[bytes], problem: Problem) -> None:
@@ -86,6 +116,10 @@ def write(file: IO[bytes], problem: Problem) -> None:
         numbers(len(value.encode()))
         file.write(value.encode())
 
+    def values(array: Any) -> None:
+        numbers(DTYPE_CODES[array.dtype.name], array.ndim)
+        file.write(array.tobytes())
+
     case = problem.case
     start = {"param": problem.values.param, **problem.values.states}
     text(f"{case} {problem.dtype} {problem.shape}")
@@ -95,14 +129,19 @@ def write(file: IO[bytes], problem: Problem) -> None:
     held_as = {state.name: state.held_as for state in case.states}
     for name, array in start.items():
         text(held_as.get(name, name))
-        numbers(DTYPE_CODES[array.dtype.name], array.ndim)
-        file.write(array.tobytes())
+        values(array)
     numbers(len(problem.after))
     for t, (grad, after) in enumerate(zip(problem.values.grads, problem.after, strict=True), 1):
         now = case.at_step(t, rose(t))
+        keys = [now.pop("key")] if "key" in now else []
         numbers(now.get("step", t))
         text("".join(f"{name}={as_text(value)}\n" for name, value in c_options(case, now).items()))
-        file.write(grad.tobytes())
+        numbers(len(keys))
+        file.write(struct.pack(f"<{len(keys)}Q", *keys))
+        numbers(problem.rows[t - 1].size if problem.rows else -1)
+        if problem.rows:
+            values(problem.rows[t - 1])
+        values(grad)
         for name in start:
             file.write(after[name].tobytes())
 

@@ -15,7 +15,7 @@ import numpy as np
 
 import fusedstep as fs
 from fusedstep import _core
-from registry import STEP_PROLOGUE, STEPS, VALUES, C, Case, Layout, Shape, Values, rose
+from registry import INDICES, STEP_PROLOGUE, STEPS, VALUES, C, Case, Layout, Shape, Values, of_rows, rose
 
 Array = np.ndarray[Any, Any]
 
@@ -154,6 +154,14 @@ def make_problem(case: Case, dtype: np.dtype[Any], shape: Shape, kind: str = "or
     rng = np.random.default_rng(zlib.crc32(repr((case.name, dtype.name, shape, kind)).encode()))
     values = VALUES[kind](case, dtype, shape, rng)
     return solve(case, dtype, shape, values if case.storage is None else case.storage.stored(case, values))
+
+
+def rows_problem(case: Case, dtype: np.dtype[Any], shape: Shape, name: str) -> Problem:
+    """A run whose steps name rows in one of the ways of ``INDICES``."""
+    rng = np.random.default_rng(zlib.crc32(repr((case.name, dtype.name, shape, name)).encode()))
+    rows = tuple(INDICES[name](shape[0], rng) for _ in range(STEPS))
+    values = of_rows(case, dtype, shape, rows, rng)
+    return solve(case, dtype, shape, values if case.storage is None else case.storage.stored(case, values), rows)
 
 
 problem = functools.lru_cache(maxsize=512)(make_problem)

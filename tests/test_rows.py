@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 
 import fusedstep as fs
-from checks import Mirror, Problem, Unchanged, difference, memory_of, run_function, solve, threads
+from checks import Mirror, Unchanged, difference, memory_of, rows_problem, run_function, solve, threads
 from registry import (
     BY_ROWS,
     DECLARED,
@@ -54,14 +53,6 @@ each_stored = pytest.mark.parametrize(
 each_rule = pytest.mark.parametrize("case", ONE_OF_RULE, ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_isa = pytest.mark.parametrize("isa", ISAS)
-
-
-def rows_problem(case: Case, dtype: np.dtype[Any], shape: Shape, name: str) -> Problem:
-    """A run whose steps name rows in one of the ways."""
-    rng = np.random.default_rng(zlib.crc32(repr((case.name, dtype.name, shape, name)).encode()))
-    rows = tuple(INDICES[name](shape[0], rng) for _ in range(STEPS))
-    values = of_rows(case, dtype, shape, rows, rng)
-    return solve(case, dtype, shape, values if case.storage is None else case.storage.stored(case, values), rows)
 
 
 # --------------------------------------------------------------------------------------------------------------- bits

@@ -1,18 +1,20 @@
-// Replays updates whose results tests/cases.py has computed by the NumPy reference. They go through the C ABI, with every
-// instruction set of this machine, several layouts, one thread and several, and a caller with another rounding mode and
-// flush-to-zero. All bits must be the reference's, except the sign and payload of a NaN, and no byte between or beside the
-// elements may change. So any processor, or an emulator, can be checked without Python on it.
+// Replays updates whose results tests/cases.py has computed by the NumPy reference: `replay FILE`, or every 2nd of them by
+// `replay FILE 0 2` and `replay FILE 1 2`. They go through the C ABI, with every instruction set of this machine, several
+// layouts, one thread and several, and a caller with another rounding mode and flush-to-zero. All bits must be the
+// reference's, except the sign and payload of a NaN, and no byte between or beside the elements may change. So any processor,
+// or an emulator, can be checked without Python on it.
 #include <algorithm>
 #include <bit>
 #include <cfenv>
-#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <limits>
 #include <memory>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -100,8 +102,9 @@ class Reader {
     return read;
   }
 
-  std::int64_t number() {
-    std::int64_t x;
+  template <class T = std::int64_t>
+  T number() {
+    T x;
     std::memcpy(&x, elements(1, sizeof x).data(), sizeof x);
     return x;
   }
@@ -118,9 +121,9 @@ class Reader {
 
 // A dense array of the file: rows x columns in C order, one number per row, or one number.
 struct Values {
-  std::string name;
-  std::int32_t dtype;
-  std::int32_t dimensions;
+  std::int32_t dtype = 0;
+  std::int32_t dimensions = 0;
+  std::int64_t rows = 0, columns = 0;
   std::vector<char> bytes;
 };
 
@@ -139,8 +142,8 @@ void set(fusedstep_rule* rule, const char* name, const char* value) {
                                       : fusedstep_rule_set_choice(rule, name, value));
 }
 
-// `options` has a line per option, name=value; `start` is the parameter and the states that the rule must use.
-Rule make_rule(const std::string& name, const std::string& options, const std::vector<Values>& start) {
+// `options` has a line per option, name=value; the rule must use these states.
+Rule make_rule(const std::string& name, const std::string& options, const std::vector<std::string>& states) {
   fusedstep_rule* made = nullptr;
   must(fusedstep_rule_create(name.c_str(), nullptr, &made));
   Rule rule(made, fusedstep_rule_destroy);
@@ -148,30 +151,43 @@ Rule make_rule(const std::string& name, const std::string& options, const std::v
   for (std::string option, value; std::getline(lines, option, '=') && std::getline(lines, value);) {
     set(made, option.c_str(), value.c_str());
   }
-  for (std::size_t k = 1; k <= start.size(); ++k) {
-    const char* state = fusedstep_rule_state(made, static_cast<std::int32_t>(k - 1));
+  for (std::size_t k = 0; k <= states.size(); ++k) {
+    const char* state = fusedstep_rule_state(made, static_cast<std::int32_t>(k));
     const std::string found = state == nullptr ? "" : state;
-    const std::string expected = k < start.size() ? start[k].name : "";
+    const std::string expected = k < states.size() ? states[k] : "";
     if (found != expected) throw std::runtime_error(name + ": state '" + found + "' instead of '" + expected + "'");
   }
   return rule;
 }
 
 struct Step {
-  std::int64_t count;
-  Rule rule;
-  std::vector<char> gradient;
-  std::vector<std::vector<char>> after;  // the parameter, and each state
+  std::int64_t count = 0;
+  Rule rule{nullptr, fusedstep_rule_destroy};
+  std::optional<std::uint64_t> key;  // of the noise
+  bool by_rows = false;              // the gradient has the rows of this index
+  Values index;
+  Values gradient;
+  std::vector<std::vector<char>> after;  // each array
 };
 
 struct Case {
   std::string name;
   std::int64_t rows, columns;
-  std::vector<Values> start;  // the parameter, and each state
+  std::vector<std::string> names;  // of the arrays: the parameter, the states, and the low halves where it has them
+  std::vector<Values> start;
   std::vector<Step> steps;
+
+  bool has_low() const { return names.back() == "param_low"; }
 };
 
-std::int64_t size_of(std::int32_t dtype) { return dtype == FUSEDSTEP_INT8 ? 1 : dtype == FUSEDSTEP_FLOAT32 ? 4 : 8; }
+std::int64_t size_of(std::int32_t dtype) {
+  constexpr std::int64_t sizes[] = {4, 8, 1, 2, 2, 2, 4, 8, 4, 8};
+  return sizes[dtype];
+}
+
+std::vector<char> read_elements(Reader& file, const Values& v) {
+  return file.elements(static_cast<std::size_t>(v.rows * v.columns), static_cast<std::size_t>(size_of(v.dtype)));
+}
 
 Case read_case(Reader& file) {
   Case made;
@@ -179,22 +195,30 @@ Case read_case(Reader& file) {
   const std::string rule = file.text();
   made.rows = file.number();
   made.columns = file.number();
-  const auto read = [&](const Values& v) {
-    const std::int64_t count = (v.dimensions > 0 ? made.rows : 1) * (v.dimensions > 1 ? made.columns : 1);
-    return file.elements(static_cast<std::size_t>(count), static_cast<std::size_t>(size_of(v.dtype)));
-  };
-  for (std::int64_t k = file.number(); k > 0; --k) {
+  const auto read = [&](std::int64_t rows) {
     Values values;
-    values.name = file.text();
     values.dtype = static_cast<std::int32_t>(file.number());
     values.dimensions = static_cast<std::int32_t>(file.number());
-    values.bytes = read(values);
-    made.start.push_back(std::move(values));
-  }
+    values.rows = values.dimensions > 0 ? rows : 1;
+    values.columns = values.dimensions > 1 ? made.columns : 1;
+    values.bytes = read_elements(file, values);
+    return values;
+  };
   for (std::int64_t k = file.number(); k > 0; --k) {
-    const std::int64_t count = file.number();
-    Step step{count, make_rule(rule, file.text(), made.start), read(made.start[0]), {}};
-    for (const Values& values : made.start) step.after.push_back(read(values));
+    made.names.push_back(file.text());
+    made.start.push_back(read(made.rows));
+  }
+  const std::vector<std::string> states(made.names.begin() + 1, made.names.end() - (made.has_low() ? 1 : 0));
+  for (std::int64_t k = file.number(); k > 0; --k) {
+    Step step;
+    step.count = file.number();
+    step.rule = make_rule(rule, file.text(), states);
+    if (file.number() != 0) step.key = file.number<std::uint64_t>();
+    const std::int64_t entries = file.number();
+    step.by_rows = entries >= 0;
+    if (step.by_rows) step.index = read(entries);
+    step.gradient = read(step.by_rows ? entries : made.rows);
+    for (const Values& values : made.start) step.after.push_back(read_elements(file, values));
     made.steps.push_back(std::move(step));
   }
   return made;
@@ -209,8 +233,7 @@ constexpr Layout layouts[] = {Layout::dense,    Layout::offset,     Layout::ever
 // An array in a layout, in the middle of memory filled with a canary.
 class Placed {
  public:
-  Placed(const Values& values, std::int64_t rows, std::int64_t columns, Layout layout)
-      : item_(size_of(values.dtype)), shape_{values.dimensions > 0 ? rows : 1, values.dimensions > 1 ? columns : 1} {
+  Placed(const Values& values, Layout layout) : item_(size_of(values.dtype)), shape_{values.rows, values.columns} {
     const std::int64_t n = shape_[0], m = shape_[1];
     std::int64_t first = 0;
     strides_[0] = m * item_;
@@ -237,7 +260,9 @@ class Placed {
     const auto misfit = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(memory_.data()) % guard);
     data_ = memory_.data() + 2 * guard - misfit + first * item_;
     array_ = {data_, shape_, strides_, values.dtype, values.dimensions};
-    fill(values.bytes);
+    each([&](char* at, std::int64_t k) {
+      std::memcpy(at, values.bytes.data() + k * item_, static_cast<std::size_t>(item_));
+    });
     untouched_ = memory_;
   }
   Placed(const Placed&) = delete;
@@ -245,19 +270,13 @@ class Placed {
 
   const fusedstep_array& array() const { return array_; }
 
-  void fill(const std::vector<char>& dense) {
-    each([&](char* at, std::int64_t k) { std::memcpy(at, dense.data() + k * item_, static_cast<std::size_t>(item_)); });
-  }
-
   // How many elements differ in a bit. NaNs are equal.
   std::int64_t differences(const std::vector<char>& dense) {
     std::int64_t count = 0;
     each([&](char* at, std::int64_t k) {
       const char* expected = dense.data() + k * item_;
       if (std::memcmp(at, expected, static_cast<std::size_t>(item_)) == 0) return;
-      if (array_.dtype == FUSEDSTEP_FLOAT32) count += !(is_nan<float>(at) && is_nan<float>(expected));
-      if (array_.dtype == FUSEDSTEP_FLOAT64) count += !(is_nan<double>(at) && is_nan<double>(expected));
-      if (array_.dtype == FUSEDSTEP_INT8) ++count;
+      count += !(is_nan(at) && is_nan(expected));
     });
     return count;
   }
@@ -274,11 +293,18 @@ class Placed {
   static constexpr std::int64_t guard = 64;
   static constexpr char canary = '\xa5';
 
-  template <class T>
-  static bool is_nan(const char* at) {
-    T x;
-    std::memcpy(&x, at, sizeof x);
-    return std::isnan(x);
+  bool is_nan(const char* at) const {
+    if (array_.dtype == FUSEDSTEP_FLOAT32) return magnitude<std::uint32_t>(at) > 0x7F800000u;
+    if (array_.dtype == FUSEDSTEP_FLOAT64) return magnitude<std::uint64_t>(at) > std::uint64_t{0x7FF} << 52;
+    if (array_.dtype == FUSEDSTEP_BFLOAT16) return magnitude<std::uint16_t>(at) > 0x7F80u;
+    return array_.dtype == FUSEDSTEP_FLOAT16 && magnitude<std::uint16_t>(at) > 0x7C00u;
+  }
+
+  template <class Bits>
+  static Bits magnitude(const char* at) {
+    Bits bits;
+    std::memcpy(&bits, at, sizeof bits);
+    return static_cast<Bits>(bits & std::numeric_limits<Bits>::max() >> 1);
   }
 
   template <class F>
@@ -298,48 +324,63 @@ class Placed {
 
 // ----------------------------------------------------------------------------------------------------------------- runs
 
+std::int32_t call(const Case& problem, const Step& step, const fusedstep_array& index, const fusedstep_array& gradient,
+                  const std::vector<fusedstep_array>& arrays) {
+  const fusedstep_array* const parameter = arrays.data();
+  const fusedstep_array* const states = parameter + 1;
+  const fusedstep_array* const low = problem.has_low() ? &arrays.back() : nullptr;
+  const auto count = static_cast<std::int32_t>(arrays.size() - (low != nullptr ? 2 : 1));
+  const std::uint64_t* const key = step.key ? &*step.key : nullptr;
+  const fusedstep_rule* const rule = step.rule.get();
+  if (step.by_rows) {
+    return fusedstep_step_rows(rule, step.count, parameter, &index, &gradient, states, count, key, low);
+  }
+  if (key == nullptr && low == nullptr) return fusedstep_step(rule, step.count, parameter, &gradient, states, count);
+  return fusedstep_step_narrow(rule, step.count, parameter, &gradient, states, count, key, low);
+}
+
 // Returns what is wrong, or an empty text.
 std::string run(const Case& problem, Layout layout, Layout of_gradient, bool hostile) {
-  Placed parameter(problem.start[0], problem.rows, problem.columns, layout);
-  Placed gradient(problem.start[0], problem.rows, problem.columns, of_gradient);
-  std::vector<std::unique_ptr<Placed>> states;
+  std::vector<std::unique_ptr<Placed>> placed;
   std::vector<fusedstep_array> arrays;
-  for (std::size_t k = 1; k < problem.start.size(); ++k) {
-    states.push_back(std::make_unique<Placed>(problem.start[k], problem.rows, problem.columns, layout));
-    arrays.push_back(states.back()->array());
+  for (const Values& values : problem.start) {
+    placed.push_back(std::make_unique<Placed>(values, layout));
+    arrays.push_back(placed.back()->array());
   }
   for (std::size_t t = 0; t < problem.steps.size(); ++t) {
     const Step& step = problem.steps[t];
     const std::string where = "after step " + std::to_string(t + 1) + ": ";
-    gradient.fill(step.gradient);
+    Placed gradient(step.gradient, of_gradient);
+    const Placed index(step.index, of_gradient);
     {
       const Hostile caller(hostile);
-      const std::int32_t code = fusedstep_step(step.rule.get(), step.count, &parameter.array(), &gradient.array(),
-                                               arrays.data(), static_cast<std::int32_t>(arrays.size()));
+      const std::int32_t code = call(problem, step, index.array(), gradient.array(), arrays);
       if (code != FUSEDSTEP_OK) return where + fusedstep_last_error();
       if (!caller.kept()) return where + "the caller's floating-point state changed";
     }
     for (std::size_t k = 0; k < step.after.size(); ++k) {
-      Placed& found = k == 0 ? parameter : *states[k - 1];
-      if (const std::int64_t count = found.differences(step.after[k]); count != 0) {
-        return where + std::to_string(count) + " elements of " + problem.start[k].name + " differ";
+      if (const std::int64_t count = placed[k]->differences(step.after[k]); count != 0) {
+        return where + std::to_string(count) + " elements of " + problem.names[k] + " differ";
       }
     }
-    if (gradient.differences(step.gradient) != 0) return where + "the gradient changed";
+    if (gradient.differences(step.gradient.bytes) != 0) return where + "the gradient changed";
+    if (gradient.damaged()) return where + "memory beside the gradient changed";
   }
-  bool damaged = parameter.damaged() || gradient.damaged();
-  for (auto& state : states) damaged |= state->damaged();
+  bool damaged = false;
+  for (auto& array : placed) damaged |= array->damaged();
   return damaged ? "memory beside the elements changed" : "";
 }
 
 }  // namespace
 
 int main(int argc, char** argv) try {
-  if (argc != 2) throw std::runtime_error("expected the path of a file that tests/cases.py wrote");
+  if (argc != 2 && argc != 4) throw std::runtime_error("expected the path of a file that tests/cases.py wrote");
   Reader file(argv[1]);
+  const int part = argc == 4 ? std::atoi(argv[2]) : 0, parts = argc == 4 ? std::atoi(argv[3]) : 1;
   std::int64_t cases = 0, runs = 0, wrong = 0;
-  while (!file.done()) {
+  for (std::int64_t number = 0; !file.done(); ++number) {
     const Case problem = read_case(file);
+    if (number % parts != part) continue;
     ++cases;
     const bool large = problem.rows * problem.columns > 10'000;
     for (const std::string& isa : fusedstep::available_isas()) {
