@@ -16,7 +16,6 @@ import os
 import pickle
 import random
 import re
-import resource
 import select
 import signal
 import stat
@@ -39,6 +38,7 @@ from checks import bits
 from registry import CASES, LAYOUT, LAYOUTS, Array, C, Case, Layout, loss
 
 ENDINGS = (".npz", ".safetensors")
+has_modes = pytest.mark.skipif(not hasattr(os, "fchmod"), reason="files have no owners and modes here")
 STEPS = 12
 
 each_ending = pytest.mark.parametrize("ending", ENDINGS)
@@ -695,6 +695,7 @@ def test_missing_files_and_directories(ending: str, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == [f"d{ending}"]
 
 
+@has_modes
 @each_ending
 def test_paths(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """str, path-like, bytes, relative; a symbolic link stays one; the mode is that of any new file."""
@@ -1133,6 +1134,7 @@ def test_a_full_disk(ending: str, tmp_path: Path) -> None:
     opt.save(path)
     old = path.read_bytes()
     opt.step(np.ones_like(param))
+    resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
     try:
@@ -1847,6 +1849,7 @@ def test_a_file_that_changes_while_it_is_read(ending: str, tmp_path: Path, monke
     assert "changed while it was read" in damage.refused(damage.good, "changed")
 
 
+@has_modes
 @each_ending
 def test_mode_is_kept(ending: str, tmp_path: Path) -> None:
     """Of a file that is replaced, also behind a link; never wider while it is written."""
@@ -1879,6 +1882,7 @@ def test_mode_is_kept(ending: str, tmp_path: Path) -> None:
     assert made == [0o600]
 
 
+@has_modes
 @each_ending
 def test_owner_is_kept_where_permitted(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opt, _ = some_run()

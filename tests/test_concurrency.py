@@ -284,6 +284,7 @@ def test_forks_in_the_middle_of_an_optimizers_steps() -> None:
     assert {*said} <= {b"in a step", b"whole"}, said
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
 @pytest.mark.parametrize("when", ["in a step", "between two"])
 def test_forks_at_a_known_moment(when: str) -> None:
     """While another thread is held up in the middle of a step, the child's copy of the optimizer refuses for good, and

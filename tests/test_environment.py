@@ -45,8 +45,8 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 # The numbers of fesetround: to nearest, down, up, to 0.
 ROUNDING = {
     "x86_64": {"nearest": 0x000, "down": 0x400, "up": 0x800, "zero": 0xC00},
-    "aarch64": {"nearest": 0x000000, "up": 0x400000, "down": 0x800000, "zero": 0xC00000},
-}.get(platform.machine(), {"nearest": 0})
+    "arm64": {"nearest": 0x000000, "up": 0x400000, "down": 0x800000, "zero": 0xC00000},
+}.get(platform.machine().replace("aarch64", "arm64"), {"nearest": 0})
 FLUSH = 0x8040  # bits of MXCSR: flush results to 0, read subnormal operands as 0
 FLAGS = 0x3F  # bits of MXCSR: status, not settings
 
@@ -61,7 +61,8 @@ class Processor:
     """The floating-point settings of the calling thread."""
 
     def __init__(self, helper: Path | None) -> None:
-        self._libm = ctypes.CDLL(ctypes.util.find_library("m") or "libm.so.6")
+        name = "ucrtbase" if sys.platform == "win32" else ctypes.util.find_library("m") or "libm.so.6"
+        self._libm = ctypes.CDLL(name)
         self.helper = helper
         self._mxcsr = None if helper is None else ctypes.CDLL(str(helper))
 

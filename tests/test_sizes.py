@@ -33,6 +33,8 @@ WINDOWS = (0, 2**29, 2**30, 2**31 - 4096, 2**31)
 """Elements at which pages of an array's own begin: around what 32 bits can count, in elements and in bytes."""
 WINDOW = 4096
 
+if sys.platform != "linux":
+    pytest.skip("maps memory as Linux does", allow_module_level=True)
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
