@@ -108,7 +108,7 @@ class Case:
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
-        """Keywords of the function: the options, arguments without a default, and the step count if it is used."""
+        """The keywords of the function: the options, arguments without a default, and the step count if it is used."""
         takes = inspect.signature(self.function).parameters
         needed = {name for name in takes if takes[name].default is inspect.Parameter.empty} | {*self.options}
         used_with = self.schema["step"]  # "": always

@@ -173,7 +173,7 @@ class Sharded:
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """Groups with the pieces of this rank (``params``) and the hyperparameters of each group."""
+        """The groups with the pieces of this rank (``params``) and the hyperparameters of each group."""
         return self._own.param_groups
 
     @property
