@@ -696,12 +696,12 @@ def test_unknown_names(cls: Any, name: str, meant: str) -> None:
         (lambda p: fs.RMSprop(p).step(np.ones(3), grad_scal=2.0), "grad_scale"),  # type: ignore[call-arg]
         (lambda p: fs.RMSprop(p).step(np.ones(3), max_norm=1.0), "clip_norm"),  # type: ignore[call-arg]
         (lambda p: fs.RMSprop([{"param": p, "lr": 0.1}]), "params"),
-        (lambda p: fs.RMSprop(p).add_param_group({"parms": np.ones(2)}), "params"),
+        (lambda p: fs.RMSprop(p).add_param_group({"paramz": np.ones(2)}), "params"),
         (lambda p: fs.RMSprop.like("karas", p), "keras"),
         (lambda p: fs.RMSprop.like("torch", p, alfa=0.5), "alpha"),
         (lambda p: fs.adagrad_(p, np.ones(3), np.zeros(3), learning_rate=0.1), "lr"),
         (lambda p: fs.adagrad_(p, np.ones(3), np.zeros(3), lr=0.1, maximise=True), "maximize"),
-        (lambda p: fs.minimize(lambda x: (x @ x, 2 * x), p, metod="rprop-"), "method"),
+        (lambda p: fs.minimize(lambda x: (x @ x, 2 * x), p, methd="rprop-"), "method"),
     ],
 )
 def test_misspelt_words(attempt: Callable[[Any], Any], meant: str) -> None:
