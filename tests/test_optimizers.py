@@ -701,7 +701,7 @@ def test_unknown_names(cls: Any, name: str, meant: str) -> None:
         (lambda p: fs.RMSprop.like("torch", p, alfa=0.5), "alpha"),
         (lambda p: fs.adagrad_(p, np.ones(3), np.zeros(3), learning_rate=0.1), "lr"),
         (lambda p: fs.adagrad_(p, np.ones(3), np.zeros(3), lr=0.1, maximise=True), "maximize"),
-        (lambda p: fs.minimize(lambda x: (x @ x, 2 * x), p, methd="rprop-"), "method"),
+        (lambda p: fs.minimize(lambda x: (x @ x, 2 * x), p, methop="rprop-"), "method"),
     ],
 )
 def test_misspelt_words(attempt: Callable[[Any], Any], meant: str) -> None:
