@@ -1,5 +1,7 @@
 // Updates where each element has options of its own. The maths is that of kernels.cpp, element by element, compiled once for
 // all instruction sets.
+#include <cstring>
+
 #include "include/fusedstep/rules.hpp"
 #include "loops/tensors.hpp"
 #include "loops/update.hpp"
@@ -15,7 +17,7 @@ void update(const OwnOptions& own, std::int64_t n, void* const* streams, std::in
       for (std::int64_t i = 0; i < n; ++i) {
         for (const OwnOptions::Values& values : own.values) {
           const double* const number = values.numbers.data() + first + i;
-          __builtin_memcpy(reinterpret_cast<char*>(&options) + values.offset, number, sizeof *number);
+          std::memcpy(reinterpret_cast<char*>(&options) + values.offset, number, sizeof *number);
         }
         Loop<Rule, T, PrologueConstants> constants(options, own.prologue, own.step);
         if constexpr (requires { Rule::template settle<T>(0.0, 1, T(), constants.rule); }) {

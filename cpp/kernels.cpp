@@ -41,7 +41,7 @@ Kernel update(const void* options, bool with_prologue) {
 
 // Measures the rate of the divider on independent values in registers, enough of them that none waits for another.
 template <int roots, int divisions, class T>
-FUSEDSTEP_HALF_WIDTH [[gnu::noinline]] double divide_and_root_loop(std::int64_t n) noexcept {
+FUSEDSTEP_HALF_WIDTH FUSEDSTEP_NOINLINE double divide_and_root_loop(std::int64_t n) noexcept {
   constexpr std::int64_t in_registers = 512 / static_cast<std::int64_t>(sizeof(T));
   T x[in_registers];
   for (std::int64_t k = 0; k < in_registers; ++k) x[k] = static_cast<T>(k + 1);

@@ -1,4 +1,5 @@
-// Everything that depends on the compiler or the processor. For GCC and Clang, including clang-cl.
+// Everything that depends on the compiler or the processor. For GCC and Clang, including clang-cl. Three other files
+// use functions of the compiler: rules/maths.hpp of the public headers, cache.hpp, and transpose.cpp, which can do without.
 #pragma once
 
 #include <cfenv>
@@ -7,13 +8,21 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
-#include <immintrin.h>
+#include <emmintrin.h>
 #endif
 
 #if !defined(__GNUC__) && !defined(__clang__)
 #error "fusedstep is written for GCC and Clang: on Windows use clang-cl or MinGW-w64"
 #endif
 static_assert(FLT_EVAL_METHOD == 0, "fusedstep is exact to the bit: float and double must be computed as what they are");
+
+#define FUSEDSTEP_INLINE [[gnu::always_inline]] inline
+#define FUSEDSTEP_NOINLINE [[gnu::noinline]]
+
+// A function for AVX-512 whose vectors have half of its width. Clang has no such attribute.
+#if defined(__AVX512F__) && !defined(__clang__)
+#define FUSEDSTEP_HALF_WIDTH [[gnu::target("prefer-vector-width=256")]]
+#endif
 
 namespace fusedstep {
 

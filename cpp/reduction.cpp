@@ -5,12 +5,13 @@
 
 #include "loops/noise.hpp"
 #include "parallel.hpp"
+#include "platform.hpp"
 
 namespace fusedstep {
 namespace {
 
 // A separate function, because these copies need as much of the stack as everything else.
-[[gnu::noinline]] Reduced reduce_narrow(const Work& work, std::int64_t n, void* const* streams) {
+FUSEDSTEP_NOINLINE Reduced reduce_narrow(const Work& work, std::int64_t n, void* const* streams) {
   constexpr std::int64_t apart = block * std::int64_t{sizeof(double)} + 64;
   alignas(64) char wide[low_stream * apart];
   return work.kernel.reduce(work.prepared, n, Converted(work, n, streams, {wide, apart, {}}).streams());

@@ -28,13 +28,13 @@ inline void by_lanes(std::int64_t n, F add) {
 }
 
 template <class T>
-[[gnu::noinline]] void add_loop(std::int64_t n, const T* __restrict gradients, T* __restrict sums) noexcept {
+FUSEDSTEP_NOINLINE void add_loop(std::int64_t n, const T* __restrict gradients, T* __restrict sums) noexcept {
   for (std::int64_t i = 0; i < n; ++i) sums[i] = sums[i] + load(gradients, i);
 }
 
 template <class Rule, class T, template <class> class Before, class... S>
-[[gnu::noinline]] Reduced reduce_loop(const Loop<Rule, T, Before> c, std::int64_t n, const T* __restrict p,
-                                      const T* __restrict g, const S* __restrict... s) noexcept {
+FUSEDSTEP_NOINLINE Reduced reduce_loop(const Loop<Rule, T, Before> c, std::int64_t n, const T* __restrict p,
+                                       const T* __restrict g, const S* __restrict... s) noexcept {
   const auto term = [&](std::int64_t i) {
     T parameter = load(p, i);
     T gradient = load(g, i);
@@ -57,8 +57,8 @@ template <class Rule, class T, template <class> class Before, class... S>
 }
 
 template <class T>
-[[gnu::noinline]] double sum_of_squares_loop(const PrologueConstants<T> c, std::int64_t n, const T* __restrict g,
-                                             double& poison) noexcept {
+FUSEDSTEP_NOINLINE double sum_of_squares_loop(const PrologueConstants<T> c, std::int64_t n, const T* __restrict g,
+                                              double& poison) noexcept {
   double sum[lanes] = {};
   double bad[lanes] = {};
   by_lanes(n, [&](std::int64_t i, std::int64_t lane) {
@@ -72,8 +72,8 @@ template <class T>
 }
 
 template <class T>
-[[gnu::noinline]] double scaled_sum_of_squares_loop(const PrologueConstants<T> c, double scale, std::int64_t n,
-                                                    const T* __restrict g) noexcept {
+FUSEDSTEP_NOINLINE double scaled_sum_of_squares_loop(const PrologueConstants<T> c, double scale, std::int64_t n,
+                                                     const T* __restrict g) noexcept {
   double sum[lanes] = {};
   by_lanes(n, [&](std::int64_t i, std::int64_t lane) {
     const double x = static_cast<double>(clipped(g[i], c)) * scale;

@@ -6,6 +6,7 @@
 
 #include "../cache.hpp"
 #include "../dispatch.hpp"
+#include "../platform.hpp"
 #include "noise.hpp"
 #include "transpose.hpp"
 
@@ -39,8 +40,8 @@ std::int64_t before_border(const Work& work, const void* parameter) {
 }
 
 // Updates in converted copies. A separate function, because these need as much of the stack as everything else.
-[[gnu::noinline]] void update_by_conversion(const Work& work, std::int64_t n, void* const* streams, std::uint64_t key,
-                                            const Indices& indices) {
+FUSEDSTEP_NOINLINE void update_by_conversion(const Work& work, std::int64_t n, void* const* streams, std::uint64_t key,
+                                             const Indices& indices) {
   constexpr std::int64_t apart = block * std::int64_t{sizeof(double)} + cache_line;
   alignas(cache_line) char wide[low_stream * apart];
   std::uint32_t noise[2][block];

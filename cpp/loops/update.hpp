@@ -3,9 +3,11 @@
 #pragma once
 
 #include <cstddef>
+#include <cstring>
 #include <new>
 #include <utility>
 
+#include "../platform.hpp"
 #include "kernel.hpp"
 
 namespace fusedstep {
@@ -54,8 +56,8 @@ struct Loop {
 
 // Updates one element: the only place where a rule meets memory.
 template <class Rule, class T, template <class> class Before, class... S, std::size_t... k>
-[[gnu::always_inline]] inline void update_element(std::index_sequence<k...>, const Loop<Rule, T, Before>& c, std::int64_t i,
-                                                  T* __restrict p, const T* __restrict g, S* __restrict... s) noexcept {
+FUSEDSTEP_INLINE void update_element(std::index_sequence<k...>, const Loop<Rule, T, Before>& c, std::int64_t i,
+                                     T* __restrict p, const T* __restrict g, S* __restrict... s) noexcept {
   T parameter = load(p, i);
   T gradient = load(g, i);
   prologue(parameter, gradient, c.before);
@@ -67,8 +69,7 @@ template <class Rule, class T, template <class> class Before, class... S, std::s
 // AVX-512 also has vectors of half its width. They are useful in two cases. The divider is 1.08 times as fast on them
 // (Sapphire Rapids; equal on Zen 4), which decides for a rule that divides. And with a stream of bytes, the full-width loop
 // takes 64 elements at a time, so that a short run would be all tail.
-#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
-#define FUSEDSTEP_HALF_WIDTH [[gnu::target("prefer-vector-width=256")]]
+#ifdef FUSEDSTEP_HALF_WIDTH
 inline constexpr bool two_widths = true;
 #else
 #define FUSEDSTEP_HALF_WIDTH
@@ -95,26 +96,26 @@ struct HalfWidth<Rule> {
 // Free functions that are not inlined, with restrict on their parameters. As a lambda over local restrict pointers, the same
 // loop silently becomes scalar (4.6 times slower). The two differ only in an attribute, which can't be a template argument.
 template <class Rule, class T, template <class> class Before, class... S, std::size_t... k>
-[[gnu::noinline]] void update_loop(std::index_sequence<k...> states, const Loop<Rule, T, Before> c, std::int64_t n,
-                                   T* __restrict p, const T* __restrict g, S* __restrict... s) noexcept {
+FUSEDSTEP_NOINLINE void update_loop(std::index_sequence<k...> states, const Loop<Rule, T, Before> c, std::int64_t n,
+                                    T* __restrict p, const T* __restrict g, S* __restrict... s) noexcept {
   for (std::int64_t i = 0; i < n; ++i) update_element(states, c, i, p, g, s...);
 }
 
 template <class Rule, class T, template <class> class Before, class... S, std::size_t... k>
-FUSEDSTEP_HALF_WIDTH [[gnu::noinline]] void half_width_update_loop(std::index_sequence<k...> states,
-                                                                   const Loop<Rule, T, Before> c, std::int64_t n,
-                                                                   T* __restrict p, const T* __restrict g,
-                                                                   S* __restrict... s) noexcept {
+FUSEDSTEP_HALF_WIDTH FUSEDSTEP_NOINLINE void half_width_update_loop(std::index_sequence<k...> states,
+                                                                    const Loop<Rule, T, Before> c, std::int64_t n,
+                                                                    T* __restrict p, const T* __restrict g,
+                                                                    S* __restrict... s) noexcept {
   for (std::int64_t i = 0; i < n; ++i) update_element(states, c, i, p, g, s...);
 }
 
 // The loop over strided elements, with a stride for each stream. The compiler gathers vectors from elements and scatters
 // them again, which costs little in a rule that divides.
 template <class Rule, class T, template <class> class Before, class... S, std::size_t... k>
-FUSEDSTEP_HALF_WIDTH [[gnu::noinline]] void update_loop_apart(std::index_sequence<k...> states,
-                                                              const Loop<Rule, T, Before> c, std::int64_t n,
-                                                              const std::int64_t* strides, T* __restrict p,
-                                                              const T* __restrict g, S* __restrict... s) noexcept {
+FUSEDSTEP_HALF_WIDTH FUSEDSTEP_NOINLINE void update_loop_apart(std::index_sequence<k...> states,
+                                                               const Loop<Rule, T, Before> c, std::int64_t n,
+                                                               const std::int64_t* strides, T* __restrict p,
+                                                               const T* __restrict g, S* __restrict... s) noexcept {
   const std::int64_t of_p = strides[0] / std::int64_t{sizeof(T)};
   const std::int64_t of_g = strides[gradient_stream] / std::int64_t{sizeof(T)};
   [[maybe_unused]] const std::int64_t of_s[] = {strides[first_state + k] / std::int64_t{sizeof(S)}..., 0};
@@ -132,8 +133,8 @@ template <class E>
 struct Last {
   alignas(64) E element[vector_of_bytes];
 
-  explicit Last(const E* from) { __builtin_memcpy(element, from, sizeof element); }
-  void store(E* to) const { __builtin_memcpy(to, element, sizeof element); }
+  explicit Last(const E* from) { std::memcpy(element, from, sizeof element); }
+  void store(E* to) const { std::memcpy(to, element, sizeof element); }
 };
 
 template <class Constants>

@@ -164,7 +164,7 @@ struct Step {
   std::int64_t count = 0;
   Rule rule{nullptr, fusedstep_rule_destroy};
   std::optional<std::uint64_t> key;  // of the noise
-  bool by_rows = false;              // the gradient has the rows of this index
+  bool by_rows = false;  // the gradient has the rows of this index
   Values index;
   Values gradient;
   std::vector<std::vector<char>> after;  // each array
