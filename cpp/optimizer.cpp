@@ -635,7 +635,7 @@ void OptimizerCore::reduce_and_update_all(int threads) {
         {&member.parameter, &member.gradient}, &parts.back().work, member.piece.whole, tensors_[i].key, member.piece.first});
     for (std::size_t s = 0; s < state_arrays; ++s) operand.stream[first_state + s] = &member.states[s];
     if (!member.by_rows) continue;
-    if (member.rows->sums().data == nullptr) member.rows->sum(threads);
+    member.rows->sum(threads);
     member.rows->read(operand.stream);
     operand.whole = member.rows->sums().size();
   }

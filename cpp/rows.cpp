@@ -23,19 +23,14 @@ namespace {
 constexpr std::int64_t long_row = 16;
 constexpr std::int64_t most_gathered = 128;
 
-// How many rows before its turn a row is fetched into the second-level cache, and into the first.
-constexpr std::int64_t far_ahead = 16;
-constexpr std::int64_t near_ahead = 4;
-constexpr std::int64_t values_ahead = 8;
+// How many rows before its turn a long row is fetched. Short ones are gathered: the loads do not wait for each other anyway.
+constexpr std::int64_t rows_ahead = 8;
 
 // Elements that are converted at a time: with their copies they fit in what others take for a block.
 constexpr std::int64_t most_converted = block / 2;
 constexpr std::int64_t most_fetched = 16 * cache_line;  // of a row; the processor fetches the rest of a long run itself
 
-template <int level>
-void fetch_run(const void* data, std::int64_t bytes) {
-  prefetch<level>(data, std::min(bytes, most_fetched));
-}
+void fetch(const void* data, std::int64_t bytes) { prefetch<3>(data, std::min(bytes, most_fetched)); }
 
 // f(T()) for the type in which an index is stored.
 template <class F>
@@ -93,6 +88,10 @@ void sort_by_digit(const Entry* from, std::int64_t n, int shift, int bits, Entry
 int width(std::int64_t n) { return static_cast<int>(std::bit_width(static_cast<std::uint64_t>(n))); }
 
 constexpr int most_bits = 11;  // of a digit: its counters stay in the first-level cache
+
+// Of single elements: so many bits of a range of rows, and of the entries that a range should have at least.
+constexpr int bits_of_range = 15;
+constexpr int bits_of_few = 6;
 
 struct Digits {
   int passes;
@@ -156,8 +155,9 @@ void RowGradient::bind(const Array& index, const Array& values, const Array& par
   sums_.array.data = nullptr;
 }
 
-// Read once, so that what is used was checked.
-void RowGradient::read(Entry* entries) const {
+// entries[k] = {row, of(k)}. The index is read once, so that what is used was checked.
+template <class E, class F>
+void RowGradient::read(E* entries, F of) const {
   const std::int64_t n = index_.shape[0];
   const bool beyond = with_index_type(index_.type, [&]<class T>(T) {
     const auto rows = static_cast<std::uint64_t>(rows_);
@@ -165,7 +165,7 @@ void RowGradient::read(Entry* entries) const {
     for (std::int64_t k = 0; k < n; ++k) {
       const auto row = static_cast<std::uint64_t>(at<T>(index_, k));  // a negative one is beyond all rows
       found |= row >= rows;
-      entries[k] = {static_cast<std::uint32_t>(row), static_cast<std::uint32_t>(k)};
+      entries[k] = {static_cast<std::uint32_t>(row), of(k)};
     }
     return found;
   });
@@ -192,18 +192,27 @@ void RowGradient::sort(int threads) {
   constexpr int bits_in_bucket = 12;
   sums_.array.data = nullptr;
   const std::int64_t n = values_.shape[0];
+  const int bits = width(std::max<std::int64_t>(rows_ - 1, 0));
+  const int bits_of_n = width(n);
+  if (const int high = std::clamp(bits_of_n - bits_of_few, 0, std::min(bits, most_bits));
+      row_size_ == 1 && !all_rows() && bits - high <= bits_of_range) {
+    with_float_type(values_.type, [&]<class E>(E) {
+      if (compute_ == Type::float64) sum_by_ranges<double, E>(high, bits - high, threads);
+      if (compute_ == Type::float32) sum_by_ranges<float, E>(high, bits - high, threads);
+    });
+    return;
+  }
   Entry* from = buffers_[0].of(n);
   Entry* to = buffers_[1].of(n);
   first_.of(n + 1);
+  distinct_.of(n);
   if (all_rows()) {
     for (std::int64_t k = 0; k < n; ++k) from[k] = {static_cast<std::uint32_t>(k), static_cast<std::uint32_t>(k)};
     entries_ = from;
     find_groups();
     return;
   }
-  read(from);
-  const int bits = width(std::max<std::int64_t>(rows_ - 1, 0));
-  const int bits_of_n = width(n);
+  read(from, [](std::int64_t k) { return static_cast<std::uint32_t>(k); });
   if (bits_of_n <= few) {
     const Digits digits(bits);
     sort_by_digits(from, to, n, digits);
@@ -225,12 +234,70 @@ void RowGradient::sort(int threads) {
   find_groups();
 }
 
+// The sums of single elements, and their rows in ascending order. Entries are parted by their highest bits into ranges of
+// rows; in each of them a bit for each row that is there takes the place of a sort. What threads found is then moved together.
+template <class T, class E>
+void RowGradient::sum_by_ranges(int high, int low, int threads) {
+  struct Element {
+    std::uint32_t row;
+    T value;
+  };
+  constexpr std::int64_t size = sizeof(Element) / sizeof(Entry);
+  const std::int64_t n = values_.shape[0];
+  auto* const from = reinterpret_cast<Element*>(buffers_[0].of(n * size));
+  auto* const to = reinterpret_cast<Element*>(buffers_[1].of(n * size));
+  read(from, [&](std::int64_t k) {
+    return static_cast<T>(widened(*reinterpret_cast<const E*>(values_.data + k * values_.strides[0])));
+  });
+  std::uint32_t end[1 << most_bits];
+  sort_by_digit(from, n, low, high, to, end);
+  const auto first = [&](std::int64_t range) { return range == 0 ? 0 : std::int64_t{end[range - 1]}; };
+  std::uint32_t* const distinct = distinct_.of(n);
+  groups_ = n;
+  make(sums_, values_, compute_);
+  T* const sums = reinterpret_cast<T*>(sums_.array.data);
+  std::int64_t found[1 << most_bits] = {};
+  const auto sum = [&](std::int64_t begin, std::int64_t last) {
+    const DefaultFloatingPoint guard;
+    std::uint64_t there[(1 << bits_of_range) / 64] = {};
+    std::uint16_t place[1 << bits_of_range];
+    std::int64_t group = first(begin);
+    for (std::int64_t range = begin; range < last; ++range) {
+      const std::int64_t start = group;
+      const std::uint32_t base = static_cast<std::uint32_t>(range << low);
+      for (std::int64_t e = first(range); e < end[range]; ++e) {
+        const std::uint32_t row = to[e].row - base;
+        there[row / 64] |= std::uint64_t{1} << row % 64;
+      }
+      for (std::uint32_t word = 0; word < ((1u << low) + 63) / 64; ++word) {
+        for (std::uint64_t bits = std::exchange(there[word], 0); bits != 0; bits &= bits - 1) {
+          const std::uint32_t row = word * 64 + static_cast<std::uint32_t>(std::countr_zero(bits));
+          place[row] = static_cast<std::uint16_t>(group - start);
+          distinct[group] = base + row;
+          sums[group++] = 0;
+        }
+      }
+      for (std::int64_t e = first(range); e < end[range]; ++e) sums[start + place[to[e].row - base]] += to[e].value;
+    }
+    found[begin] = group - first(begin);
+  };
+  parallel_for(std::int64_t{1} << high, threads, body(sum));
+  groups_ = 0;
+  for (std::int64_t range = 0; range < std::int64_t{1} << high; groups_ += found[range++]) {
+    if (first(range) == groups_) continue;
+    std::copy_n(distinct + first(range), found[range], distinct + groups_);
+    std::copy_n(sums + first(range), found[range], sums + groups_);
+  }
+  make(sums_, values_, compute_);
+}
+
 void RowGradient::find_groups() {
   const std::int64_t n = values_.shape[0];
   std::uint32_t* const first = first_.data();
   std::int64_t group = 0;
   for (std::int64_t k = 0; k < n; ++k) {
     first[group] = static_cast<std::uint32_t>(k);
+    distinct_.data()[group] = entries_[k].row;
     group += k == 0 || entries_[k].row != entries_[k - 1].row;
   }
   first[group] = static_cast<std::uint32_t>(n);
@@ -299,7 +366,7 @@ void RowGradient::sum_piece(std::int64_t group, std::int64_t n, std::int64_t col
   std::memset(sums, 0, static_cast<std::size_t>(n * bytes));
   for (std::int64_t k = 0; k < n; ++k, sums += bytes) {
     for (std::int64_t e = first_.data()[group + k]; e < first_.data()[group + k + 1]; ++e) {
-      if (dense_values_ && e + values_ahead < end) fetch_run<3>(value(e + values_ahead) + offset, stored_bytes);
+      if (dense_values_ && e + rows_ahead < end) fetch(value(e + rows_ahead) + offset, stored_bytes);
       each_run(entries_[e].place, column, columns, widen,
                [&](std::int64_t from, std::int64_t count, const char* run) { add(count, run, sums + from * item); });
     }
@@ -342,6 +409,7 @@ void RowGradient::make(Dense& dense, const Array& like, Type type) const {
 }
 
 void RowGradient::sum(int threads) {
+  if (sums_.array.data != nullptr) return;
   make(sums_, values_, compute_);
   in_threads(threads, [&](std::int64_t first, std::int64_t last) {
     each_piece(
@@ -467,36 +535,16 @@ class RowGradient::Update {
     work_.scalar = scalar;
   }
 
-  template <int locality>
-  void fetch(std::int64_t group) const {
-    if (group >= gradient_.groups_) return;
-    for (const Stream& stream : stream_) {
-      if (stream.array != nullptr) fetch_run<locality>(stream.row(gradient_.row(group)), gradient_.row_size_ * stream.item);
-    }
-  }
-
-  // The first lines of the rows of the next piece, and of their first values.
-  void fetch_next(std::int64_t group, std::int64_t n) const {
-    for (const Stream& stream : stream_) {
-      for (std::int64_t k = 0; stream.array != nullptr && k < n; ++k) {
-        prefetch<3>(stream.row(gradient_.row(group + k)));
-      }
-    }
-    for (std::int64_t k = 0; gradient_.sums().data == nullptr && k < n; ++k) {
-      prefetch<3>(gradient_.value(gradient_.first_.data()[group + k]));
-    }
-  }
-
   void update_in_place(std::int64_t group, std::int64_t column, std::int64_t columns) {
-    if (column == 0) {
-      fetch<2>(group + far_ahead);
-      fetch<3>(group + near_ahead);
-    }
+    const bool fetches = column == 0 && group + rows_ahead < gradient_.groups_;
     void* streams[max_streams] = {};
-    streams[gradient_stream] = sums(group, 1, column, columns);
     for (std::size_t s = 0; s < max_arrays; ++s) {
-      if (stream_[s].array != nullptr) streams[s] = stream_[s].row(gradient_.row(group), column);
+      const Stream& stream = stream_[s];
+      if (stream.array == nullptr) continue;
+      streams[s] = stream.row(gradient_.row(group), column);
+      if (fetches) fetch(stream.row(gradient_.row(group + rows_ahead)), gradient_.row_size_ * stream.item);
     }
+    streams[gradient_stream] = sums(group, 1, column, columns);
     const std::int64_t index = gradient_.row(group) * gradient_.row_size_ + column;
     update(columns, streams, columns, &index);
   }
@@ -504,7 +552,6 @@ class RowGradient::Update {
   void update_gathered(std::int64_t group, std::int64_t n, std::int64_t column, std::int64_t columns) {
     std::int64_t rows[most_gathered];
     for (std::int64_t k = 0; k < n; ++k) rows[k] = gradient_.row(group + k);
-    fetch_next(group + n, std::min(n, gradient_.groups_ - group - n));
     void* streams[max_streams] = {};
     streams[gradient_stream] = sums(group, n, column, columns);
     for (std::size_t s = 0; s < max_arrays; ++s) {

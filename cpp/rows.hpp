@@ -77,10 +77,13 @@ class RowGradient {
 
   bool all_rows() const { return !is_given(index_); }
 
-  void read(Entry* entries) const;
+  template <class E, class F>
+  void read(E* entries, F of) const;
   [[noreturn]] void refuse_row() const;
   void find_groups();
-  std::int64_t row(std::int64_t group) const { return entries_[first_.data()[group]].row; }
+  template <class T, class E>
+  void sum_by_ranges(int high, int low, int threads);
+  std::int64_t row(std::int64_t group) const { return distinct_.data()[group]; }
   const char* value(std::int64_t entry) const { return values_.data + entries_[entry].place * values_.strides[0]; }
   void make(Dense& dense, const Array& like, Type type) const;
   const Array& rows_of(const Array& array, Dense& dense) const;
@@ -107,6 +110,7 @@ class RowGradient {
   Buffer<Entry> buffers_[2];
   const Entry* entries_ = nullptr;  // by row, those of one row in input order
   Buffer<std::uint32_t> first_;     // entry of each group, which is a distinct row; and one more: how many entries
+  Buffer<std::uint32_t> distinct_;  // row of each group
   std::int64_t groups_ = 0;
   Dense sums_;
   Dense read_[2];
