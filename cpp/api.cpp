@@ -25,9 +25,8 @@ AnyRule AnyRule::named(std::string_view rule, std::string_view dialect) {
     if (dialect == row.name) return RuleAccess::make(id, row.options);
     names.push_back(row.name);
   }
-  if (names.empty()) refuse(std::string(schema.name) + ": has no dialects, got '" + std::string(dialect) + "'");
-  refuse(std::string(schema.name) + ": expected the dialect to be one of " + listed(names) + ", got '" +
-         std::string(dialect) + "'");
+  refuse("dialect of " + std::string(schema.name) + ": expected " + (names.empty() ? "none" : "one of " + listed(names)) +
+         ", got '" + std::string(dialect) + "'");
 }
 
 std::string AnyRule::name() const { return schema_of(id_).name; }

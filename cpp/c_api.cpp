@@ -165,7 +165,7 @@ struct fusedstep_rule {
     if (const schema::Field* field = rule.field(&given(option, "option"))) return *field;
     std::vector<const char*> names;
     for (const schema::Field& field : rule.fields) names.push_back(field.name);
-    refuse(std::string("'").append(option) + "' is not an option of " + rule.name + "; it has " + listed(names));
+    refuse("option of " + std::string(rule.name) + ": expected one of " + listed(names) + ", got '" + option + "'");
   }
 
   // Sets an option of one of these kinds, if its value is in range.

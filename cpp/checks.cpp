@@ -57,20 +57,20 @@ void check_reach(const Array& array) {
     beyond = beyond || add_overflows(reach, along, reach) || reach > most;
     if (!beyond) continue;
     const std::vector<std::int64_t> strides(array.strides, array.strides + array.shape.size());
-    refuse(array.label.text() + ": shape " + shape_text(array.shape) + " with strides " + shape_text(strides) +
-           " is larger than any memory");
+    refuse(array.label.text() + ": expected an array that fits into memory, got shape " + shape_text(array.shape) +
+           " with strides " + shape_text(strides));
   }
 }
 
 void check_has_rows(const Array& parameter) {
   if (!parameter.shape.empty()) return;
-  refuse(parameter.label.text() + ": expected at least one dimension, of rows, got shape ()");
+  refuse(parameter.label.text() + ": expected at least one dimension, that of the rows, got shape ()");
 }
 
 void check_shape(const Array& array, const Array& parameter) {
   if (std::equal(array.shape.begin(), array.shape.end(), parameter.shape.begin(), parameter.shape.end())) return;
-  refuse(array.label.text() + ": shape " + shape_text(array.shape) + " differs from shape " + shape_text(parameter.shape) +
-         " of the parameter; pass an array of the parameter's shape");
+  refuse(array.label.text() + ": expected shape " + shape_text(parameter.shape) + ", that of the parameter, got " +
+         shape_text(array.shape));
 }
 
 }  // namespace fusedstep

@@ -80,8 +80,7 @@ void force_isa(std::string_view name) {
     }
     valid += (valid.empty() ? "" : ", ") + std::string(isa.name);
   }
-  throw std::invalid_argument("instruction set '" + std::string(name) + "' is not one that this machine has; choose from " +
-                              valid);
+  throw std::invalid_argument("isa: expected one of " + valid + " on this machine, got '" + std::string(name) + "'");
 }
 
 }  // namespace fusedstep

@@ -241,8 +241,8 @@ void OptimizerCore::check_rounding(const Member& member, const Options& options)
     const auto rounded = static_cast<float>(value);
     const bool vanishes = value > 0 && rounded == 0 && std::string_view(field.name) == "eps";
     if (!std::isinf(rounded) && !vanishes) continue;
-    refuse(std::string(field.name) + ": " + schema::text(value) + " becomes " + (rounded == 0 ? "0" : "inf") +
-           " in float32, in which parameter '" + member.name + "' is updated");
+    refuse(std::string(field.name) + ": expected a number that does not round to " + (rounded == 0 ? "0" : "inf") +
+           " in float32, the type that parameter '" + member.name + "' is updated in, got " + schema::text(value));
   }
 }
 
@@ -464,10 +464,9 @@ void OptimizerCore::accept_rows(std::size_t i, const Array& index, const Array& 
   Member& member = members_[i];
   const bool dense = !is_given(index);
   if (!dense && !schema_.takes_rows) {
-    refuse(member.gradient.label.text() + ": expected a dense one, got rows; " + schema_.name +
-           " remembers a gradient of 0, too, so that each element needs one");
+    refuse_rows(member.gradient.label, schema_);
   }
-  if (gather_) refuse(member.gradient.label.text() + ": expected a dense one, got rows, which processes can't share");
+  if (gather_) refuse(member.gradient.label.text() + ": expected a dense gradient, got rows, which processes can't share");
   if (written) check_distinct_elements(values);
   if (!dense) written_->check_disjoint_from(index);
   written_->check_disjoint_from(values);
@@ -554,8 +553,8 @@ std::int32_t OptimizerCore::part_for(std::size_t i, std::int64_t step, const Ste
                                      storage_[member.group].rounding);
   parts_.push_back({kinds_[i], step, make_work(rule_, rule_options, step, storage, options, clip_coef, member.own.get())});
   if (gather_ && parts_.back().work.kernel.update_chosen != nullptr) {
-    refuse(std::string(schema_.name) + ": these hyperparameters choose one element of all arrays in each step, which one " +
-           "process must have; use others, or one process");
+    refuse(std::string(schema_.name) + ": expected hyperparameters that several processes can share, got some that choose " +
+           "one element of all arrays in each step; use others, or one process");
   }
   return static_cast<std::int32_t>(parts_.size() - 1);
 }

@@ -116,6 +116,11 @@ void check_index_type(const Array& index) {
   if (!index_types.has(index.type)) refuse_type(index, index_types);
 }
 
+void refuse_rows(const Label& label, const RuleSchema& schema) {
+  refuse(label.text() + ": expected a dense gradient, got rows; " + schema.name +
+         " needs one for every element, because it also remembers a gradient of 0");
+}
+
 void RowGradient::bind(const Array& index, const Array& values, const Array& parameter) {
   constexpr std::int64_t most = std::int64_t{1} << 32;
   check_has_rows(parameter);
@@ -131,8 +136,8 @@ void RowGradient::bind(const Array& index, const Array& values, const Array& par
   std::vector<std::int64_t> expected(parameter.shape.begin(), parameter.shape.end());
   if (!all) expected[0] = index.shape[0];
   if (!std::ranges::equal(values.shape, expected)) {
-    refuse(values.label.text() + ": expected shape " + shape_text(expected) + ", a row of the parameter for each of the " +
-           std::to_string(expected[0]) + " entries of the index, got shape " + shape_text(values.shape));
+    refuse(values.label.text() + ": expected shape " + shape_text(expected) +
+           ", one row of the parameter for each entry of the index, got " + shape_text(values.shape));
   }
   if (parameter.shape[0] > most || expected[0] >= most) {
     refuse(parameter.label.text() + ": expected at most 2^32 rows, and fewer entries of the index, got " +

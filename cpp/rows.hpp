@@ -9,6 +9,7 @@
 
 #include "checks.hpp"
 #include "loops/tensors.hpp"
+#include "schema.hpp"
 
 namespace fusedstep {
 
@@ -17,6 +18,9 @@ inline bool is_given(const Array& index) { return index.data != nullptr || !inde
 
 // int32, int64, uint32 or uint64.
 void check_index_type(const Array& index);
+
+// Refuses rows for a rule that takes none.
+[[noreturn]] void refuse_rows(const Label& label, const RuleSchema& schema);
 
 // Memory that is not initialised, and grows.
 template <class T>

@@ -28,7 +28,7 @@ void check(const StepOptions& options) {
   check_limit(options.clip_norm, "clip_norm");
   check_limit(options.clip_norm_each, "clip_norm_each");
   if (options.clip_norm != 0 && options.clip_norm_each != 0) {
-    refuse("clip_norm, clip_norm_each: expected one of them, got " + schema::text(options.clip_norm) + " and " +
+    refuse("clip_norm, clip_norm_each: expected at most one of them, got " + schema::text(options.clip_norm) + " and " +
            schema::text(options.clip_norm_each));
   }
   if (options.clip_value != 0) check_positive(options.clip_value, "clip_value");
@@ -92,38 +92,37 @@ TypeSet types_of_state(const schema::State& state, Type parameter) {
 }
 
 void check_storage(const Array& parameter, const GroupStorage& storage) {
-  const auto expected = [&](const char* option, const char* found, const std::string& what) {
-    refuse(std::string(option) + ": expected " + what + " for " + parameter.label.text() + " of dtype " +
-           name_of(parameter.type) + ", got " + found);
-  };
+  const std::string of = parameter.label.text() + " of dtype " + name_of(parameter.type);
   if (storage.master && parameter.type != Type::bfloat16) {
-    expected("master", "True", "False (only a bfloat16 has low halves)");
+    refuse("master: expected a parameter of dtype bfloat16, which has low halves, got " + of);
   }
   if (!storage.state_type) return;
-  if (*storage.state_type != Type::bfloat16) expected("state_dtype", name_of(*storage.state_type), "None or bfloat16");
-  if (parameter.type == Type::float64) expected("state_dtype", "bfloat16", "None");
+  const char* const found = name_of(*storage.state_type);
+  if (*storage.state_type != Type::bfloat16) {
+    refuse("state_dtype: expected none or bfloat16 for " + of + ", got " + found);
+  }
+  if (parameter.type == Type::float64) refuse("state_dtype: expected none for " + of + ", got " + found);
 }
 
 Array checked_low_halves(const Array& low, const Array& parameter) {
   if (parameter.type == Type::bfloat16) return low;
-  refuse(std::string(low_halves.name) + ": expected None for a parameter of dtype " + name_of(parameter.type) +
-         ", got an array; only a bfloat16 has low halves");
+  refuse(std::string(low_halves.name) + ": expected a parameter of dtype bfloat16, which has low halves, got one of dtype " +
+         name_of(parameter.type));
 }
 
 void check_state(schema::Storage storage, const Array& array, const Array& parameter) {
   if (storage == schema::Storage::row) {
     check_has_rows(parameter);
     if (array.shape.size() != 1 || array.shape[0] != parameter.shape[0]) {
-      refuse(array.label.text() + ": shape " + shape_text(array.shape) + " differs from shape " +
-             shape_text(parameter.shape.first(1)) + "; it is one number for each row");
+      refuse(array.label.text() + ": expected shape " + shape_text(parameter.shape.first(1)) +
+             ", one number for each row, got " + shape_text(array.shape));
     }
     check_distinct_elements(array);
   } else if (storage != schema::Storage::scalar) {
     check_shape(array, parameter);
     check_distinct_elements(array);
   } else if (!array.shape.empty()) {
-    refuse(array.label.text() + ": shape " + shape_text(array.shape) +
-           " differs from shape (); it is one number, a 0-d array");
+    refuse(array.label.text() + ": expected shape (), one number in a 0-d array, got " + shape_text(array.shape));
   }
 }
 
@@ -158,7 +157,7 @@ SingleUpdate::SingleUpdate(RuleId rule, const Options& options, std::int64_t ste
   const RuleSchema& schema = schema_of(rule);
   check_distinct_elements(parameter);
   if (is_given(index) || schema.is_per_row(options)) {
-    if (!schema.takes_rows) refuse(index.label.text() + ": " + schema.name + " takes no rows");
+    if (!schema.takes_rows) refuse_rows(index.label, schema);
     rows_.emplace().bind(index, gradient, parameter);
   } else {
     check_shape(gradient, parameter);

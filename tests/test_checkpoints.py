@@ -1,4 +1,5 @@
-"""Checkpoints: a resumed run has the bits of one that never stopped; no damaged file and no kill harms anything."""
+"""Checkpoints: a resumed run is bit-for-bit identical to an uninterrupted one, and no damaged file and no kill harms
+anything."""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ each_ending = pytest.mark.parametrize("ending", ENDINGS)
 
 @pytest.fixture(autouse=True)
 def no_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thousands of saves without their syncs; ``test_synced_...`` sees that they are made, and killed processes do."""
+    """Save thousands of files without syncing them. ``test_synced_...`` checks the syncs; so do killed processes."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
@@ -67,7 +68,7 @@ def new_params(layout: Layout, dtype: Any = np.float32, seed: int = 1) -> dict[s
 
 
 def in_groups(params: Mapping[str, Array]) -> list[dict[str, Any]]:
-    """Two groups, the second with a step size of its own and nested."""
+    """Return two groups, the second with a step size of its own and nested."""
     return [
         {"params": {"w": params["w"], "b": params["b"]}},
         {
@@ -82,8 +83,8 @@ def new_optimizer(case: Case, params: Mapping[str, Array], **options: Any) -> An
 
 
 def take_step(case: Case, opt: Any, params: Mapping[str, Array], t: int) -> None:
-    """One step of a run in which everything that can change does: gradients depend on the parameters, step sizes on t,
-    and some parameters are left out of some steps."""
+    """Make a step of a run in which everything changes: gradients depend on the parameters, step sizes on t, and some
+    parameters are left out of some steps."""
     rng = np.random.default_rng(1000 + t)
     grads: dict[str, Array | None] = {
         name: np.asarray(rng.standard_normal(p.shape) + 0.1 * np.asarray(p, order="C"), p.dtype)
@@ -102,7 +103,7 @@ def take_step(case: Case, opt: Any, params: Mapping[str, Array], t: int) -> None
 
 
 def everything(opt: Any, params: Mapping[str, Array]) -> dict[str, Any]:
-    """All that makes up a run, down to the bits."""
+    """Return all bits of a run."""
     return {
         "params": {name: bits(p).tobytes() for name, p in params.items()},
         "state": {
@@ -150,7 +151,7 @@ def resume(
     cuts: range,
     transports: Mapping[str, Transport],
 ) -> None:
-    """Cut a run at each of ``cuts``: what goes on in fresh arrays ends as the run that never stopped."""
+    """Cut a run at each of ``cuts`` and go on in fresh arrays: the end is that of the uninterrupted run."""
     params = new_params(layout, dtype)
     opt = new_optimizer(case, params)
     whole = []
@@ -197,7 +198,7 @@ def by_dict(opt: Any, t: int, how: str) -> Callable[[Any], None]:
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("case", RESUMED, ids=str)
 def test_resumed_at_every_cut(case: Case, layout: Layout, tmp_path: Path) -> None:
-    """Each of 13 cuts x both formats and the dict x all layouts; from fresh arrays and from another run."""
+    """13 cuts, both formats and the dict, all layouts; from fresh arrays and from another run."""
     transports = {**dict.fromkeys(ENDINGS, by_file(tmp_path)), "dict": by_dict}
     resume(case, layout, np.float32, range(STEPS + 1), transports)
 
@@ -210,7 +211,7 @@ def test_every_rule_and_dialect_resumes(case: Case, tmp_path: Path) -> None:
 
 @each_ending
 def test_layouts_may_change(ending: str, tmp_path: Path) -> None:
-    """Elements are matched by their index: a C array is resumed in an F one."""
+    """Match elements by index, so that a C array is resumed in an F one."""
     case = RESUMED[0]
     for before, after in itertools.permutations(("C", "F", "reversed", "every 3rd of each axis"), 2):
         opt, params = some_run(layout=LAYOUT[before])
@@ -287,7 +288,7 @@ def test_special_values_keep_their_bits(tmp_path: Path) -> None:
 
 @each_ending
 def test_hyperparameters_are_exact(ending: str, tmp_path: Path) -> None:
-    """Floats of all magnitudes come back exactly, and so do numbers of other types: as the double that kernels use."""
+    """Floats of all magnitudes come back exactly. So do other numbers, as the double that kernels use."""
     rng = np.random.default_rng(0)
     values: list[Any] = [0.1, 1 / 3, 5e-324, sys.float_info.max, 0, 3, np.float32(0.1), np.float64(1 / 7), np.int64(2)]
     values += [float(x) for x in 10.0 ** rng.uniform(-300, 300, 100)]
@@ -340,7 +341,7 @@ def test_state_dict_is_plain_and_independent() -> None:
 
 
 def test_arrays_of_the_dict_may_be_the_live_ones() -> None:
-    """Two parameters swapped through a dict of the live arrays themselves."""
+    """Swap two parameters by a dict of the live arrays."""
     a, b = np.arange(3.0), np.arange(3.0) + 10
     opt = fs.Adagrad({"a": a, "b": b})
     saved = opt.state_dict()
@@ -351,7 +352,7 @@ def test_arrays_of_the_dict_may_be_the_live_ones() -> None:
 
 
 def changed(saved: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """A state dict with another value at ``path``; ``...`` removes the entry."""
+    """Return a state dict with another value at ``path``; ``...`` removes the entry."""
     saved = copy.deepcopy(saved)
     at = saved
     for key in path[:-1]:
@@ -366,10 +367,10 @@ def changed(saved: Any, path: tuple[Any, ...], value: Any) -> Any:
 HUGE = 10**400
 f32 = np.float32
 BAD: list[tuple[tuple[Any, ...], Any, str]] = [
-    (("format_version",), 3, "format_version: expected 2, or 1, got 3"),
-    (("format_version",), 0, "format_version: expected 2, or 1, got 0"),
-    (("format_version",), True, "format_version: expected 2, or 1, got True"),
-    (("format_version",), ..., "format_version: expected 2, or 1, got None"),
+    (("format_version",), 3, "format_version: expected 1 or 2, got 3"),
+    (("format_version",), 0, "format_version: expected 1 or 2, got 0"),
+    (("format_version",), True, "format_version: expected 1 or 2, got True"),
+    (("format_version",), ..., "format_version: expected 1 or 2, got None"),
     (("class",), "Adagrad", "class: expected RMSprop, as this optimizer is, got 'Adagrad'"),
     (("class",), None, "class: expected RMSprop"),
     (("step",), ..., "state dict: 'step' missing"),
@@ -439,7 +440,7 @@ def bad_name(bad: Any) -> str:
 
 @pytest.mark.parametrize("bad", BAD, ids=bad_name)
 def test_bad_dicts_change_nothing(bad: Any) -> None:
-    """One thing is wrong, the last included: ValueError that names it, and no bit is changed."""
+    """Refuse a dict with one thing wrong, the last one included, by ValueError with its name, and change no bit."""
     path, value, message = bad
     saved = some_run(steps=7, seed=2)[0].state_dict()
     opt, params = some_run()
@@ -453,7 +454,7 @@ def test_bad_dicts_change_nothing(bad: Any) -> None:
 
 
 def test_groups_beyond_the_names() -> None:
-    """A group twice, or of parameters that another group has, too."""
+    """Refuse a group that comes twice, or has a parameter of another group."""
     opt, params = some_run()
     before = everything(opt, params)
     saved = some_run(steps=7, seed=2)[0].state_dict()
@@ -465,7 +466,7 @@ def test_groups_beyond_the_names() -> None:
 
 
 def test_groups_without_parameters() -> None:
-    """They have no names to be known by: their order decides."""
+    """They have no names, so their order decides."""
     x = np.ones(3)
     opt = fs.RMSprop([{"params": [], "lr": 0.5}, {"params": {"x": x}}, {"params": {}, "lr": 0.25}])
     other = fs.RMSprop([{"params": {"x": x.copy()}}, {"params": []}, {"params": []}])
@@ -481,7 +482,7 @@ def test_other_objects_are_no_dicts(other: Any) -> None:
 
 
 def test_states_must_be_there_for_the_hyperparameters() -> None:
-    """A plain RMSprop does not become one with momentum: it has no place for the buffer."""
+    """A plain RMSprop does not become one with momentum, because it has no buffer."""
     moving = fs.RMSprop({"w": np.ones(3)}, momentum=0.5)
     plain = fs.RMSprop({"w": np.ones(3)})
     lacks = "group 0: parameter 'w' has no 'momentum_buffer', which these hyperparameters need"
@@ -503,7 +504,7 @@ def test_states_must_be_there_for_the_hyperparameters() -> None:
 
 @pytest.mark.parametrize("key", ["param", "state"])
 def test_read_only_live_arrays(key: str) -> None:
-    """The last array of all can't be written: found out before the first one is."""
+    """Find a read-only last array before the first one is written."""
     saved = some_run(steps=7, seed=2)[0].state_dict()
     opt, params = some_run()
     before = everything(opt, params)
@@ -589,7 +590,7 @@ INTERRUPTED = """
 
 @pytest.mark.parametrize("how", ["file", "dict"])
 def test_ctrl_c_many_times_during_a_load(how: str, tmp_path: Path) -> None:
-    """Any number of interrupts: parameters, states, hyperparameters and counters are wholly old or wholly new."""
+    """After any number of interrupts, parameters, states, hyperparameters and counters are all old or all new."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(INTERRUPTED), tmp_path / "x", how], capture_output=True, timeout=300
     )
@@ -599,7 +600,7 @@ def test_ctrl_c_many_times_during_a_load(how: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("partial", [False, True])
 def test_interrupted_between_any_two_instructions(partial: bool) -> None:
-    """An interrupt at the k-th line or return of Python, for each k: wholly old up to some k, wholly new after it."""
+    """Interrupt at the k-th line or return of Python, for each k: all is old up to some k, and all is new after it."""
 
     def other() -> tuple[Any, dict[str, Array]]:
         opt, params = some_run(steps=7, seed=2)
@@ -698,7 +699,7 @@ def test_missing_files_and_directories(ending: str, tmp_path: Path) -> None:
 @has_modes
 @each_ending
 def test_paths(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """str, path-like, bytes, relative; a symbolic link stays one; the mode is that of any new file."""
+    """Accept str, path-like, bytes and relative paths. A symbolic link stays one; the mode is that of new files."""
     opt, params = some_run()
     before = everything(opt, params)
     monkeypatch.chdir(tmp_path)
@@ -720,7 +721,7 @@ def test_paths(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @each_ending
 def test_same_run_same_file(ending: str, tmp_path: Path) -> None:
-    """Files are a function of the run: no dates, no order by chance."""
+    """Files depend on the run only, not on dates or on chance."""
     contents = set()
     for k in range(4):
         opt, _ = some_run(layout=LAYOUTS[k])
@@ -730,7 +731,7 @@ def test_same_run_same_file(ending: str, tmp_path: Path) -> None:
 
 
 def test_other_readers_open_the_files(tmp_path: Path) -> None:
-    """NumPy and safetensors read the arrays under their names, transposed ones and all, and the rest as JSON."""
+    """NumPy and safetensors read the arrays by name, also transposed ones, and the rest as JSON."""
     safetensors = pytest.importorskip("safetensors")
     opt, params = some_run(layout=LAYOUT["F"])
     opt.save(tmp_path / "x.npz")
@@ -760,7 +761,7 @@ def test_other_readers_open_the_files(tmp_path: Path) -> None:
 
 
 class Damage:
-    """A good file, an optimizer at another point, and a check that a bad file changes nothing about it."""
+    """A good file, an optimizer at another point, and a check that a bad file changes nothing in it."""
 
     def __init__(self, ending: str, directory: Path) -> None:
         self.path = directory / f"x{ending}"
@@ -774,13 +775,13 @@ class Damage:
         assert self.before != self.after
 
     def refused(self, content: bytes, what: str) -> str:
-        """The message; fails if the file is not refused, or anything was changed."""
+        """Return the message. Fail if the file is not refused or anything was changed."""
         message = self.tried(content, what)
         assert message, f"{what}: was loaded"
         return message
 
     def tried(self, content: bytes, what: str) -> str:
-        """The message, empty if the file was loaded."""
+        """Return the message, which is empty if the file was loaded."""
         self.path.unlink()  # file systems sync a file that replaces another at once
         self.path.write_bytes(content)
         try:
@@ -800,7 +801,7 @@ class Damage:
 
 @each_ending
 def test_every_byte_and_every_length(ending: str, tmp_path: Path) -> None:
-    """Each byte altered, each bit of 250 bytes, each length; pieces moved, lost, zeroed, added: over 9,000 files."""
+    """Over 9,000 files: each byte altered, each bit of 250 bytes, each length; pieces moved, lost, zeroed and added."""
     damage = Damage(ending, tmp_path)
     good = damage.good
     rng = random.Random(0)
@@ -852,7 +853,7 @@ def sealed(ending: str, content: bytes) -> bytes | None:
 
 @each_ending
 def test_altered_files_with_a_right_checksum(ending: str, tmp_path: Path) -> None:
-    """2,000 files by someone who knows how to make checksums: refused, or loaded whole where only values changed."""
+    """2,000 files with a right checksum are refused, or loaded completely if only values were changed."""
     damage = Damage(ending, tmp_path)
     rng = random.Random(1)
     refused = loaded = 0
@@ -915,7 +916,7 @@ def with_description(ending: str, arrays: Mapping[str, Array], text: str, path: 
 
 
 def fits_a_file(bad: Any) -> bool:
-    """Whether it can be written at all: arrays are arrays, and the others JSON."""
+    """Whether it can be written at all: its arrays are arrays, and the rest is JSON."""
     path, value, _ = bad
     if path[0] not in ("params", "state"):
         return True
@@ -1099,7 +1100,7 @@ def test_files_of_others(tmp_path: Path) -> None:
 def test_a_save_that_fails_leaves_the_old_file(
     fails: str, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No space, an I/O error, Ctrl-C, at each stage: the old file is whole and nothing else is left."""
+    """After a full disk, an I/O error or Ctrl-C at each stage, the old file is complete and nothing else is left."""
     path = tmp_path / f"x{ending}"
     opt, params = some_run()
     opt.save(path)
@@ -1127,7 +1128,7 @@ def test_a_save_that_fails_leaves_the_old_file(
 
 @each_ending
 def test_a_full_disk(ending: str, tmp_path: Path) -> None:
-    """The system itself refuses the bytes, in the middle of the file."""
+    """The system itself refuses bytes in the middle of the file."""
     path = tmp_path / f"x{ending}"
     param = np.zeros(100_000)
     opt = fs.RMSprop(param)
@@ -1148,7 +1149,7 @@ def test_a_full_disk(ending: str, tmp_path: Path) -> None:
 
 @each_ending
 def test_synced_before_and_after_the_replacement(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole file is on the disk before it takes its name, and the name after: the calls, in their order."""
+    """The complete file is on the disk before it gets its name, and the name after: the calls come in this order."""
     path = tmp_path / f"x{ending}"
     opt, _ = some_run()
     done: list[Any] = []
@@ -1204,7 +1205,7 @@ SAVER = """
 
 @contextlib.contextmanager
 def lines_of(process: subprocess.Popen[bytes]) -> Iterator[Callable[[], str]]:
-    """The lines that a process writes, with a limit of time."""
+    """Return the lines that a process writes, within a time limit."""
     assert process.stdout is not None
     output = process.stdout.fileno()
     rest = b""
@@ -1232,7 +1233,7 @@ def lines_of(process: subprocess.Popen[bytes]) -> Iterator[Callable[[], str]]:
 
 @each_ending
 def test_killed_while_saving(ending: str, tmp_path: Path) -> None:
-    """50 processes are killed (SIGKILL) at random moments of a save: the last or the one before loads, every time."""
+    """Kill 50 processes (SIGKILL) at random moments of a save. The last file or the one before loads, every time."""
     path = tmp_path / f"x{ending}"
     params = {f"p{i}": np.empty(size) for i, size in enumerate((40_000, 3, 20_000))}
     opt = fs.RMSprop(params, momentum=0.5)
@@ -1275,7 +1276,7 @@ def test_killed_while_saving(ending: str, tmp_path: Path) -> None:
 
 @each_ending
 def test_many_threads_save_to_one_path(ending: str, tmp_path: Path) -> None:
-    """Each save is whole: a reader meets one or another, never a mixture."""
+    """Each save is complete: a reader finds one file or another, never a mixture."""
     path = tmp_path / f"x{ending}"
     opts = []
     for k in range(4):
@@ -1308,7 +1309,7 @@ _spec.loader.exec_module(version_1)
 
 
 def old_arrays(name: str) -> tuple[dict[str, Array], Any]:
-    """The arrays of an old .npz by their keys, and its JSON, as NumPy reads them."""
+    """Return the arrays of an old .npz by their keys, and its JSON, as NumPy reads them."""
     with np.load(OLD / f"{Path(name).stem}.npz") as file:
         arrays = dict(file)
     return arrays, json.loads(arrays.pop("metadata").tobytes())
@@ -1316,7 +1317,7 @@ def old_arrays(name: str) -> tuple[dict[str, Array], Any]:
 
 @pytest.mark.parametrize("name", OLD_FILES)
 def test_files_of_version_1(name: str) -> None:
-    """Each rule and each container: the arrays of the file, and the parameters that the old code then reached."""
+    """For each rule and each container: the arrays of the file, and the parameters that the old code reached next."""
     case = Path(name).stem
     opt, w, b = version_1.made(case)
     assert opt.load(OLD / name) is None
@@ -1379,7 +1380,7 @@ def test_variance_of_version_1(correct: bool) -> None:
 
 
 def test_a_run_of_version_1_that_was_centered_before() -> None:
-    """It was possible to switch centring off: what a plain step never reads is left out."""
+    """Centring could be switched off: states that a plain step never reads are left out."""
     arrays, about = old_arrays("rmsprop-centered")
     about["groups"][0]["centered"] = False
     saved = {
@@ -1394,7 +1395,7 @@ def test_a_run_of_version_1_that_was_centered_before() -> None:
 
 
 def test_named_tuples_of_version_1_by_field() -> None:
-    """An old dict or list and a new NamedTuple, too: names by field where the file has them."""
+    """Use names by field if the file has them, also for an old dict or list and a new NamedTuple."""
     for container in ("dict", "list", "tuple"):
         opt, w, _ = version_1.made("container-named_tuple")
         opt.load(OLD / f"container-{container}.npz")
@@ -1411,7 +1412,7 @@ def test_named_tuples_of_version_1_by_field() -> None:
 
 @pytest.mark.parametrize("bad", BAD, ids=bad_name)
 def test_bad_dicts_of_version_1(bad: Any) -> None:
-    """What is wrong in them is refused like in new ones, after they were converted."""
+    """Refuse what is wrong in them, as in new ones, after conversion."""
     path, value, _ = bad
     if path == ("format_version",):
         return
@@ -1523,7 +1524,7 @@ def test_bad_extra_is_refused_before_anything_is_written(bad: Any, ending: str, 
 
 @each_ending
 def test_hostile_extra(ending: str, tmp_path: Path) -> None:
-    """Arrays without a place, or in one that is taken: refused before anything is written."""
+    """Refuse arrays without a place, or in one that is taken, before anything is written."""
     damage = Damage(ending, tmp_path)
     for extra, pointers in (
         (None, ["/a"]), ({}, ["/a"]), ([], ["/0"]), ([None], ["/1"]), ([None], ["/x"]), ([None], ["/-1/0"]),
@@ -1550,7 +1551,7 @@ def partial_load(how: str, opt: Any, source: Any, tmp_path: Path) -> Any:
 @pytest.mark.parametrize("how", [*ENDINGS, "dict"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_partial_loads(case: Case, how: str, tmp_path: Path) -> None:
-    """Names and shapes that match are loaded; others start as in a new optimizer, and keep their parameters."""
+    """Load names and shapes that match. Others start as in a new optimizer and keep their parameters."""
 
     def made(shapes: Mapping[str, Any], seed: int, **options: Any) -> tuple[Any, dict[str, Array]]:
         rng = np.random.default_rng(seed)
@@ -1579,8 +1580,7 @@ def test_partial_loads(case: Case, how: str, tmp_path: Path) -> None:
 
 
 def test_hyperparameters_of_partial_loads() -> None:
-    """They are loaded for groups of the same names, whatever the shapes; where the states are others, groups keep
-    theirs."""
+    """Load them for groups of the same names, whatever the shapes. If states differ, groups keep their own."""
 
     def made(lr: float, shape: int, momentum: float = 0.0, x: str = "x") -> Any:
         groups = [{"params": {"w": np.ones(shape)}, "momentum": momentum}, {"params": {x: np.ones(2)}}]
@@ -1600,7 +1600,7 @@ def test_hyperparameters_of_partial_loads() -> None:
 
 
 def test_where_fresh_states_start() -> None:
-    """Where this optimizer's group started, or would start with the loaded hyperparameters (Rprop)."""
+    """They start where this optimizer's group started, or would start with the loaded hyperparameters (Rprop)."""
     groups = [{"params": {"a": np.ones(2)}, "initial_square_avg": 3.0}, {"params": {"b": np.ones(2)}}]
     opt = fs.RMSprop(groups, initial_square_avg=2.0)
     for new in (opt, copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))):
@@ -1618,7 +1618,7 @@ def test_where_fresh_states_start() -> None:
 
 @pytest.mark.parametrize("bad", BAD, ids=bad_name)
 def test_bad_dicts_in_partial_loads(bad: Any) -> None:
-    """What does not match is left out, and what is wrong is refused with nothing written; nothing in between."""
+    """Leave out what does not match, refuse what is wrong, and do nothing in between."""
     path, value, _ = bad
     opt, params = some_run()
     before = everything(opt, params)
@@ -1675,7 +1675,7 @@ def test_subclasses_and_their_class_load_each_other(ending: str, tmp_path: Path)
 
 @pytest.mark.parametrize("how", [*ENDINGS, "dict"])
 def test_loads_into_tampered_groups_change_nothing(how: str, tmp_path: Path) -> None:
-    """Found before the first array is written."""
+    """Find it before the first array is written."""
     source, _ = some_run(steps=7, seed=2)
     saved = source.state_dict()
     source.save(tmp_path / "x.npz")
@@ -1734,7 +1734,7 @@ MEASURED = """
 
 
 def memory_to_refuse(path: Path) -> tuple[str, int]:
-    """The message, and the MB of memory that it took."""
+    """Return the message, and the MB of memory that it took."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(MEASURED), path], capture_output=True, timeout=120
     )
@@ -1795,7 +1795,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
 
 @each_ending
 def test_memory_is_bounded_in_files_with_a_right_checksum(ending: str, tmp_path: Path) -> None:
-    """Large arrays that this optimizer has no place for are never read."""
+    """Never read large arrays that this optimizer has no place for."""
     large = fs.RMSprop({"w": np.zeros(20_000_000)})
     large.save(tmp_path / f"x{ending}")
     found, megabytes = memory_to_refuse(tmp_path / f"x{ending}")
@@ -1829,7 +1829,7 @@ def test_a_huge_directory_of_an_archive(tmp_path: Path) -> None:
 
 @each_ending
 def test_a_file_that_changes_while_it_is_read(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the checksum and the arrays: noticed."""
+    """Notice a change between the checksum and the arrays."""
     damage = Damage(ending, tmp_path)
     damage.tried(damage.good, "")
     damage.opt, damage.params = some_run()
@@ -1852,7 +1852,7 @@ def test_a_file_that_changes_while_it_is_read(ending: str, tmp_path: Path, monke
 @has_modes
 @each_ending
 def test_mode_is_kept(ending: str, tmp_path: Path) -> None:
-    """Of a file that is replaced, also behind a link; never wider while it is written."""
+    """Keep the mode of a replaced file, also behind a link. It is never wider while it is written."""
     opt, _ = some_run()
     path = tmp_path / f"x{ending}"
     link = tmp_path / f"link{ending}"
@@ -1916,7 +1916,7 @@ def test_owner_is_kept_where_permitted(ending: str, tmp_path: Path, monkeypatch:
 @each_ending
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM])
 def test_folders_that_cannot_be_synced(code: int, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file was replaced: that is no error. An I/O error is."""
+    """The file was replaced, so this is no error. An I/O error is one."""
     opt, _ = some_run()
     path = tmp_path / f"x{ending}"
     real = os.open
@@ -1960,7 +1960,7 @@ def test_without_shared_mappings(ending: str, tmp_path: Path, monkeypatch: pytes
 
 
 def test_long_names(tmp_path: Path) -> None:
-    """What a format can't hold is refused by name when it is saved; the other format holds it."""
+    """Refuse a name by name, when saving, that the format can't hold. The other format holds it."""
     longest = 65_535 - len("state..square_avg.npy")
     for length in (longest, longest + 1):
         opt = fs.RMSprop({"x" * length: np.ones(3)})
@@ -1981,7 +1981,7 @@ def test_long_names(tmp_path: Path) -> None:
 
 @each_ending
 def test_headers_that_are_too_large(ending: str, tmp_path: Path) -> None:
-    """Refused when they are saved, not when they are loaded."""
+    """Refuse them when saving, not when loading."""
     opt = fs.RMSprop(np.ones(3))
     path = tmp_path / f"x{ending}"
     opt.save(path, "x" * 10)
@@ -1994,7 +1994,7 @@ def test_headers_that_are_too_large(ending: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", [*ENDINGS, "dict"])
 def test_100_000_tensors(ending: str, tmp_path: Path) -> None:
-    """Saved and loaded in under 10 s each, by the time of the processor."""
+    """Save and load them in under 10 s of processor time each."""
     params = {f"layers.{i}.w": np.full(4, i, np.float32) for i in range(100_000)}
     opt = fs.RMSprop(params)
     begin = time.process_time()
@@ -2033,7 +2033,7 @@ COPIES: dict[str, Callable[[Model], Model]] = {
 @pytest.mark.parametrize("how", COPIES)
 @pytest.mark.parametrize("case", RESUMED, ids=str)
 def test_copies_are_independent_and_go_on_alike(case: Case, how: str, layout: Layout) -> None:
-    """Copied together with its model, an optimizer updates the copied model, with the same bits; the first is left."""
+    """An optimizer that is copied with its model updates the copied model, with the same bits."""
     opt, params = some_run(case, layout=layout)
     before = everything(opt, params)
     new_params, new = COPIES[how]((params, opt))
@@ -2055,7 +2055,7 @@ def test_copies_are_independent_and_go_on_alike(case: Case, how: str, layout: La
 
 
 def dense_strides(p: Array) -> tuple[int, ...]:
-    """Of a dense array in the layout of ``p``, as a state has."""
+    """Return the strides of a dense array in the layout of ``p``, as a state has."""
     return tuple(next(iter(fs.RMSprop(p).state.values()))["square_avg"].strides)
 
 
@@ -2072,7 +2072,7 @@ def test_every_rule_copies(case: Case) -> None:
 
 @pytest.mark.parametrize("how", COPIES)
 def test_copied_alone(how: str) -> None:
-    """Without its model, an optimizer takes parameters of its own along; they are in its groups."""
+    """Without its model, an optimizer takes copies of its parameters along, which are in its groups."""
     param = np.arange(4.0)
     opt = Subclass(param, momentum=0.9)
     opt.note = {"kept": [1]}
@@ -2112,7 +2112,7 @@ class Subclass(fs.RMSprop):
 
 
 def test_a_shallow_copy_is_a_second_handle() -> None:
-    """``copy.copy`` shares all, counters included: whichever is stepped, it is one run."""
+    """``copy.copy`` shares everything, counters included: it is one run, whichever handle is stepped."""
     for case in RESUMED:
         opt, params = some_run(case, steps=0)
         handle = copy.copy(opt)
@@ -2150,7 +2150,7 @@ def test_a_pickle_reaches_another_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", [*ENDINGS, "dict", *COPIES])
 def test_added_groups_are_saved_loaded_and_copied(how: str, tmp_path: Path) -> None:
-    """A group that was added in the middle of a run is like the others, with counters of its own."""
+    """A group that was added during a run is like the others, with its own counters."""
 
     def new(seed: int) -> Any:
         rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Masks: a frozen element keeps every bit, and the rest goes on as if it were not there."""
+"""Masks: a frozen element keeps every bit, and the others step as if it did not exist."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def is_per_element(case: Case) -> bool:
 @each_dtype
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_rest_steps_as_if_it_were_alone(case: Case, dtype: np.dtype[Any], verify: Any) -> None:
-    """Every rule and option, also those that sum over all elements; with the norm, decay, and gradients set to 0."""
+    """Every rule and option, also those that sum over all elements, with the norm, decay, and gradients set to 0."""
     rng = np.random.default_rng(5)
     start = [rng.standard_normal(16).astype(dtype), rng.standard_normal(5).astype(dtype)]
     start[0][KEPT:] = [np.nan, np.inf, -0.0, 1e-40, -3.0]
@@ -85,7 +85,7 @@ def test_scattered_and_broadcast_masks(case: Case, shape: tuple[int, ...]) -> No
 @pytest.mark.parametrize("verify", ["never", "every"])
 @pytest.mark.parametrize("rule", [fs.RMSprop, fs.Adagrad])
 def test_masks_with_rows(rule: Any, verify: Any) -> None:
-    """Of the rows that a gradient touches, the part that is not frozen is updated, and only this is in the norm."""
+    """Update only the elements of the touched rows that are not frozen. Only these are in the norm."""
     rng = np.random.default_rng(8)
     mask = rng.integers(0, 2, (6, 3)).astype(bool)
     table, dense = (np.ones((6, 3)) for _ in range(2))
@@ -107,7 +107,8 @@ def test_masks_with_rows(rule: Any, verify: Any) -> None:
 
 
 def test_masks_of_groups() -> None:
-    """One array for all parameters of a group; a mask of the step narrows it; the array is live, and goes along."""
+    """A group has one array for all of its parameters, and a mask of the step restricts it further. The array is live
+    and is copied with the optimizer."""
     live = np.array([True, False, True])
     params = [np.zeros(3), np.zeros((2, 3)), np.zeros(3)]
     opt = fs.RMSprop([{"params": params[:2], "mask": live, "lr": 0.5}, {"params": params[2]}])
@@ -134,7 +135,7 @@ def test_masks_of_groups() -> None:
 
 @pytest.mark.parametrize("ending", ["dict", "npz", "safetensors"])
 def test_checkpoints_hold_the_masks_of_groups(ending: str, tmp_path: Path) -> None:
-    """Who resumes without giving the mask again trains no frozen element; a checkpoint without one leaves the mask."""
+    """A run that resumes without the mask trains no frozen element. A checkpoint without a mask leaves the group's."""
     if ending == "safetensors":
         pytest.importorskip("safetensors")
 
@@ -197,8 +198,8 @@ def test_nothing_is_lost_where_a_step_fails() -> None:
 @pytest.mark.parametrize(
     ("mask", "error", "message"),
     [
-        (np.ones(3, np.int8), TypeError, "mask of parameter '0': expected an array of bool, True .*, got int8"),
-        (True, TypeError, "mask of parameter '0': expected an array of bool, True .*, got bool"),
+        (np.ones(3, np.int8), TypeError, "mask of parameter '0': expected an array of bool, where True .*, got int8"),
+        (True, TypeError, "mask of parameter '0': expected an array of bool, where True .*, got bool"),
         (
             np.ones(4, bool),
             ValueError,
@@ -235,8 +236,8 @@ numbers.Real.register(Number)
 
 
 def test_arrays_that_change_while_the_options_are_read() -> None:
-    """A parameter that is locked or resized then is refused, and the others are as before. A gradient that is locked
-    then is one of a step that has begun: it is set to 0."""
+    """Refuse a parameter that is then locked or resized, and leave the others as before. A gradient that is locked then
+    belongs to a step that has begun, and is set to 0."""
     first, second, g = np.full(3, 1.0), np.full(3, 2.0), np.ones(3)
     some = np.array([True, False, True])
     opt = fs.RMSprop([first, second])

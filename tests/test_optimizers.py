@@ -50,7 +50,7 @@ def loss_for(case: Case, t: int) -> dict[str, float]:
 
 
 def lr_may_change(case: Case) -> bool:
-    """Whether ``lr`` has an effect after the start: Rprop only starts with it, except for decoupled weight decay."""
+    """Whether ``lr`` has an effect after the start. For Rprop it has not, except with decoupled weight decay."""
     return case.rule != "rprop" or bool(case.options.get("decoupled_weight_decay"))
 
 
@@ -66,9 +66,9 @@ def normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any, layout:
 @pytest.mark.parametrize("isa", ISAS)
 @each_case
 def test_steps_equal_the_reference(case: Case, isa: str) -> None:
-    """Nested containers, both types in one optimizer, several layouts, 0-d and empty arrays, a gradient of None, other
-    layouts of gradients, lr changed between steps, all options at once: each bit of each array after each step, and
-    nothing beside the arrays."""
+    """Compare each bit of each array after each step, with nested containers, both types, several layouts, 0-d and
+    empty arrays, a gradient of None, gradients in other layouts, a changing lr and all options at once. Nothing beside
+    the arrays changes."""
     rng = np.random.default_rng(1)
     kinds = {
         "layers.0.w": ((7, 5), np.float32, "C"),
@@ -122,7 +122,7 @@ def test_steps_equal_the_reference(case: Case, isa: str) -> None:
 
 @each_case
 def test_groups_with_hyperparameters_of_their_own(case: Case) -> None:
-    """Two groups that differ in lr and in weight decay, changed apart from each other; both types in each."""
+    """Two groups differ in lr and weight decay, and these change independently; each group has both types."""
     rng = np.random.default_rng(2)
     params = {name: normal(rng, (37,), dtype) for name, dtype in zip("abcd", ("f4", "f8") * 2, strict=True)}
     of_second = {"lr": 0.125, "weight_decay": 0.5}
@@ -150,7 +150,7 @@ def test_groups_with_hyperparameters_of_their_own(case: Case) -> None:
 @each_dtype
 @each_full_rule
 def test_step_options(case: Case, dtype: np.dtype[Any], options: str) -> None:
-    """Each option of a step, by itself and together: bits of parameters and states, norm, gradients after it."""
+    """Each option of a step, by itself and with others: parameters, states, norm, and gradients after it."""
     rng = np.random.default_rng(3)
     shapes: dict[str, tuple[int, ...]] = {"a": (70, 31), "b": (3,), "none": (4,), "c": ()}
     chosen = STEP_OPTIONS[options]
@@ -176,7 +176,7 @@ def test_step_options(case: Case, dtype: np.dtype[Any], options: str) -> None:
 @each_dtype
 @each_full_rule
 def test_large_arrays_in_threads(case: Case, dtype: np.dtype[Any]) -> None:
-    """A list of large and small arrays with 1, 2 and 3 threads and all options: the same bits as the reference."""
+    """Large and small arrays with 1, 2 and 3 threads and all options have the reference's bits."""
     rng = np.random.default_rng(4)
     shapes = ((331, 307), (5,), (100_003,), (0,), (64, 64))
     for count in (1, 2, 3):
@@ -196,7 +196,7 @@ def test_large_arrays_in_threads(case: Case, dtype: np.dtype[Any]) -> None:
 
 @each_case
 def test_a_run_of_many_steps(case: Case) -> None:
-    """200 steps: what depends on the number of steps (bias correction, lr decay) keeps its bits."""
+    """What depends on the step count (bias correction, lr decay) keeps its bits over 200 steps."""
     rng = np.random.default_rng(5)
     params = {"w": normal(rng, (33,), "f4"), "b": normal(rng, (17,), "f8")}
     optimizer = case.new(params)
@@ -217,7 +217,7 @@ def leaves(container: Container) -> list[Array]:
 
 @pytest.mark.parametrize("container", CONTAINERS, ids=lambda container: container.name)
 def test_containers(container: Container) -> None:
-    """Leaves get the names of their paths, and each its own gradient; no parameter is copied."""
+    """Name leaves by their paths, give each its own gradient, and copy no parameter."""
     params = leaves(container)
     optimizer = fs.Adagrad(container.params(params), lr=1.0)
     assert tuple(optimizer.state) == container.names
@@ -233,7 +233,7 @@ def test_containers(container: Container) -> None:
 
 @pytest.mark.parametrize("bad", BAD_CONTAINERS, ids=lambda bad: bad.name)
 def test_gradients_in_other_containers(bad: BadContainer) -> None:
-    """Gradients that don't come as the parameters do are refused, with the place, and nothing is written."""
+    """Refuse gradients in other containers than the parameters', with the place, before anything is written."""
     w, b, s = (np.ones(n, np.float32) for n in (4, 3, 2))
     grads = [np.ones(n, np.float32) for n in (4, 3, 2)]
     optimizer = fs.RMSprop({"layers": [w, b], "scale": s})
@@ -247,7 +247,7 @@ def test_gradients_in_other_containers(bad: BadContainer) -> None:
 
 
 def test_gradients_of_groups_in_other_containers() -> None:
-    """For groups: a list with an entry a group or an entry a leaf; anything else says so."""
+    """Accept a list with an entry per group or per leaf, and refuse anything else."""
     a, b, c = (np.ones(3, np.float32) for _ in range(3))
     optimizer = fs.RMSprop([{"params": [a, b]}, {"params": [c]}])
     grads = [np.ones(3, np.float32) for _ in range(4)]
@@ -264,7 +264,7 @@ def test_gradients_of_groups_in_other_containers() -> None:
 
 
 def test_names_must_differ() -> None:
-    """Two leaves of one name, in one container or in two groups, are refused by that name."""
+    """Refuse two leaves of the same name, in one container or in two groups, by that name."""
     a, b = np.ones(3, np.float32), np.ones(3, np.float32)
     for params in ({"a": {"b": a}, "a.b": b}, [{"params": {"w": a}}, {"params": {"w": b}}]):
         with pytest.raises(ValueError, match=r"'(a\.b|w)'"):
@@ -298,7 +298,7 @@ FIELDED: dict[str, Callable[[], Any]] = {"NamedTuple": lambda: Layer, "dataclass
 @pytest.mark.parametrize("kind", FIELDED)
 @pytest.mark.parametrize("grouped", [False, True])
 def test_containers_with_fields(kind: str, grouped: bool) -> None:
-    """Leaves are named by their fields, and each gets the gradient of its field: plain, nested, with and in groups."""
+    """Name leaves by their fields and give each its gradient: plain, nested, with and in groups."""
     make = FIELDED[kind]()
     arrays = [np.zeros(n) for n in (2, 3, 4, 5)]
     tree: Any = {"deep": [make(w=arrays[0], b=arrays[1])], "top": make(w=arrays[2], b=make(w=arrays[3], b=[]))}
@@ -315,7 +315,7 @@ def test_containers_with_fields(kind: str, grouped: bool) -> None:
 
 
 def test_a_named_tuple_of_another_type_is_refused() -> None:
-    """Its fields may stand in another order: matched by place, it would update the wrong arrays."""
+    """Its fields may be in another order, so matching by place would update the wrong arrays."""
     w, b = np.zeros(3), np.zeros(3)
     optimizer = fs.RMSprop({"layer": Layer(w, b)})
     unchanged = Unchanged(memory_of(optimizer))
@@ -332,7 +332,7 @@ def test_a_named_tuple_of_another_type_is_refused() -> None:
 
 
 class Fresh(OwnMapping):
-    """A mapping that makes each array anew from what it keeps, as an open file does."""
+    """A mapping that makes each array anew, as an open file does."""
 
     def __getitem__(self, key: str) -> Any:
         found = super().__getitem__(key)
@@ -352,7 +352,8 @@ class Viewing(OwnMapping):
 
 
 def test_containers_that_make_arrays_anew(tmp_path: Path) -> None:
-    """An update would be lost with the copy: refused as parameters, good as gradients; views are good for both."""
+    """Refuse them as parameters, because an update would be lost with the copy, and accept them as gradients. Views are
+    accepted for both."""
     np.savez(tmp_path / "w.npz", w=np.ones(3))
     arrays = {"w": np.ones(3), "b": np.ones(2)}
     with shelve.open(os.fspath(tmp_path / "shelf")) as shelf, np.load(tmp_path / "w.npz") as file:
@@ -389,7 +390,7 @@ def test_a_name_that_no_file_can_hold() -> None:
 
 @pytest.mark.parametrize("nothing", [[], {}, (), {"a": []}, [{"params": []}]], ids=repr)
 def test_no_parameters(nothing: Any) -> None:
-    """An optimizer of nothing is a mistake."""
+    """Refuse an optimizer without parameters."""
     with pytest.raises(ValueError, match="params"):
         fs.RMSprop(nothing)
 
@@ -398,15 +399,15 @@ def test_no_parameters(nothing: Any) -> None:
 
 
 def is_dense(array: Array) -> bool:
-    """Whether the elements lie side by side, in whichever order of axes and directions."""
+    """Whether the elements are adjacent, in whichever order and direction of axes."""
     extent = sum((n - 1) * abs(stride) for n, stride in zip(array.shape, array.strides, strict=True)) + array.itemsize
     return extent == array.nbytes
 
 
 @each_case
 def test_states_names_types_and_layouts(case: Case) -> None:
-    """The states have their names, start where they should, are of the parameter's shape and type (signs: int8), lie in
-    memory in the parameter's order and share no memory."""
+    """States have their names, start where they should, have the parameter's shape and type (signs: int8), lie in the
+    parameter's order and share no memory."""
     for dtype, layout in itertools.product(DTYPES, LAYOUTS):
         param = Guarded((4, 5, 6), dtype, layout).array
         param[...] = 1
@@ -432,7 +433,7 @@ def test_states_names_types_and_layouts(case: Case) -> None:
 
 @each_full_rule
 def test_state_is_live(case: Case) -> None:
-    """The same arrays before and after a step; what is written into them counts in the next step."""
+    """States are the same arrays before and after a step, and what is written into them counts in the next step."""
     rng = np.random.default_rng(6)
     params = {"w": normal(rng, (40,), "f4")}
     optimizer = case.new(params)
@@ -454,7 +455,7 @@ def test_state_is_live(case: Case) -> None:
 
 @each_case
 def test_parameters_and_bytes(case: Case) -> None:
-    """Names map to the very arrays of the user; the states are what they are counted to be."""
+    """``parameters`` has the user's own arrays, and ``nbytes`` counts the states."""
     given = {"w": np.ones((3, 4), np.float32)[:, ::2], "b": [np.ones(5)]}
     opt = case.new(given)
     assert list(opt.parameters) == list(opt.state) == ["w", "b.0"]
@@ -471,7 +472,7 @@ def test_parameters_and_bytes(case: Case) -> None:
 
 @each_case
 def test_a_reset_optimizer_is_like_a_new_one(case: Case) -> None:
-    """Bit for bit, with groups that start at different values; hyperparameters that changed stay."""
+    """Compare every bit, with groups that start at different values. Changed hyperparameters stay."""
     rng = np.random.default_rng(2)
     params = [rng.standard_normal((3, 5)), rng.standard_normal(4).astype(np.float32)]
     grads = [[rng.standard_normal(p.shape).astype(p.dtype) for p in params] for _ in range(6)]
@@ -500,7 +501,7 @@ def test_a_reset_optimizer_is_like_a_new_one(case: Case) -> None:
 
 
 def test_the_low_halves_of_masters_are_part_of_the_parameter() -> None:
-    """They outlast a reset, and where a mask freezes the parameter they are frozen with it."""
+    """Low halves survive a reset, and a mask freezes them with the parameter."""
     ml_dtypes = pytest.importorskip("ml_dtypes")
     w = np.ones(4, ml_dtypes.bfloat16)
     g = np.ones(4, np.float32)
@@ -529,7 +530,7 @@ def test_a_reset_forgets_the_last_loss() -> None:
 
 
 def test_a_reset_starts_at_the_first_lr() -> None:
-    """With decoupled weight decay Rprop's lr may change; its step sizes started at the first one."""
+    """With decoupled weight decay Rprop's lr may change, but its step sizes start at the first one."""
     opt = fs.Rprop(np.ones(2), lr=0.5, weight_decay=0.1, decoupled_weight_decay=True)
     opt.lr = 0.125
     opt.step(np.ones(2))
@@ -539,8 +540,8 @@ def test_a_reset_starts_at_the_first_lr() -> None:
 
 
 def test_options_that_switch_states_off_and_on() -> None:
-    """Momentum may be switched off, and on again where the state is there; else it is an error. Centring can't be
-    switched off, because the variance is no average square."""
+    """Momentum may be switched off, and on again if its state is there; otherwise it is an error. Centring can't be
+    switched off, because the variance is not an average of squares."""
     rng = np.random.default_rng(7)
     grads = [normal(rng, (20,), "f4") for _ in range(4)]
     param = normal(rng, (20,), "f4")
@@ -573,7 +574,7 @@ def test_options_that_switch_states_off_and_on() -> None:
 
 @each_rule
 def test_param_groups_hold_all_hyperparameters(case: Case) -> None:
-    """Each group shows its parameters and each hyperparameter, with its value."""
+    """Each group shows its parameters and all hyperparameters."""
     a, b = np.ones(3, np.float32), np.ones(4, np.float64)
     optimizer = case.new([{"params": [a]}, {"params": {"b": b}, "lr": 0.75}])
     first, second = optimizer.param_groups
@@ -589,7 +590,7 @@ def test_param_groups_hold_all_hyperparameters(case: Case) -> None:
 
 @each_rule
 def test_every_hyperparameter_is_an_attribute(case: Case) -> None:
-    """It reads what all groups share, and sets all groups; each group may then have its own again."""
+    """It reads the value that all groups share and sets all groups. Each group may then have its own again."""
     optimizer = case.new([{"params": [np.ones(3)]}, {"params": [np.ones(2)]}])
     first, second = optimizer.param_groups
     for key in [key for key in first if key != "params"]:
@@ -643,7 +644,7 @@ def test_a_refused_assignment_changes_no_group(key: str, value: Any, error: type
 
 
 def test_refused_by_the_second_group_only() -> None:
-    """Its states differ from those of the first: all are asked before one is changed."""
+    """Ask all groups before changing one: the second one lacks a state that the first one has."""
     optimizer = fs.RMSprop([{"params": np.ones(3), "momentum": 0.5}, {"params": np.ones(2)}])
     with pytest.raises(ValueError, match="'1' has no 'momentum_buffer'"):
         optimizer.momentum = 0.25
@@ -660,7 +661,7 @@ UNKNOWN = [
 
 @pytest.mark.parametrize(("cls", "name", "meant"), UNKNOWN)
 def test_unknown_names(cls: Any, name: str, meant: str) -> None:
-    """Where they would be without effect they are refused, with what was meant: as attributes, as arguments of the
+    """Refuse names that would have no effect, and suggest what was meant: as attributes, as arguments of the
     constructor, in groups, and in a group between two steps."""
     hint = f"did you mean '{meant}'" if meant else ""
     param = np.ones(3)
@@ -719,7 +720,8 @@ def test_what_cannot_be_assigned(name: str) -> None:
 
 
 def test_subclasses_set_what_they_like() -> None:
-    """Except a hyperparameter's name in another framework, unless they declare it; their arguments are theirs."""
+    """Subclasses may set other attributes, except names that other frameworks use for a hyperparameter, unless they
+    declare them. Their arguments are theirs."""
 
     class Mine(fs.RMSprop):
         def __init__(self, params: Any, rate: float) -> None:
@@ -758,7 +760,7 @@ def test_a_class_without_a_rule() -> None:
 
 
 def test_rprops_lr_is_a_start() -> None:
-    """A later change would be without effect: refused, as an attribute and at the step, with what to change instead."""
+    """Refuse a later change without effect, as an attribute and in a step, and say what to change instead."""
     told = r'opt\.state\[name\]\["step_size"\]'
     param = np.ones(3)
     optimizer = fs.Rprop([{"params": param}, {"params": np.ones(2), "lr": 0.5}])
@@ -788,7 +790,7 @@ def test_rprops_lr_is_a_start() -> None:
 
 
 def test_rprops_lr_scales_decoupled_decay() -> None:
-    """There it may change; once that is off again, only back."""
+    """With decoupled decay it may change; without it, only back to its start."""
     param = np.ones(3)
     optimizer = fs.Rprop(param, lr=0.125, weight_decay=0.5, decoupled_weight_decay=True, verify="every")
     optimizer.lr = 0.25
@@ -819,7 +821,7 @@ def test_a_loaded_rprop_started_with_the_saved_lr() -> None:
 
 @each_case
 def test_added_groups(case: Case) -> None:
-    """A group that comes in the middle of a run starts its states, and goes on with the reference."""
+    """A group that is added during a run starts its states and goes on like the reference."""
     rng = np.random.default_rng(13)
     params = {name: normal(rng, (n,), dtype) for name, n, dtype in (("w", 5, "f4"), ("0", 3, "f8"), ("1.b", 4, "f4"))}
     optimizer = case.new({"w": params["w"]})
@@ -852,7 +854,7 @@ def test_names_continue_in_added_groups() -> None:
 
 
 def test_an_added_group_that_is_refused() -> None:
-    """Whatever is wrong with it, all is as it was: groups, states, names, and the steps that follow."""
+    """Leave groups, states, names and the steps that follow as they were, whatever is wrong with the group."""
     param = np.ones(3)
     optimizer = fs.RMSprop({"w": param})
     bad: list[tuple[Any, type[Exception]]] = [
@@ -874,7 +876,7 @@ def test_an_added_group_that_is_refused() -> None:
 
 @pytest.mark.parametrize("reads", range(4))
 def test_a_group_is_added_whole_or_not_at_all(reads: int) -> None:
-    """Also where a number of an old or of the new group fails when it is read, for the first time or a later one."""
+    """Do so even if a number of an old or the new group raises when it is read, at once or later."""
 
     class Fails:
         left = reads
@@ -905,7 +907,7 @@ def test_a_group_is_added_whole_or_not_at_all(reads: int) -> None:
 
 @each_rule
 def test_the_report(case: Case) -> None:
-    """``step`` counts; ``grad_norm`` and ``nonfinite`` are there where asked for; it is a StepReport."""
+    """``step`` counts; ``grad_norm`` and ``nonfinite`` are there if an option needs them; it is a StepReport."""
     param, grad = np.ones(4, np.float32), np.full(4, 2.0, np.float32)
     optimizer = case.new([param])
     report = optimizer.step([grad], **loss_for(case, 1))
@@ -923,9 +925,9 @@ def test_the_report(case: Case) -> None:
 @each_dtype
 @each_full_rule
 def test_nonfinite_gradients(case: Case, dtype: np.dtype[Any], value: float) -> None:
-    """propagate: as the reference. skip and raise: not a byte of parameters and states changes, nor the number of steps
-    nor the last loss; skip sets the gradients to 0 if asked to; the parameters are named; the run goes on as if the
-    step had not been."""
+    """ "propagate" does what the reference does. "skip" and "raise" change no byte of parameters and states, nor the
+    step count or the last loss, and name the parameters; "skip" sets the gradients to 0 if asked to. The run goes on as
+    if the step had not been."""
     rng = np.random.default_rng(8)
     shapes = {"first": (5,), "large": (9000,), "wide": (30, 40), "last": (3,)}
     for bad, count, more in itertools.product(
@@ -980,7 +982,7 @@ def test_nonfinite_gradients(case: Case, dtype: np.dtype[Any], value: float) -> 
 
 @each_dtype
 def test_unscaling_that_overflows_is_nonfinite(dtype: np.dtype[Any]) -> None:
-    """A gradient that is finite as it comes but not once unscaled is skipped as well."""
+    """Skip a gradient that becomes infinite only when it is unscaled."""
     param, grad = np.ones(5, dtype), np.full(5, np.finfo(dtype).max, dtype)
     optimizer = fs.RMSprop([param])
     unchanged = Unchanged(memory_of(optimizer, grad))
@@ -992,7 +994,7 @@ def test_unscaling_that_overflows_is_nonfinite(dtype: np.dtype[Any]) -> None:
 @each_dtype
 @each_full_rule
 def test_a_square_that_overflows_is_nonfinite(case: Case, dtype: np.dtype[Any]) -> None:
-    """A sum of squares that is inf would stay so, and the weight would never move again. Rprop squares nothing."""
+    """A sum of squares that is inf stays inf, and the weight would never move again. Rprop squares nothing."""
     large = float(np.sqrt(np.finfo(dtype).max)) * 2
     squares = not any(state.sign for state in case.states)
     for scale, skipped in (
@@ -1017,27 +1019,27 @@ def test_a_square_that_overflows_is_nonfinite(case: Case, dtype: np.dtype[Any]) 
 
 
 def test_options_that_vanish_in_float32() -> None:
-    """Rounded to 0 or inf, they would be other options; in float64 they are what they are."""
+    """Refuse options that round to 0 or inf. In float64 they are valid."""
     for cls, options, says in (
-        (fs.RMSprop, {"eps": 1e-46}, "eps: 1e-46 becomes 0"),
-        (fs.RMSprop, {"lr": 1e39}, "becomes inf"),
-        (fs.Adagrad, {"weight_decay": 1e39}, "weight_decay: .* becomes inf"),
+        (fs.RMSprop, {"eps": 1e-46}, "eps: .* round to 0 .*, got 1e-46"),
+        (fs.RMSprop, {"lr": 1e39}, "lr: .* round to inf"),
+        (fs.Adagrad, {"weight_decay": 1e39}, "weight_decay: .* round to inf"),
     ):
         with pytest.raises(ValueError, match=says):
             cls(np.ones(2, np.float32), **options)
         cls(np.ones(2), **options)
     optimizer = fs.RMSprop([np.ones(2), np.ones(2, np.float32)])
     optimizer.param_groups[0]["eps"] = 1e-46
-    with pytest.raises(ValueError, match="eps: 1e-46 becomes 0 in float32, in which parameter '1' is updated"):
+    with pytest.raises(ValueError, match="round to 0 in float32, the type that parameter '1' is updated in, got 1e-46"):
         optimizer.step([np.ones(2), np.ones(2, np.float32)])
 
 
 def test_an_eps_of_0_needs_a_start() -> None:
-    """A gradient of 0 would be divided by 0. The functions take it: there the state is the caller's."""
+    """Refuse 0 / 0 for a gradient of 0 in the classes. Functions accept it, because the caller owns the state."""
     for cls in (fs.RMSprop, fs.Adagrad, fs.AdagradNorm):
-        with pytest.raises(ValueError, match="eps: expected > 0"):
+        with pytest.raises(ValueError, match="eps: expected eps > 0"):
             cls(np.ones(2), eps=0.0)
-    with pytest.raises(ValueError, match="eps: expected > 0"):
+    with pytest.raises(ValueError, match="eps: expected eps > 0"):
         fs.Adagrad.like("tf1", np.ones(2), lr=0.1, initial_accumulator_value=0.0)
     fs.Adagrad(np.ones(2), eps=0.0, initial_accumulator_value=0.1)
     w, square_sum = np.ones(2), np.ones(2)
@@ -1045,7 +1047,7 @@ def test_an_eps_of_0_needs_a_start() -> None:
 
 
 def test_an_accumulated_gradient_recovers_from_a_nan() -> None:
-    """A skipped step sets the gradients to 0 if asked to, in any layout; else every later step would be skipped."""
+    """A skipped step sets the gradients to 0 if asked to, in any layout: or all later steps would be skipped."""
     w = np.ones((3, 4))
     optimizer = fs.RMSprop([w], verify="every")
     for layout in LAYOUTS:
@@ -1062,7 +1064,7 @@ def test_an_accumulated_gradient_recovers_from_a_nan() -> None:
 
 @each_dtype
 def test_irprop_plus_that_maximizes(dtype: np.dtype[Any]) -> None:
-    """An objective that fell is a loss that rose: the moves are those of the negative objective that is minimised."""
+    """An objective that fell counts as a loss that rose: moves are those of minimising the negative objective."""
     rng = np.random.default_rng(9)
     start, grads = normal(rng, (50,), dtype), [normal(rng, (50,), dtype) for _ in range(8)]
     up, down = start.copy(), start.copy()
@@ -1090,8 +1092,8 @@ def off_by_a_bit(function: Callable[..., None]) -> Callable[..., None]:
 @each_dtype
 @each_case
 def test_verification_notices_one_bit(case: Case, dtype: np.dtype[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """``every`` raises at any step where a bit differs, ``first`` only at the first, ``never`` never; the message
-    names parameter and place."""
+    """ "every" raises at any step with a differing bit, "first" only at the first, "never" never. The message names
+    parameter and place."""
     rng = np.random.default_rng(9)
 
     def new(verify: str) -> Callable[[int], Any]:
@@ -1122,7 +1124,7 @@ def test_verification_notices_one_bit(case: Case, dtype: np.dtype[Any], monkeypa
 
 
 def test_verification_watches_states_norm_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A state, the norm or a zeroed gradient that is not as the reference has it is noticed as well."""
+    """Notice a state, the norm or a zeroed gradient that differs from the reference's."""
     param, grad = np.ones((2, 2), np.float32), np.ones((2, 2), np.float32)
     true = fs.reference.rmsprop_
 
@@ -1144,7 +1146,7 @@ def test_verification_watches_states_norm_and_gradients(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("zero", [True, False], ids=("zeroed", "only read"))
 def test_verification_watches_gradients(zero: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gradient that is not as it should be after a step is noticed: 0 where it was to be zeroed, else as it was."""
+    """Notice a gradient that a step changed, or did not set to 0 although asked to."""
     param, grad = np.ones((2, 2), np.float32), np.ones((2, 2), np.float32)
     true = fs.reference.rmsprop_
 
@@ -1163,7 +1165,7 @@ def test_verification_watches_gradients(zero: bool, monkeypatch: pytest.MonkeyPa
 def test_a_step_that_cannot_be_verified_is_taken_back(
     case: Case, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All bytes are as before, and the next step is that of an optimizer to which nothing happened."""
+    """Restore all bytes. The next step is that of an optimizer to which nothing happened."""
     rng = np.random.default_rng(4)
     values = normal(rng, (5, 3), np.dtype(np.float32))
     params, others = {"w": values, "b": values[0].copy()}, {"w": values.copy(), "b": values[0].copy()}
@@ -1190,7 +1192,7 @@ def test_a_step_that_cannot_be_verified_is_taken_back(
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_verification_reads_gradients_once(grouped: bool) -> None:
-    """Containers that make them anew at each read, exporters and numbers, also zeroed: no false alarm."""
+    """Containers that make gradients anew, exporters and numbers, also zeroed, raise no false alarm."""
     arrays = {"w": np.ones(3), "b": np.ones(2)}
     tree: dict[str, Any] = {"own": OwnMapping(arrays), "fields": Fields(np.ones(4), np.array(1.0))}
     optimizer = fs.RMSprop([{"params": tree}] if grouped else tree, verify="every")
@@ -1202,7 +1204,7 @@ def test_verification_reads_gradients_once(grouped: bool) -> None:
 
 
 def test_verification_tells_minus_0_from_0(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The comparison is one of bits."""
+    """The comparison is of bits."""
     true = fs.reference.rmsprop_
 
     @functools.wraps(true)
@@ -1218,8 +1220,8 @@ def test_verification_tells_minus_0_from_0(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("options", STEP_OPTIONS)
 @each_full_rule
 def test_verified_steps_are_like_others(case: Case, options: str) -> None:
-    """With ``verify="every"`` each option of a step works on numbers that stay finite, and reports and bits are those
-    of ``never``; so do steps with an inf, skipped ones included."""
+    """With ``verify="every"`` each option of a step has the report and the bits of ``"never"``, for finite numbers and
+    for inf, skipped steps included."""
     chosen = STEP_OPTIONS[options]
     for dtype, infinite in itertools.product(DTYPES, (False, True)):
         runs = []
@@ -1257,7 +1259,7 @@ def test_verify_takes_three_words(case: Case, verify: Any) -> None:
 
 @each_case
 def test_a_wrong_reference_is_noticed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The comparison of an optimizer with its mirror fails for one bit."""
+    """Comparing an optimizer with its mirror fails for one wrong bit."""
     monkeypatch.setattr(fs.reference, case.function_name, off_by_a_bit(getattr(fs.reference, case.function_name)))
     params = {"w": np.ones((2, 2), np.float32)}
     grads = {"w": np.ones((2, 2), np.float32)}
@@ -1269,7 +1271,7 @@ def test_a_wrong_reference_is_noticed(case: Case, monkeypatch: pytest.MonkeyPatc
 
 
 def test_states_lie_apart() -> None:
-    """In one piece of memory, each on cache lines of its own, large ones at page offsets that differ."""
+    """They are in one piece of memory, each on its own cache lines, large ones at different page offsets."""
     sizes = (5, 0, 1, 300_000, 2_000, 300_000, 17, 300_000)
     optimizer = fs.RMSprop([np.zeros(n, np.float32) for n in sizes], centered=True, momentum=0.9)
     states = [array for own in optimizer.state.values() for array in own.values() if array.size]

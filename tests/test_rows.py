@@ -1,7 +1,7 @@
-"""Gradients of some rows: sums and updates are the reference's bit for bit, and no byte of other rows changes.
+"""Gradients of some rows: sums and updates have the reference's bits, and no byte of other rows changes.
 
-Other files ask about formulas. Here the questions are which rows are found, how they are summed and who updates them:
-all index types, strides, orders and duplicates, row shapes, layouts, threads and instruction sets.
+Other files test formulas. This one tests which rows are found, how they are summed and who updates them: all index
+types, strides, orders and duplicates, row shapes, layouts, threads and instruction sets.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ each_isa = pytest.mark.parametrize("isa", ISAS)
 @each_dtype
 @each_walked
 def test_every_index_and_row_shape(case: Case, dtype: np.dtype[Any]) -> None:
-    """All ways to name rows x row shapes, of 37 rows and of one."""
+    """All ways to name rows and all row shapes, of 37 rows and of one."""
     for k, (name, row) in enumerate(itertools.product(INDICES, ROW_SHAPES)):
         shape = (1 if k % 7 == 6 else 37, *row)
         with fs.use_isa(ISAS[k % len(ISAS)]), threads(THREADS[k // 3 % len(THREADS)]):
@@ -74,7 +74,7 @@ def test_every_index_and_row_shape(case: Case, dtype: np.dtype[Any]) -> None:
 @each_dtype
 @each_walked
 def test_layouts(case: Case, dtype: np.dtype[Any]) -> None:
-    """Parameter, values and states, each in a layout of its own."""
+    """Parameter, values and states, each in its own layout."""
     for k, (mine, row) in enumerate(itertools.product(LAYOUTS, ((), (5, 7), (130,)))):
         name = tuple(INDICES)[k % len(INDICES)]
         others = [LAYOUTS[(k * step + step) % len(LAYOUTS)] for step in (1, 3, 5, 7)]
@@ -86,7 +86,7 @@ def test_layouts(case: Case, dtype: np.dtype[Any]) -> None:
 
 @each_stored
 def test_arrays_of_16_bits(case: Case) -> None:
-    """Every row shape in every storage: sums of widened values, and noise that goes by the place of the element."""
+    """Every row shape in every storage: sums of widened values, and noise by the place of the element."""
     for k, row in enumerate(ROW_SHAPES):
         name = tuple(INDICES)[k % len(INDICES)]
         mine, others = LAYOUTS[k * 3 % len(LAYOUTS)], LAYOUTS[k * 5 % len(LAYOUTS)]
@@ -101,7 +101,7 @@ def test_arrays_of_16_bits(case: Case) -> None:
 @each_dtype
 @each_rule
 def test_many_rows_in_threads(case: Case, dtype: np.dtype[Any]) -> None:
-    """So many entries that they are parted before they are sorted: spread evenly, all in few rows, all in one."""
+    """So many entries that they are split before sorting: spread evenly, all in a few rows, all in one."""
     shapes: tuple[Shape, ...] = ((40_000,), (1 << 21,), (9_000, 3), (9_000, 20), (1,), (2,))
     for k, shape in enumerate(shapes):
         rng = np.random.default_rng(k)
@@ -119,7 +119,7 @@ def test_many_rows_in_threads(case: Case, dtype: np.dtype[Any]) -> None:
 @each_dtype
 @each_rule
 def test_special_values(case: Case, dtype: np.dtype[Any]) -> None:
-    """Sums that overflow, cancel, round up and down, and of infinities, NaN and zeros of both signs."""
+    """Sums that overflow, cancel or round, and sums of infinities, NaN and zeros of both signs."""
     about = np.finfo(dtype)
     some = np.array([0.0, -0.0, about.max, -about.max, np.inf, -np.inf, np.nan, about.tiny, 1.0, -1.0, 1 / 3], dtype)
     rng = np.random.default_rng(3)
@@ -134,7 +134,7 @@ def test_special_values(case: Case, dtype: np.dtype[Any]) -> None:
 @each_dtype
 @pytest.mark.parametrize("row", [(), (3,), (33,)], ids=str)
 def test_adagrad_equals_the_dense_step(row: Shape, dtype: np.dtype[Any]) -> None:
-    """Without weight decay a gradient of 0 changes nothing in Adagrad: the bits are those of the dense step."""
+    """Without weight decay, a gradient of 0 changes nothing in Adagrad, so the bits are those of the dense step."""
     rng = np.random.default_rng(4)
     sparse, dense = (np.random.default_rng(5).standard_normal((60, *row)).astype(dtype) for _ in range(2))
     sparse[:7] = dense[:7] = -0.0
@@ -154,7 +154,7 @@ def test_adagrad_equals_the_dense_step(row: Shape, dtype: np.dtype[Any]) -> None
 @each_dtype
 @pytest.mark.parametrize("case", PER_ROW, ids=str)
 def test_dense_gradients_row_by_row(case: Case, dtype: np.dtype[Any]) -> None:
-    """A number for each row, and a dense gradient: row shapes, layouts, -0, threads, instruction sets."""
+    """A number for each row, with a dense gradient: row shapes, layouts, -0, threads, instruction sets."""
     for k, (layout, row) in enumerate(itertools.product(LAYOUTS, ROW_SHAPES)):
         shape = (11, *row)
         values = ordinary(case, dtype, shape, np.random.default_rng(k))
@@ -166,13 +166,13 @@ def test_dense_gradients_row_by_row(case: Case, dtype: np.dtype[Any]) -> None:
 
 
 def test_what_is_per_row_stays_so() -> None:
-    """It can't change, needs a dimension, and goes through copies, pickles and checkpoints."""
+    """It can't change, needs a dimension, and survives copies, pickles and checkpoints."""
     with pytest.raises(ValueError, match=r"one dimension.*\(\)"):
         fs.AdagradNorm(np.array(1.0), per="row")
     with pytest.raises(ValueError, match="per 'row'"):
         fs.AdagradNorm(np.ones(3), mean=True)
     w, square_sum = np.ones((3, 2)), np.ones((3, 2))
-    with pytest.raises(ValueError, match=r"square_sum.*\(3, 2\).*\(3,\)"):
+    with pytest.raises(ValueError, match=r"square_sum.*\(3,\).*\(3, 2\)"):
         fs.adagrad_norm_(w, w.copy(), square_sum, lr=0.1, per="row")
     rng = np.random.default_rng(2)
     runs: list[Any] = [fs.AdagradNorm({"w": np.ones((4, 3))}, per="row", mean=True)]
@@ -205,8 +205,8 @@ def some_rows(shape: Shape, dtype: np.dtype[Any], rng: np.random.Generator) -> f
 @each_dtype
 @each_rule
 def test_in_containers_with_the_options_of_a_step(case: Case, dtype: np.dtype[Any], options: str) -> None:
-    """Rows in nested containers and groups, beside dense gradients and None, and in their turn dense: bits of all
-    arrays, the norm, and the values after it; with ``verify``, too."""
+    """Rows in nested containers and groups, beside dense gradients and None, and sometimes dense: bits of all arrays,
+    the norm, and the values after the step, also with ``verify``."""
     in_containers(case, dtype, dtype, options)
 
 
@@ -252,7 +252,7 @@ def in_containers(case: Case, dtype: Any, grad_dtype: Any, options: str) -> None
 
 
 def test_a_skipped_step_changes_nothing_but_the_values() -> None:
-    """An inf in one of two values of a row: the sum has it, and the parameter is named."""
+    """An inf in one of two values of a row reaches the sum, and the parameter is named."""
     table = np.ones((5, 3))
     optimizer = fs.RMSprop({"table": table})
     values = np.ones((4, 3))
@@ -272,7 +272,7 @@ def test_a_skipped_step_changes_nothing_but_the_values() -> None:
 
 
 def test_verification_notices_a_bit_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And a row that should not have changed."""
+    """Also of a row that should not have changed."""
     true = fs.reference.adagrad_
 
     def wrong(param: Any, *args: Any, **kwargs: Any) -> None:
@@ -290,7 +290,7 @@ def test_verification_notices_a_bit_of_a_row(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_empty_index_counts_as_an_update() -> None:
-    """None does not."""
+    """None does not count."""
     for grad, count in ((fs.Rows(np.zeros(0, int), np.zeros((0, 2))), 1), (None, 0)):
         w = np.ones((3, 2))
         optimizer = fs.Adagrad({"w": w}, lr=1.0, lr_decay=1.0)
@@ -335,7 +335,7 @@ BAD_ROWS: dict[str, tuple[Callable[[Any, Any, Any], tuple[Any, Any]], type[Excep
 
 @pytest.mark.parametrize("name", BAD_ROWS)
 def test_bad_rows(name: str) -> None:
-    """The error, its words, and nothing written, in the optimizer and in the function; a good gradient beside it."""
+    """Raise the error and write nothing, in the optimizer and in the function, beside a good gradient."""
     spoil, error, says = BAD_ROWS[name]
     params = {"first": np.zeros(3), "w": np.zeros((ROWS, 4))}
     optimizer = fs.Adagrad(params)
@@ -353,7 +353,7 @@ def test_bad_rows(name: str) -> None:
 
 
 def test_values_that_are_to_be_zeroed_overlap_nothing() -> None:
-    """Neither another gradient, nor an index, nor themselves."""
+    """Refuse values that overlap another gradient, an index or themselves."""
     memory = np.zeros(40)
     values, index = memory[:8].reshape(4, 2), np.arange(4)
     params = {"a": np.ones((9, 2)), "b": np.ones((4, 2))}
@@ -374,7 +374,7 @@ def test_values_that_are_to_be_zeroed_overlap_nothing() -> None:
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if not DECLARED[rule]["rows"]])
 def test_rules_that_need_every_element(rule: str) -> None:
-    """They say why."""
+    """The error says why."""
     case = next(case for case in FIRST_OF_RULE if case.rule == rule)
     params = np.ones((3, 2))
     optimizer = case.new(params)
@@ -390,7 +390,7 @@ def test_a_0d_parameter_has_no_rows() -> None:
 
 
 def test_rows_of_no_elements_are_checked_too() -> None:
-    """More rows than memory could hold."""
+    """There may be more such rows than memory could hold."""
     param, state = np.zeros((2**31, 0)), np.zeros((2**31, 0))
     fs.adagrad_(param, np.zeros((2, 0)), state, lr=0.1, rows=np.array([2**31 - 1, 0]))
     with pytest.raises(IndexError, match=str(2**31)):
@@ -400,7 +400,7 @@ def test_rows_of_no_elements_are_checked_too() -> None:
 
 
 def test_an_index_of_another_library() -> None:
-    """Whatever offers its memory may be an index, and values."""
+    """Accept anything that offers its memory as index and values."""
     import array
 
     table = np.zeros((4, 1))
@@ -431,7 +431,7 @@ def test_repeated_indices_equal_aggregated_ones() -> None:
 
 
 def test_proximal_and_averaged_rows_of_tensorflow() -> None:
-    """A row that stays away for a step is as if the step had not been, the count of dual averaging apart."""
+    """A row that is missing in a step is as if the step had not been, except for the count of dual averaging."""
     table = np.array([[1.0], [2.0], [3.0]])
     optimizer = fs.ProximalAdagrad(table, lr=3.0, initial_accumulator_value=0.1, l1=0.001)
     alone = np.array([[1.0]])
@@ -445,7 +445,7 @@ def test_proximal_and_averaged_rows_of_tensorflow() -> None:
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 def test_pytorchs_sparse_adagrad_step_by_step() -> None:
-    """In float64, with duplicates, ``lr_decay`` and rows that come and go."""
+    """In float64, with duplicates, ``lr_decay``, and rows that come and go."""
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(9)
     start = rng.standard_normal((30, 5))

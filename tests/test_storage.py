@@ -1,6 +1,6 @@
-"""Arrays of 16 bits: their rounding, its noise, master parameters, and what optimizers do with all of that.
+"""16-bit arrays: rounding, its noise, master parameters, and optimizers that use them.
 
-That each update has the bits of the reference, in every storage, is tested in ``test_exactness.py``.
+``test_exactness.py`` tests that each update has the bits of the reference, in every storage.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def fnv1a(name: str) -> int:
 
 
 def test_the_key() -> None:
-    """It is made of published hashes, and differs with seed, step and name."""
+    """The key is made by published hashes, and differs for other seeds, steps and names."""
     assert mix64(0) == 0xE220A8397B1DCDAF  # splitmix64.c by Vigna, from seed 0
     assert mix64(1234567) == 6457827717110365317  # Rosetta Code, Pseudo-random numbers/Splitmix64
     assert fnv1a("a") == 0xAF63DC4C8601EC8C  # Fowler, Noll & Vo, test vectors of 64 bits
@@ -73,7 +73,7 @@ def test_the_key() -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_the_noise_of_the_kernels_is_the_published_one(isa: str) -> None:
-    """A sum that lies between two bfloat16 goes up where the draw and the dropped fraction carry."""
+    """A sum between two bfloat16 is rounded up if the noise and the dropped fraction carry."""
     key, n = 123456789, 5000
     param, grad, state = np.zeros(n, np.float32), np.full(n, 0.0625, np.float32), np.ones(n, BFLOAT16)
     with fs.use_isa(isa):
@@ -85,7 +85,7 @@ def test_the_noise_of_the_kernels_is_the_published_one(isa: str) -> None:
 
 
 def test_the_noise_is_random() -> None:
-    """Both halves are uniform, and no neighbour, step or half tells another: chi-squared within 5 deviations."""
+    """Both halves are uniform and independent of neighbours, steps and each other: chi-squared within 5 deviations."""
     n = 2**18
     halves = [
         half
@@ -106,7 +106,7 @@ def test_the_noise_is_random() -> None:
 
 
 def test_each_code_encodes_to_itself() -> None:
-    """0 too, whatever is drawn."""
+    """Also 0, whatever the noise."""
     codes = np.arange(2**16, dtype=np.uint16)
     for dtype, encode in ((BFLOAT16, fs.reference.to_bfloat16), (np.dtype(np.float16), fs.reference.to_float16)):
         values = codes.view(dtype)
@@ -122,7 +122,7 @@ def test_each_code_encodes_to_itself() -> None:
 
 @pytest.mark.parametrize("x", [1.0039, -3.1415927, 65519.0, 1e-7, -2.3e-39, 3.0e38])
 def test_stochastic_rounding_is_right_in_the_mean(x: float) -> None:
-    """Of a million roundings, within 5 deviations; each is one of the two neighbours."""
+    """The mean of a million roundings is within 5 deviations, and each result is one of the two neighbours."""
     n = 1_000_000
     draws = fs.reference.noise(fs.noise_key(1, 1, "w"), np.arange(n))
     value = np.full(n, x, np.float32)
@@ -137,7 +137,7 @@ def test_stochastic_rounding_is_right_in_the_mean(x: float) -> None:
 
 
 def test_the_halves_of_a_master() -> None:
-    """Any float32 and its halves belong together; the high one is nearest; any NaN is NaN."""
+    """Any float32 has its two halves and comes back from them. The high half is the nearest; any NaN stays a NaN."""
     rng = np.random.default_rng(0)
     words = np.concatenate(
         [rng.integers(0, 2**32, 10**6, np.uint32), np.arange(-9, 9).astype(np.int32).view(np.uint32)]
@@ -156,7 +156,7 @@ def test_the_halves_of_a_master() -> None:
 
 @pytest.mark.parametrize("case", FULLEST, ids=str)
 def test_classes_equal_the_reference(case: Case) -> None:
-    """Every bit of parameters and states, with the options of a step; seeds, and names in any order, count."""
+    """Compare every bit of parameters and states, with the options of a step, seeds, and names in any order."""
     rng = np.random.default_rng(3)
     params = draw(case, rng)
     mirror = Mirror(case, params, {name: {"seed": 7} for name in params})
@@ -178,7 +178,7 @@ def test_classes_equal_the_reference(case: Case) -> None:
 
 @pytest.mark.parametrize("case", FULLEST[::3], ids=str)
 def test_verified_steps(case: Case) -> None:
-    """``verify`` runs the same reference, with noise; a wrong bit is found."""
+    """``verify`` runs the same reference, with noise, and finds a wrong bit."""
     rng = np.random.default_rng(4)
     params = draw(case, rng)
     optimizer = case.new(params, verify="every", seed=5)
@@ -244,7 +244,7 @@ def test_a_master_is_float32(case: Case) -> None:
 
 
 def test_sync_master() -> None:
-    """After a write the low halves are dropped, of one parameter or of all; other names are refused."""
+    """After a write, drop the low halves of one parameter or of all. Other names are refused."""
     params = {name: np.ones(5, BFLOAT16) for name in ("a", "b")}
     optimizer = fs.RMSprop(params, lr=1e-3, master=True)
     optimizer.step({name: np.linspace(0.1, 1, 5, dtype=np.float32) for name in params})
@@ -259,7 +259,7 @@ def test_sync_master() -> None:
 
 
 def test_a_skipped_step_draws_the_same_noise_again() -> None:
-    """It changes nothing, so the next one is what it would have been."""
+    """It changes nothing, so the next step is what this one would have been."""
     arrays = [np.ones(100, BFLOAT16) for _ in range(2)]
     optimizers = [fs.Adagrad(array) for array in arrays]
     optimizers[0].step(np.full(100, np.nan, BFLOAT16), nonfinite="skip")
@@ -270,7 +270,8 @@ def test_a_skipped_step_draws_the_same_noise_again() -> None:
 
 @pytest.mark.slow
 def test_a_long_sum_of_squares() -> None:
-    """Adagrad's sum over 20,000 steps: its mean root is the true one within 3%; rounded to nearest it stands still."""
+    """The mean root of Adagrad's sum over 20,000 steps is within 3% of the true one; with rounding to nearest it
+    stalls."""
     rng, n = np.random.default_rng(7), 256
     exact = np.zeros(n)
     runs = {rounding: fs.Adagrad(np.zeros(n, np.float32), state_dtype="bfloat16", rounding=rounding)
@@ -289,7 +290,7 @@ def test_a_long_sum_of_squares() -> None:
 
 
 def test_a_state_decays_to_0_beside_a_live_one() -> None:
-    """Without gradients an average ends at 0, not at the smallest number, and its neighbours keep theirs."""
+    """Without gradients an average ends at 0, not at the smallest number, and its neighbours keep their values."""
     state = np.full(64, 1e-30, BFLOAT16)
     param, grad = np.zeros(64, np.float32), np.zeros(64, np.float32)
     grad[::2] = 1.0
@@ -301,7 +302,7 @@ def test_a_state_decays_to_0_beside_a_live_one() -> None:
 
 
 def test_groups_are_stored_as_they_say() -> None:
-    """Each of its own; what is not said is as in the constructor."""
+    """Each group has its own storage, and the constructor's where it gives none."""
     wide, narrow = np.zeros(3, np.float32), np.zeros(3, np.float32)
     optimizer = fs.RMSprop(
         [{"params": {"a": wide}, "state_dtype": None}, {"params": {"b": narrow}}], state_dtype=ml_dtypes.bfloat16
@@ -318,9 +319,9 @@ BAD_OPTIONS = (
     ({"state_dtype": "float16"}, np.float32, ValueError, ("state_dtype", "bfloat16", "float16")),
     ({"state_dtype": np.float32}, np.float32, ValueError, ("state_dtype", "bfloat16", "float32")),
     ({"state_dtype": 3}, np.float32, TypeError, ("state_dtype", "bfloat16", "3")),
-    ({"state_dtype": "bfloat16"}, np.float64, ValueError, ("state_dtype", "None", "float64", "bfloat16", "'w'")),
-    ({"master": True}, np.float32, ValueError, ("master", "False", "float32", "'w'")),
-    ({"master": True}, np.float16, ValueError, ("master", "False", "float16", "'w'")),
+    ({"state_dtype": "bfloat16"}, np.float64, ValueError, ("state_dtype", "none", "float64", "bfloat16", "'w'")),
+    ({"master": True}, np.float32, ValueError, ("master", "bfloat16", "float32", "'w'")),
+    ({"master": True}, np.float16, ValueError, ("master", "bfloat16", "float16", "'w'")),
     ({"master": 1}, BFLOAT16, TypeError, ("master", "True or False", "1")),
     ({"rounding": "up"}, np.float32, ValueError, ("rounding", "nearest", "stochastic", "'up'")),
     ({"seed": -1}, np.float32, ValueError, ("seed", "0 to 2^64", "-1")),
@@ -332,7 +333,7 @@ BAD_OPTIONS = (
 
 @pytest.mark.parametrize(("options", "dtype", "error", "words"), BAD_OPTIONS, ids=lambda x: str(x)[:40])
 def test_storage_that_is_refused(options: Any, dtype: Any, error: Any, words: tuple[str, ...]) -> None:
-    """In the constructor, and in a group that is added, before anything has changed."""
+    """Refuse it in the constructor and in an added group, before anything has changed."""
     param = np.ones(3, dtype)
     with pytest.raises(error) as raised:
         fs.RMSprop({"w": param}, **options)
@@ -349,7 +350,7 @@ def test_storage_that_is_refused(options: Any, dtype: Any, error: Any, words: tu
 
 @pytest.mark.parametrize("dtype", [np.float32, BFLOAT16, np.float16, np.float64], ids=str)
 def test_gradients_that_are_refused(dtype: Any) -> None:
-    """What the computation does not hold exactly, integers and the rest, with both types in the message."""
+    """Refuse types that the computation does not hold exactly, integers and others, with both types in the message."""
     good = {np.dtype(each) for each in (np.float32, np.float16, BFLOAT16)}
     good |= {np.dtype(np.float64)} if dtype == np.float64 else set()
     for bad in (np.float64, np.int32, np.uint16, np.int8, np.bool_, ml_dtypes.float8_e5m2, np.complex64):
@@ -369,7 +370,7 @@ def test_arrays_of_functions_that_are_refused() -> None:
     arrays = {"param": np.ones(3, BFLOAT16), "grad": np.ones(3, np.float32), "square_sum": np.zeros(3, np.float32)}
     low = np.zeros(3, np.uint16)
     for changed, error, words in (
-        ({"param": np.ones(3, np.float32), "param_low": low}, ValueError, ("param_low", "None", "float32")),
+        ({"param": np.ones(3, np.float32), "param_low": low}, ValueError, ("param_low", "bfloat16", "float32")),
         ({"param_low": low.astype(np.int16)}, TypeError, ("param_low", "uint16", "int16")),
         ({"param_low": low[:2]}, ValueError, ("param_low", "shape")),
         ({"square_sum": np.zeros(3, np.float16)}, TypeError, ("square_sum", "float32 or bfloat16", "float16")),

@@ -1,4 +1,4 @@
-"""``fusedstep.torch`` beside ``torch.optim``: the same runs, states and errors, without copies."""
+"""``fusedstep.torch`` compared with ``torch.optim``: the same runs, states and errors, without copies."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Row(SimpleNamespace):
 
 
 def of_torchs_own_tests(function: str) -> Any:
-    """Call a function of ``torch/testing/_internal/common_optimizers.py``, the tables that torch's own tests of its
-    optimizers run through, for the CPU. It is read from the file, because an import takes packages of its tests."""
+    """Call a function of ``torch/testing/_internal/common_optimizers.py`` for the CPU. It has the tables that torch's
+    own tests of optimizers use. It is read from the file, because an import needs packages of torch's tests."""
     text = (Path(torch.__file__).parent / "testing" / "_internal" / "common_optimizers.py").read_text()
     wanted = {function, "get_error_inputs_for_all_optims"}
     functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name in wanted]
@@ -78,7 +78,7 @@ each_options = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread_of_torch() -> Iterator[None]:
-    """These networks are too small for more."""
+    """These networks are too small for more threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -94,7 +94,7 @@ def ours(name: str) -> Any:
 
 
 def network(dtype: Any = torch.float32) -> Any:
-    """Two that are made are equal: no other thread draws from their generator, as it may from torch's own."""
+    """Return a network. All are equal: unlike torch's generator, theirs is used by no other thread."""
     model = torch.nn.Sequential(torch.nn.Linear(6, 10), torch.nn.Tanh(), torch.nn.Linear(10, 3))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -104,7 +104,7 @@ def network(dtype: Any = torch.float32) -> Any:
 
 
 def loss_of(model: Any, t: int = 0) -> Tensor:
-    """The loss on the batch of step ``t``."""
+    """Return the loss on the batch of step ``t``."""
     generator = torch.Generator().manual_seed(t)
     dtype = next(model.parameters()).dtype
     x = torch.randn(16, 6, generator=generator, dtype=torch.float64).to(dtype)
@@ -121,8 +121,8 @@ def train(model: Any, optimizer: Any, steps: range = range(STEPS)) -> Iterator[i
 
 
 def assert_near(name: str, found: Any, expected: Any, ulps: int, where: str = "") -> None:
-    """Parameters (or tensors) are equal: to the last bit for Rprop, else up to some units in the last place of the
-    largest."""
+    """Check that parameters (or tensors) are equal: to the last bit for Rprop, otherwise up to some units in the last
+    place of the largest."""
     for a, b in zip(found, expected, strict=True):
         if name == "Rprop":
             assert torch.equal(a, b), where
@@ -132,7 +132,7 @@ def assert_near(name: str, found: Any, expected: Any, ulps: int, where: str = ""
 
 
 def assert_states_near(name: str, found: Any, expected: Any, ulps: int) -> None:
-    """Two ``state_dict()``: the same entries, with the same values; of Rprop's ``prev`` the sign."""
+    """Check that two ``state_dict()`` have the same entries and values; only signs for Rprop's ``prev``."""
     assert list(found["state"]) == list(expected["state"])
     for key, entry in expected["state"].items():
         assert list(found["state"][key]) == list(entry)
@@ -151,8 +151,8 @@ def assert_states_near(name: str, found: Any, expected: Any, ulps: int) -> None:
 @each_dtype
 @each_options
 def test_each_step_is_that_of_torch(name: str, options: dict[str, Any], dtype: Any) -> None:
-    """From the same parameters and states, each step of a run ends within 4 units in the last place of torch's; with
-    Rprop, at the same bits."""
+    """From the same parameters and states, each step ends within 4 units in the last place of torch's; with Rprop, at
+    the same bits."""
     model, mine = network(dtype), network(dtype)
     reference = theirs(name)(model.parameters(), **options)
     optimizer = ours(name)(mine.parameters(), **options)
@@ -170,7 +170,7 @@ def test_each_step_is_that_of_torch(name: str, options: dict[str, Any], dtype: A
 @each_dtype
 @each_options
 def test_training_runs_as_with_torch(name: str, options: dict[str, Any], dtype: Any, foreach: bool) -> None:
-    """A network that is trained by itself stays within 2000 units in the last place of one trained with torch."""
+    """A whole training stays within 2000 units in the last place of one with torch."""
     model, mine = network(dtype), network(dtype)
     optimizers = theirs(name)(model.parameters(), foreach=foreach, **options), ours(name)(mine.parameters(), **options)
     for t, _ in zip(train(model, optimizers[0]), train(mine, optimizers[1]), strict=True):
@@ -180,7 +180,7 @@ def test_training_runs_as_with_torch(name: str, options: dict[str, Any], dtype: 
 @each_dtype
 @each_options
 def test_bits_of_the_reference(name: str, options: dict[str, Any], dtype: Any) -> None:
-    """The updates are those of ``fusedstep``'s own optimizer with torch's dialect, bit for bit."""
+    """Updates have the bits of ``fusedstep``'s own optimizer with torch's dialect."""
     model = network(dtype)
     optimizer = ours(name)(model.parameters(), **options)
     arrays = [param.detach().numpy().copy() for param in model.parameters()]
@@ -195,7 +195,7 @@ def test_bits_of_the_reference(name: str, options: dict[str, Any], dtype: Any) -
 
 @each_name
 def test_defaults_and_arguments_are_those_of_torch(name: str) -> None:
-    """The same arguments in the same order, and the same groups with all hyperparameters; then what is ours."""
+    """The same arguments in the same order, the same groups with all hyperparameters, and then our own."""
     signatures = [inspect.signature(cls).parameters.values() for cls in (theirs(name), ours(name))]
     a, b = ([(p.name, p.kind, p.default) for p in signature] for signature in signatures)
     assert b[: len(a)] == a
@@ -208,7 +208,7 @@ def test_defaults_and_arguments_are_those_of_torch(name: str) -> None:
 
 @each_name
 def test_groups_with_hyperparameters_of_their_own(name: str) -> None:
-    """Groups keep theirs, they may change between steps, and a group may come later."""
+    """Groups have their own, which may change between steps, and a group may be added later."""
     models = network(), network()
     optimizers = []
     for model, cls in zip(models, (theirs(name), ours(name)), strict=True):
@@ -275,7 +275,7 @@ def test_all_schedulers_are_tested() -> None:
 @pytest.mark.parametrize("lr", [0.01, torch.tensor(0.01)], ids=("number", "tensor"))
 @each_name
 def test_schedulers(name: str, scheduler: str, lr: Any) -> None:
-    """Learning rates of torch's schedulers are followed, those that are tensors, too; so is a momentum."""
+    """Follow the learning rates of torch's schedulers, also tensors, and a momentum."""
     models = network(), network()
     optimizers = [
         cls(model.parameters(), lr=copy.deepcopy(lr))
@@ -295,7 +295,7 @@ def test_schedulers(name: str, scheduler: str, lr: Any) -> None:
 
 @each_name
 def test_closure(name: str) -> None:
-    """The closure runs once, with gradients enabled wherever ``step`` is called, and its loss is returned."""
+    """Run the closure once, with gradients enabled, wherever ``step`` is called, and return its loss."""
     models = network(), network()
     optimizers = [cls(model.parameters()) for cls, model in zip((theirs(name), ours(name)), models, strict=True)]
     for t in range(5):
@@ -318,7 +318,7 @@ def test_closure(name: str) -> None:
 
 
 def test_hooks() -> None:
-    """Hooks before and after a step run."""
+    """Run hooks before and after a step."""
     param = torch.ones(2, requires_grad=True)
     param.grad = torch.ones(2)
     optimizer = ft.RMSprop([param])
@@ -331,7 +331,7 @@ def test_hooks() -> None:
 
 
 def python_calls(call: Callable[[], Any]) -> list[str]:
-    """Return the names of the functions in Python that run in a call, except for its own."""
+    """Return the names of the Python functions that run in a call, except its own."""
     names: list[str] = []
     sys.setprofile(lambda frame, event, _: names.append(frame.f_code.co_name) if event == "call" else None)
     try:
@@ -342,7 +342,7 @@ def python_calls(call: Callable[[], Any]) -> list[str]:
 
 
 class Stepped:
-    """An optimizer over two parameters after plain steps, which need no look at them in Python any more."""
+    """An optimizer over two parameters after plain steps, so that the next one needs no Python."""
 
     def __init__(self, cls: Any, **options: Any) -> None:
         self.params = [torch.linspace(1, 2, n).requires_grad_() for n in (16, 5)]
@@ -363,7 +363,7 @@ class Stepped:
 @pytest.mark.skipif(not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="threads may run between")
 @each_name
 def test_a_step_like_the_one_before_runs_no_python(name: str) -> None:
-    """Also with another lr, and without a gradient; not so with hooks, a profiler, a scale or a lr that is a tensor."""
+    """Also with another lr and without a gradient, but not with hooks, a profiler, a scale or a lr that is a tensor."""
     from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
     world = Stepped(ours(name))
@@ -437,7 +437,7 @@ AROUND: dict[str, Callable[[Stepped], Any]] = {
 @pytest.mark.parametrize("change", AROUND)
 @each_name
 def test_changes_around_the_tensors(name: str, change: str) -> None:
-    """After steps that were alike, a change of groups, states or attributes acts as in torch."""
+    """After repeated steps, changes of groups, states or attributes act as in torch."""
     worlds = [Stepped(cls) for cls in (theirs(name), ours(name))]
     if change == "an overflow":  # torch's own steps ignore it
         params = [param.detach().clone() for param in worlds[1].params]
@@ -457,7 +457,7 @@ def test_changes_around_the_tensors(name: str, change: str) -> None:
 
 @each_name
 def test_inference_mode(name: str) -> None:
-    """Steps in it are steps; the first one, too, after which torch's own states are of no use outside."""
+    """Steps work in it, also the first one, after which torch's own states are useless outside."""
     models = network(), network()
     optimizers = [cls(model.parameters()) for cls, model in zip((theirs(name), ours(name)), models, strict=True)]
     for t, inside in enumerate((True, True, False, True, False)):
@@ -476,7 +476,7 @@ def test_inference_mode(name: str) -> None:
 
 @each_name
 def test_hooks_of_state_dict(name: str) -> None:
-    """What they are given is what ``state_dict`` returns, and they may return anything in its place."""
+    """They get what ``state_dict`` returns, and may return something else instead."""
     found = []
     for cls in (theirs(name), ours(name)):
         param = torch.ones(2, requires_grad=True)
@@ -491,7 +491,7 @@ def test_hooks_of_state_dict(name: str) -> None:
 @each_dtype
 @each_options
 def test_states_go_from_torch_to_us_and_back(name: str, options: dict[str, Any], dtype: Any) -> None:
-    """A run that changes the optimizer twice in the middle is that of torch."""
+    """A run that changes the optimizer twice equals that of torch."""
     model, mine = network(dtype), network(dtype)
     reference = theirs(name)(model.parameters(), **options)
     optimizer = theirs(name)(mine.parameters(), **options)
@@ -507,7 +507,7 @@ def test_states_go_from_torch_to_us_and_back(name: str, options: dict[str, Any],
 
 @each_name
 def test_state_dict_is_that_of_torch_before_the_first_step(name: str) -> None:
-    """Nothing for RMSprop and Rprop; Adagrad's sums stand there from the start."""
+    """It is empty for RMSprop and Rprop. Adagrad's sums exist from the start."""
     a, b = (cls(network().parameters()).state_dict() for cls in (theirs(name), ours(name)))
     assert list(a["state"]) == list(b["state"])
     assert_states_near(name, b, a, 0)
@@ -515,7 +515,7 @@ def test_state_dict_is_that_of_torch_before_the_first_step(name: str) -> None:
 
 @each_name
 def test_state_through_a_file_and_through_pickle(name: str) -> None:
-    """``torch.save`` and ``torch.load``, ``copy.deepcopy`` and ``pickle`` give optimizers that go on as it."""
+    """Optimizers from ``torch.save`` and ``torch.load``, ``copy.deepcopy`` and ``pickle`` go on like the original."""
     model = network()
     optimizer = ours(name)(model.parameters())
     list(train(model, optimizer))
@@ -536,7 +536,7 @@ def test_state_through_a_file_and_through_pickle(name: str) -> None:
 
 @each_name
 def test_old_state_dicts_of_torch(name: str) -> None:
-    """Those whose groups lack the newer options, and whose steps are numbers."""
+    """Their groups lack newer options, and their steps are numbers."""
     model = network()
     reference = theirs(name)(model.parameters())
     list(train(model, reference))
@@ -553,7 +553,7 @@ def test_old_state_dicts_of_torch(name: str) -> None:
 
 
 def test_signs_of_rprop() -> None:
-    """``prev`` is the sign of the gradient, 0 for NaN and where the sign flipped; ``state_dict`` has it as a float."""
+    """``prev`` is the sign of the gradient, 0 for NaN and where the sign flipped. ``state_dict`` has it as a float."""
     param = torch.zeros(4, requires_grad=True)
     optimizer = ft.Rprop([param])
     param.grad = torch.tensor([2.5, -1e-40, 0.0, 1.0])
@@ -571,7 +571,7 @@ def test_signs_of_rprop() -> None:
 
 @each_name
 def test_states_that_the_caller_changes(name: str) -> None:
-    """Values written into a state count, so do tensors put in its place, and a state that was deleted starts anew."""
+    """Values that are written into a state count, and so do other tensors. A deleted state starts anew."""
     params = [torch.nn.Parameter(torch.ones(5)) for _ in range(2)]
     optimizers = [cls([param]) for cls, param in zip((theirs(name), ours(name)), params, strict=True)]
 
@@ -649,7 +649,7 @@ def set_gradients(storage: Storage, params: list[Tensor], t: int) -> None:
 @pytest.mark.parametrize("options", [{}, {"centered": True}, FULLEST], ids=("plain", "centered", "fullest"))
 @each_name
 def test_storages_have_the_bits_of_the_reference(name: str, options: Any, storage: Storage) -> None:
-    """Parameters and states are those of ``fusedstep``'s own optimizer, which is verified; noise goes by name."""
+    """Parameters and states are those of ``fusedstep``'s own, verified optimizer. Noise goes by name."""
     if options == {"centered": True} and name != "RMSprop":
         return
     options = options.get(name, {}) if options is FULLEST else options
@@ -674,7 +674,7 @@ def test_storages_have_the_bits_of_the_reference(name: str, options: Any, storag
 @each_storage
 @each_name
 def test_storages_are_saved_and_loaded(name: str, storage: Storage) -> None:
-    """An optimizer of another seed and storage loads a state dict with its types, and goes on bit for bit."""
+    """An optimizer with another seed and storage loads a state dict with its types, and goes on bit for bit."""
     params = parameters_of(storage)
     optimizer = ours(name)(params, **FULLEST[name], **stored_so(storage, seed=5))
     for t in range(6):
@@ -703,7 +703,7 @@ def test_storages_are_saved_and_loaded(name: str, storage: Storage) -> None:
 
 @each_name
 def test_a_master_is_a_float32_parameter(name: str) -> None:
-    """Bit for bit, until somebody writes into it: then ``sync_master`` drops the low halves."""
+    """Bit for bit, until somebody writes into it. Then ``sync_master`` drops the low halves."""
     high = torch.linspace(-1, 1, 500, dtype=torch.bfloat16).requires_grad_()
     wide = high.detach().float().requires_grad_()
     optimizer, reference = ours(name)([high], master=True), ours(name)([wide])
@@ -725,7 +725,7 @@ def test_a_master_is_a_float32_parameter(name: str) -> None:
 
 @each_name
 def test_states_of_16_bits_from_torch_and_back(name: str) -> None:
-    """torch's states have the parameter's type: they are widened, and go back rounded."""
+    """torch's states have the parameter's type. They are widened here and rounded on the way back."""
     models = network(torch.bfloat16), network(torch.bfloat16)
     reference, optimizer = theirs(name)(models[0].parameters()), ours(name)(models[1].parameters())
     list(train(models[0], reference, range(2)))
@@ -742,7 +742,7 @@ def test_states_of_16_bits_from_torch_and_back(name: str) -> None:
 
 @each_name
 def test_autocast_and_a_scaler(name: str) -> None:
-    """A network of bfloat16 learns under ``autocast``, whatever its states are."""
+    """A bfloat16 network learns under ``autocast``, with any states."""
     for options in ({}, {"state_dtype": "bfloat16", "rounding": "stochastic"}, {"master": True}):
         model = network(torch.bfloat16)
         optimizer = ours(name)(model.parameters(), lr=0.02, **options)
@@ -761,7 +761,7 @@ def test_autocast_and_a_scaler(name: str) -> None:
 
 @each_name
 def test_storage_that_changes_between_steps(name: str) -> None:
-    """States of another type than the group says are refused, ``load_state_dict`` converts them, also to a master."""
+    """Refuse states of another type than the group's. ``load_state_dict`` converts them, also to a master."""
     param = torch.ones(40, dtype=torch.bfloat16, requires_grad=True)
     optimizer = ours(name)([param])
 
@@ -787,9 +787,9 @@ def test_storage_that_changes_between_steps(name: str) -> None:
 
 
 BAD_STORAGE: tuple[tuple[Any, dict[str, Any], type[Exception], str], ...] = (
-    (torch.float64, {"state_dtype": torch.bfloat16}, ValueError, "state_dtype.*None.*'w'.*float64.*bfloat16"),
+    (torch.float64, {"state_dtype": torch.bfloat16}, ValueError, "state_dtype.*none.*'w'.*float64.*bfloat16"),
     (torch.float32, {"state_dtype": torch.float16}, TypeError, "state_dtype.*bfloat16.*torch.float16"),
-    (torch.float32, {"master": True}, ValueError, "master.*False.*'w'.*float32.*True"),
+    (torch.float32, {"master": True}, ValueError, "master.*bfloat16.*'w'.*float32"),
     (torch.bfloat16, {"master": 1}, TypeError, "master.*True or False.*1"),
     (torch.bfloat16, {"rounding": None}, ValueError, "rounding.*stochastic.*None"),
     (torch.bfloat16, {"rounding": "up"}, ValueError, "rounding.*stochastic.*'up'"),
@@ -801,7 +801,7 @@ BAD_STORAGE: tuple[tuple[Any, dict[str, Any], type[Exception], str], ...] = (
 @pytest.mark.parametrize(("dtype", "options", "error", "message"), BAD_STORAGE, ids=str)
 @each_name
 def test_storage_that_does_not_exist(name: str, dtype: Any, options: Any, error: Any, message: str) -> None:
-    """It is refused from the start, and a group with it is not added; one seed is for all groups."""
+    """Refuse it in the constructor and in an added group. All groups have one seed."""
     with pytest.raises(error, match=message):
         ours(name)([("w", torch.ones(2, dtype=dtype))], **options)
     optimizer = ours(name)([("b", torch.ones(2))])
@@ -813,7 +813,7 @@ def test_storage_that_does_not_exist(name: str, dtype: Any, options: Any, error:
 
 
 def test_a_gradient_wider_than_the_computation() -> None:
-    """It is refused by name, and nothing is written."""
+    """Refuse it by name, and write nothing."""
     param = torch.ones(3, requires_grad=True)
     if not hasattr(param, "grad_dtype"):
         pytest.skip("in this torch a gradient has the parameter's type")
@@ -842,7 +842,7 @@ def places(optimizer: Any) -> list[int]:
 
 @each_name
 def test_nothing_is_copied(name: str) -> None:
-    """Parameters and states stay where they are; gradients are neither moved nor written nor held."""
+    """Parameters and states stay in place. Gradients are not moved, written or held."""
     model = network()
     optimizer = ours(name)(model.parameters(), **({"momentum": 0.5, "centered": True} if name == "RMSprop" else {}))
     list(train(model, optimizer, range(1)))
@@ -880,7 +880,7 @@ LAYOUTS: dict[str, Callable[[Any], Tensor]] = {
 @each_dtype
 @each_name
 def test_layouts(name: str, dtype: Any, layout: str, like_param: bool) -> None:
-    """Tensors that are not contiguous are updated where they are, and nothing beside them."""
+    """Update tensors that are not contiguous in place, and nothing beside them."""
     torch.manual_seed(0)
     base = LAYOUTS[layout](dtype)
     mine, reference = base, base.clone()
@@ -918,7 +918,7 @@ MOVES: dict[str, Callable[[Any], None]] = {
 @pytest.mark.parametrize("move", MOVES)
 @pytest.mark.parametrize("name", ["RMSprop", "Adagrad"])
 def test_memory_that_moves(name: str, move: str) -> None:
-    """A parameter whose memory was replaced is updated in its new place; the old one stays as it is."""
+    """Update a parameter whose memory was replaced at its new place. The old memory stays as it is."""
     torch.manual_seed(1)
     values = torch.randn(4, 4)
     params = [values.clone().requires_grad_() for _ in range(2)]
@@ -945,7 +945,7 @@ def test_memory_that_moves(name: str, move: str) -> None:
 
 
 def lazy_negative(values: Tensor) -> Tensor:
-    """A tensor with these values, which are in memory with the opposite sign."""
+    """Return a tensor with these values, whose memory has the opposite sign."""
     made = torch.complex(torch.zeros_like(values), -values).conj().imag
     assert made.is_neg()
     return made
@@ -980,7 +980,7 @@ CHANGES: dict[str, tuple[Callable[[Tensor, dict[str, Any], str], Any], type[Exce
 @pytest.mark.parametrize("change", CHANGES)
 @each_name
 def test_changes_between_steps(name: str, change: str) -> None:
-    """The next step is that of torch, or is refused and writes nothing."""
+    """The next step equals that of torch, or is refused and writes nothing."""
     make, error, message = CHANGES[change]
     key = {"RMSprop": "square_avg", "Rprop": "step_size", "Adagrad": "sum"}[name]
     params = [torch.linspace(1, 2, 16).view(4, 4).requires_grad_() for _ in range(2)]
@@ -1007,7 +1007,7 @@ def test_changes_between_steps(name: str, change: str) -> None:
 
 @each_name
 def test_a_model_that_is_converted(name: str) -> None:
-    """The way that the refusal names, ``load_state_dict(state_dict())``, goes on in the new type, and back."""
+    """``load_state_dict(state_dict())``, which the error suggests, goes on in the new type, and back."""
     models = network(), network()
     optimizers = [cls(model.parameters()) for cls, model in zip((theirs(name), ours(name)), models, strict=True)]
     for t in range(6):
@@ -1023,7 +1023,7 @@ def test_a_model_that_is_converted(name: str) -> None:
 
 @each_name
 def test_storage_in_use_is_not_resized(name: str) -> None:
-    """That of a parameter or a state can't be freed under the optimizer."""
+    """The storage of a parameter or a state can't be freed while the optimizer uses it."""
     param = torch.ones(4, requires_grad=True)
     param.grad = torch.ones(4)
     optimizer = ours(name)([param])
@@ -1035,7 +1035,7 @@ def test_storage_in_use_is_not_resized(name: str) -> None:
 
 @each_name
 def test_default_dtype_of_float64(name: str) -> None:
-    """A run under ``torch.set_default_dtype(torch.float64)`` has the types and values of torch's."""
+    """A run under ``torch.set_default_dtype(torch.float64)`` has the types and values of torch."""
     try:
         torch.set_default_dtype(torch.float64)
         pairs = []
@@ -1065,7 +1065,7 @@ USES: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("use", USES)
 def test_another_thread_in_one_optimizer(use: str) -> None:
-    """While one thread takes a state dict, each use by another is refused; afterwards it works."""
+    """While one thread takes a state dict, refuse each use by another. Afterwards it works."""
     param = torch.ones(2, requires_grad=True)
     param.grad = torch.ones(2)
     optimizer = ft.RMSprop([param])
@@ -1088,7 +1088,7 @@ def test_another_thread_in_one_optimizer(use: str) -> None:
 
 @each_name
 def test_three_threads_lose_no_step(name: str) -> None:
-    """Each of their steps either counts or raises."""
+    """Each of their steps counts or raises."""
     params = [torch.zeros(50_000, requires_grad=True) for _ in range(3)]
     for param in params:
         param.grad = torch.ones(50_000)
@@ -1120,7 +1120,7 @@ def test_shared_sums() -> None:
 
 @each_name
 def test_some_without_gradients(name: str) -> None:
-    """They are left out: no state before their first gradient, no step counted."""
+    """They have no state before their first gradient, and count no step."""
     pairs = []
     for cls in (theirs(name), ours(name)):
         params = [torch.ones(3, requires_grad=True) for _ in range(3)]
@@ -1142,7 +1142,7 @@ def test_some_without_gradients(name: str) -> None:
 
 @each_name
 def test_frozen_parameters(name: str) -> None:
-    """Parameters that ask for no gradient stay, and go on from their state when they ask for one again."""
+    """Parameters without ``requires_grad`` stay, and go on from their state when they get it again."""
     models = network(), network()
     optimizers = [cls(model.parameters()) for cls, model in zip((theirs(name), ours(name)), models, strict=True)]
     for t, frozen in enumerate((False, True, True, False)):
@@ -1173,7 +1173,7 @@ def test_a_step_is_a_change_in_place_to_autograd(name: str) -> None:
 
 @each_name
 def test_gradients_in_a_graph(name: str) -> None:
-    """Gradients made with ``create_graph=True`` are taken by value."""
+    """Use the values of gradients made with ``create_graph=True``."""
     params = [torch.linspace(1, 2, 4).requires_grad_() for _ in range(2)]
     for param, cls in zip(params, (theirs(name), ours(name)), strict=True):
         (param.grad,) = torch.autograd.grad((param**3).sum(), param, create_graph=True)
@@ -1187,7 +1187,7 @@ def test_gradients_in_a_graph(name: str) -> None:
 
 @each_name
 def test_grad_scaler(name: str) -> None:
-    """A ``GradScaler`` leaves unscaling and skipping to the step: a run with an overflow in it is that of torch."""
+    """A ``GradScaler`` leaves unscaling and skipping to the step. A run with an overflow equals that of torch."""
     models = network(), network()
     optimizers = [cls(model.parameters()) for cls, model in zip((theirs(name), ours(name)), models, strict=True)]
     scalers = [torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=4) for _ in models]
@@ -1212,7 +1212,7 @@ def test_grad_scaler(name: str) -> None:
 
 @each_name
 def test_scale_and_overflow_as_attributes(name: str) -> None:
-    """``grad_scale`` divides the gradients, which stay as they are; ``found_inf`` leaves everything as it is."""
+    """``grad_scale`` divides the gradients, which stay as they are. ``found_inf`` leaves everything as it is."""
     params = [torch.linspace(1, 2, 5).requires_grad_() for _ in range(2)]
     scaled, plain = (ours(name)([param]) for param in params)
     assert scaled._step_supports_amp_scaling
@@ -1245,7 +1245,7 @@ BAD_PARAMS: tuple[tuple[Callable[[], Any], type[Exception], str], ...] = (
 @pytest.mark.parametrize(("make", "error", "message"), BAD_PARAMS, ids=lambda bad: getattr(bad, "__name__", None))
 @each_name
 def test_parameters_that_cannot_be_updated(name: str, make: Any, error: Any, message: str) -> None:
-    """Types and places that the kernels do not have are refused from the start, by name; a group is not added."""
+    """Refuse types and devices without kernels in the constructor and in an added group, by name."""
     with pytest.raises(error, match=message):
         ours(name)([make()])
     optimizer = ours(name)([torch.ones(2)])
@@ -1259,7 +1259,7 @@ def test_parameters_that_cannot_be_updated(name: str, make: Any, error: Any, mes
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 @each_name
 def test_sparse_gradients(name: str) -> None:
-    """Those of an embedding are sums of rows, and torch's Adagrad agrees; Rprop, weight decay and two sparse dimensions
+    """Those of an embedding are sums of rows, and torch's Adagrad agrees. Rprop, weight decay and two sparse dimensions
     are refused by the name of the parameter, and nothing is written."""
     embedding, twin = torch.nn.Embedding(6, 3, sparse=True, dtype=torch.float64), torch.nn.Embedding(6, 3, sparse=True)
     twin.weight = torch.nn.Parameter(embedding.weight.detach().clone())
@@ -1306,7 +1306,7 @@ def test_sparse_gradients(name: str) -> None:
 @pytest.mark.parametrize("storage", [each for each in STORAGES if each.param == each.grad == BFLOAT16], ids=str)
 @pytest.mark.parametrize("name", ["RMSprop", "Adagrad"])
 def test_sparse_gradients_of_bfloat16(name: str, storage: Storage) -> None:
-    """They have the bits of rows in ``fusedstep``'s own optimizer, whose arrays are stored alike."""
+    """They have the bits of rows in ``fusedstep``'s own optimizer with the same storage."""
     embedding = torch.nn.Embedding(40, 5, sparse=True, dtype=torch.bfloat16)
     (weight,) = embedding.parameters()
     optimizer = ours(name)([("emb", weight)], lr=0.1, **stored_so(storage))
@@ -1323,7 +1323,7 @@ def test_sparse_gradients_of_bfloat16(name: str, storage: Storage) -> None:
 
 @each_name
 def test_parameters_that_share_memory(name: str) -> None:
-    """Overlapping parameters are refused, those that lie side by side are not."""
+    """Refuse overlapping parameters, and accept adjacent ones."""
     flat = torch.ones(8)
     views = [flat[:4], flat[4:], flat[2:6]]
     for view in views:
@@ -1355,8 +1355,8 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {
     ("name", "options"), [(name, options) for name in NAMES for options in BAD_OPTIONS[name]], ids=str
 )
 def test_options_out_of_range(name: str, options: dict[str, Any]) -> None:
-    """They are refused by name in the constructor, in a group, in a loaded state, which then changes nothing, and at a
-    step, the first or a later one, where they have come in by ``param_groups``."""
+    """Refuse them by name in the constructor, in a group, in a loaded state, which then changes nothing, and in the
+    first or a later step, if they came through ``param_groups``."""
     ((option, bad),) = options.items()
     with pytest.raises(ValueError, match=option):
         ours(name)([torch.ones(2)], **options)
@@ -1389,7 +1389,7 @@ def test_options_out_of_range(name: str, options: dict[str, Any]) -> None:
 
 @each_name
 def test_what_torchs_own_tests_refuse(name: str) -> None:
-    """The inputs that torch's tests expect an error or a warning for have one of the same type here."""
+    """Inputs for which torch's tests expect an error or a warning have one of the same type here."""
     rows = of_torchs_own_tests(f"optim_error_inputs_func_{name.lower()}")
     assert len(rows) >= 7
     for row in rows:
@@ -1401,7 +1401,7 @@ def test_what_torchs_own_tests_refuse(name: str) -> None:
 
 
 def test_which_implementation() -> None:
-    """What chooses among torch's implementations makes no difference; both at once is refused, as by torch."""
+    """Options that choose among torch's implementations make no difference. Both at once are refused, as in torch."""
     for name, options in itertools.product(NAMES, ({"foreach": True}, {"foreach": False}, {"foreach": None})):
         ours(name)([torch.ones(2)], **options)
     for fused in (True, False, None):
@@ -1446,7 +1446,7 @@ def test_misspelt_arguments(name):
 
 @pytest.mark.slow
 def test_zero_redundancy_optimizer(tmp_path: Path) -> None:
-    """torch's own class splits the states over two processes: the bits of one process, and its state dict."""
+    """torch's own class splits the states over two processes, with the bits and the state dict of one process."""
     if not torch.distributed.is_available():
         pytest.skip("this torch has no torch.distributed")
     with contextlib.ExitStack() as stack:

@@ -6,6 +6,7 @@
 #include <iterator>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -38,7 +39,7 @@ std::string advice(py::handle object, const std::string& dtype) {
   return "pass a numpy.ndarray";
 }
 
-void check_is_array(py::handle object, const Label& label, const std::string& dtype = "float32") {
+void check_is_array(py::handle object, const Label& label, const std::string& dtype) {
   if (is_array(object.ptr())) return;
   throw py::type_error(label.text() + ": expected a numpy.ndarray, or an object that offers its memory by DLPack or the " +
                        "buffer protocol, got " + type_name(object) + "; " + advice(object, dtype));
@@ -60,7 +61,9 @@ py::object from_dlpack(const py::module_& numpy, py::handle object) {
 py::object array_of(py::handle object, const Label& label) {
   const auto numpy = py::module_::import("numpy");
   const bool buffer = PyObject_CheckBuffer(object.ptr()) != 0 && !py::isinstance(object, numpy.attr("generic"));
-  if (!buffer && !py::hasattr(object, "__dlpack__")) check_is_array(object, label);
+  const std::string_view role = label.role;
+  const char* const usual = role == "rows" || role == "index" ? "int64" : "float32";
+  if (!buffer && !py::hasattr(object, "__dlpack__")) check_is_array(object, label, usual);
   if (py::hasattr(object, "is_neg") && py::object(object.attr("is_neg")()).cast<bool>()) {  // DLPack does not report it
     throw py::type_error(label.text() + ": expected elements as they are in memory, got a lazy negative of " +
                          type_name(object) + "; pass tensor.resolve_neg()");

@@ -1,6 +1,11 @@
 #include "containers.hpp"
 
 #include <pybind11/critical_section.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+
+#include "hyperparameters.hpp"
 
 namespace fusedstep::bind {
 namespace {
@@ -18,6 +23,15 @@ std::string type_name(py::handle object) { return py::str(py::type::handle_of(ob
 [[noreturn]] void wrong_length(const std::string& path, std::size_t expected, Py_ssize_t found) {
   throw py::value_error(place(path) + ": expected " + std::to_string(expected) + " entries, as in params, got " +
                         std::to_string(found) + "; pass None for a parameter without a gradient");
+}
+
+// Returns a key of `found` that is not among the known keys; null if there is none.
+py::object unknown_key(py::handle found, const std::vector<py::object>& known) {
+  for (const py::handle key : py::list(py::reinterpret_borrow<py::object>(found))) {
+    const auto is_key = [&](const py::object& each) { return each.equal(key); };
+    if (std::ranges::none_of(known, is_key)) return py::reinterpret_borrow<py::object>(key);
+  }
+  return {};
 }
 
 // Returns an item of a list or tuple as a new reference, or null if the list has become shorter.
@@ -140,8 +154,10 @@ void Containers::collect_mapping(const Node& node, py::handle found, const std::
     if (item == nullptr) {
       if (PyErr_Occurred() != nullptr && PyErr_ExceptionMatches(PyExc_KeyError) == 0) throw py::error_already_set();
       PyErr_Clear();
-      throw py::value_error("grads: no entry for '" + joined(path, py::str(key)) +
-                            "'; pass None for a parameter without a gradient");
+      const py::object other = unknown_key(found, node.keys);
+      const std::string got = other ? std::string(py::repr(other)) + did_you_mean(other, py::cast(node.keys)) : "none";
+      throw py::value_error("grads: expected an entry for '" + joined(path, py::str(key)) + "', got " + got +
+                            "; pass None for a parameter without a gradient");
     }
     references.take(item);
     const Node& child = node.children[i];
@@ -154,10 +170,8 @@ void Containers::collect_mapping(const Node& node, py::handle found, const std::
   const Py_ssize_t n = PyObject_Size(found.ptr());
   if (n < 0) throw py::error_already_set();
   if (static_cast<std::size_t>(n) == node.children.size()) return;
-  for (const py::handle key : py::list(py::reinterpret_borrow<py::object>(found))) {
-    bool known = false;
-    for (const py::object& expected : node.keys) known |= expected.equal(key);
-    if (!known) throw py::value_error("grads: '" + joined(path, py::str(key)) + "' is the name of no parameter");
+  if (const py::object other = unknown_key(found, node.keys)) {
+    throw py::value_error("grads: expected entries as in params, got '" + joined(path, py::str(other)) + "' as well");
   }
 }
 

@@ -77,8 +77,14 @@ std::size_t find(const Function& function, PyObject* keyword) {
   }
   py::list known;
   for (const Argument& argument : function.arguments) known.append(argument.name);
-  throw py::type_error(function.name + "() got an unexpected keyword argument " + std::string(py::repr(keyword)) +
-                       did_you_mean(keyword, known));
+  std::string hint = did_you_mean(keyword, known);
+  if (const Field* const field = schema_of(function.rule).field(std::string(py::str(keyword)))) {
+    hint = ", an option of the class only";
+    for (const Argument& argument : function.arguments) {
+      if (argument.turned_on == field) hint = "; pass " + argument.text + ", which turns it on";
+    }
+  }
+  throw py::type_error(function.name + "() got an unexpected keyword argument " + std::string(py::repr(keyword)) + hint);
 }
 
 void collect(const Function& function, PyObject* const* positional, Py_ssize_t count, PyObject* keywords,
@@ -145,8 +151,9 @@ void check_states(const Function& function, const RuleSchema& rule, const Option
     if (argument.role != Role::state || argument.required || argument.state == low_half) continue;
     const bool used = rule.uses(options, static_cast<std::size_t>(argument.state));
     if (used == given(values[k])) continue;
-    throw py::value_error(argument.text + (used ? ": needed by these hyperparameters, got None; pass an array"
-                                                : ": got an array, but these hyperparameters have no use for it"));
+    throw py::value_error(argument.text +
+                          (used ? ": expected an array, which these hyperparameters need, got None"
+                                : ": expected None, because these hyperparameters do not use it, got an array"));
   }
 }
 

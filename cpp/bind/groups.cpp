@@ -111,7 +111,7 @@ void Groups::read(py::handle groups, OptimizerCore& core) {
     OwnArrays arrays;
     const Options options = read_group(k, values.ptr(), core, arrays);
     Entries seen = std::exchange(groups_[k].seen, {});  // if the optimizer refuses them, they are read again
-    core.set_options(k, options, own_options(arrays, k, core));
+    in_group(k, core.groups(), [&] { core.set_options(k, options, own_options(arrays, k, core)); });
     groups_[k].seen = std::move(seen);
   }
 }
@@ -232,7 +232,7 @@ Options Groups::read_group(std::size_t index, PyObject* values, const OptimizerC
   for (const auto& [key, value] : entries) {
     const schema::Field* field = this->field(key);
     if (field == nullptr) continue;
-    set_field(*field, value, options, &arrays);
+    in_group(index, groups_.size(), [&] { set_field(*field, value, options, &arrays); });
     immutable = immutable && is_immutable(value.ptr());
   }
   group.seen = immutable ? std::move(entries) : Entries{};

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,21 @@ GroupStorage storage_from(const std::optional<std::string>& state_dtype, bool ne
 
 // Returns the arrays of a group for each of its parameters.
 OptimizerCore::Own own_options(const OwnArrays& arrays, std::size_t group, const OptimizerCore& core);
+
+// Runs f; if there are several groups, messages of its errors get the place of this one.
+template <class F>
+auto in_group(std::size_t index, std::size_t groups, F f) {
+  const std::string place = groups > 1 ? "param_groups[" + std::to_string(index) + "]: " : "";
+  try {
+    return f();
+  } catch (const py::type_error& error) {
+    throw py::type_error(place + error.what());
+  } catch (const py::value_error& error) {
+    throw py::value_error(place + error.what());
+  } catch (const std::invalid_argument& error) {
+    throw std::invalid_argument(place + error.what());
+  }
+}
 
 class Groups {
  public:

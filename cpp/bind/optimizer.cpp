@@ -55,8 +55,11 @@ class PyOptimizer final : public Repeatable {
                       const py::object& states, const std::optional<std::string>& state_dtype, bool nearest, bool master) {
     const Hold hold(*this);
     OwnArrays own;
-    const Options values = options_from(core_.schema(), options, &own);
-    check(core_.schema(), values);
+    const Options values = in_group(core_.groups(), core_.groups() + 1, [&] {
+      const Options found = options_from(core_.schema(), options, &own);
+      check(core_.schema(), found);
+      return found;
+    });
     const std::size_t first = core_.size();
     const int group = core_.groups() > 0 ? static_cast<int>(core_.groups()) : -1;
     const GroupStorage storage = storage_from(state_dtype, nearest, master);

@@ -33,11 +33,12 @@ PyObject* repeat(const StepMethod& method, PyObject* const* arguments, Py_ssize_
 }
 
 // After a failed call: if a keyword is unknown, the error becomes one that says what was meant.
-void suggest(PyObject* function, PyObject* keywords) {
+void suggest(PyObject* function, py::handle self, PyObject* keywords) {
   if (PyErr_ExceptionMatches(PyExc_TypeError) == 0) return;
   py::error_already_set error;
   try {
-    sibling("_hints").attr("check_keywords")(py::handle(function), py::handle(keywords));
+    const py::str name = py::str("{}.step").format(py::type::handle_of(self).attr("__name__"));
+    sibling("_hints").attr("check_keywords")(py::handle(function), py::handle(keywords), name);
     error.restore();
   } catch (py::error_already_set& better) {
     better.restore();
@@ -51,7 +52,9 @@ PyObject* step_or_repeat(PyObject* self, PyObject* const* arguments, std::size_t
     if (done != nullptr || PyErr_Occurred() != nullptr) return done;
   }
   PyObject* const report = PyObject_Vectorcall(method.function, arguments, count, keywords);
-  if (report == nullptr && keywords != nullptr) suggest(method.function, keywords);
+  if (report == nullptr && keywords != nullptr && PyVectorcall_NARGS(count) > 0) {
+    suggest(method.function, arguments[0], keywords);
+  }
   return report;
 }
 

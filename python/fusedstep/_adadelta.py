@@ -95,8 +95,7 @@ class Adadelta(Optimizer, rule="adadelta"):
     params
         What to update, see ``Optimizer``.
     lr : float or ndarray
-        Factor of the step, ``lr >= 0``. The paper has none, which is 1. An array has one for each element, see
-        ``Optimizer``.
+        Factor of the step, ``lr >= 0``; the paper's formula is 1. An array has one for each element, see ``Optimizer``.
     rho : float
         Decay of both averages, ``0 <= rho <= 1``.
     eps : float

@@ -377,7 +377,9 @@ FULL = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bench``."""
     parser.add_argument(
-        "--quick", action="store_true", help="three sizes of float32, one thread: ten seconds, not minutes"
+        "--quick",
+        action="store_true",
+        help="only three sizes of float32 on one thread; takes ten seconds instead of minutes",
     )
     add_rules(parser)
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write all rows to a JSON file")

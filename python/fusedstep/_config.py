@@ -218,5 +218,5 @@ def read_environment() -> None:
         try:
             _force(wanted)
         except ValueError as error:
-            raise ValueError(f"FUSEDSTEP_ISA: {error}") from None
+            raise ValueError(f"FUSEDSTEP_ISA: {str(error).removeprefix('isa: ')}") from None
     _core.default_num_threads()

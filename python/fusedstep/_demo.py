@@ -306,8 +306,12 @@ def write(axes: Any, text: str, point: tuple[float, float], offset: tuple[float,
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``demo``."""
-    parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="folder for the picture (this one)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first weights and the batches (0)")
+    parser.add_argument(
+        "--out", type=Path, default=Path(), metavar="DIR", help="folder for the picture (default: this one)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the first weights and the batches (default: 0)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -64,7 +64,7 @@ def dialect_arguments(
     table = {row["name"]: row for row in _core.dialects().get(rule, ())}
     if name not in table:
         known = ", ".join(table) or "none"
-        raise ValueError(f"{class_name} has no dialect {name!r}; it has {known}{did_you_mean(name, table)}")
+        raise ValueError(f"{class_name} has no dialect {name!r}{did_you_mean(name, table)}; it has {known}")
     dialect = _parts(table[name])
     required, defaults, fixed = dialect["required"], dialect["defaults"], dialect["fixed"]
     taken = [*required, *defaults]

@@ -65,10 +65,10 @@ def parameters(function: Callable[..., Any]) -> list[str]:
     return [name for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if name != "self"]
 
 
-def check_keywords(function: Callable[..., Any], given: Iterable[str], name: str | None = None) -> None:
+def check_keywords(function: Callable[..., Any], given: Iterable[str], name: str) -> None:
     """Raise TypeError with a suggestion if one of the ``given`` names is no parameter of the function."""
     known = parameters(function)
     for keyword in given:
         if keyword not in known:
             hint = did_you_mean(keyword, known)
-            raise TypeError(f"{name or function.__qualname__}() got an unexpected keyword argument {keyword!r}{hint}")
+            raise TypeError(f"{name}() got an unexpected keyword argument {keyword!r}{hint}")

@@ -110,7 +110,7 @@ def frozen_in(name: str, array: Array, masks: list[Any]) -> Array | None:
     for mask in masks:
         if getattr(mask, "dtype", None) != np.bool_:
             raise TypeError(
-                f"mask of parameter {name!r}: expected an array of bool, True where it is updated, got "
+                f"mask of parameter {name!r}: expected an array of bool, where True means update, got "
                 f"{getattr(mask, 'dtype', type(mask).__name__)}"
             )
         try:

@@ -55,7 +55,7 @@ def minimize(
     target: float | None = None,
     **options: Unpack[RuleOptions],
 ) -> MinimizeResult:
-    """Minimise a function of which the whole gradient is known.
+    """Minimise a function whose full gradient is known.
 
     An iteration moves ``x`` by the rule and then evaluates ``fun`` and its gradient ``g`` once. With bounds::
 
@@ -191,7 +191,7 @@ def minimize(
 
 
 def scipy_method(method: Method = "irprop+") -> Callable[..., Any]:
-    """Return a rule as a ``method`` for ``scipy.optimize.minimize``, and for what calls it, as ``basinhopping``.
+    """Return a rule as a ``method`` for ``scipy.optimize.minimize`` and functions that call it, as ``basinhopping``.
 
     ``tol`` sets ``xtol``, ``gtol`` and ``ftol``, where ``options`` does not give them. ``options`` are the other
     arguments of ``fusedstep.minimize``, and those of the rule. Unknown ones are ignored with a warning, and so are
@@ -321,7 +321,11 @@ class _Objective:
             loss, grads = self._fun(self.filled(x), *self._args), self._jac(self.filled(x), *self._args)
         if np.size(loss) != 1:
             raise ValueError(f"fun: expected the loss, one number, got an array of shape {np.shape(loss)}")
-        return _Point(float(np.asarray(loss).item()), x, self._gradients(grads, x))
+        try:
+            number = float(np.asarray(loss).item())
+        except (TypeError, ValueError):
+            raise TypeError(f"fun: expected the loss, one real number, got {loss!r} ({type(loss).__name__})") from None
+        return _Point(number, x, self._gradients(grads, x))
 
     def _gradients(self, grads: Any, x: list[Array]) -> list[Array]:
         if isinstance(self._x0, np.ndarray):

@@ -62,8 +62,8 @@ class Optimizer:
 
     ``lr``, and each of Rprop's ``step_sizes``, may be an array of float16, float32 or float64 that broadcasts to the
     shape of every parameter in its group: **each element has its own**. Constants are computed from it in double and
-    rounded once. It is your array: what you write into it counts from the next step on. An element then takes about as
-    long as in NumPy.
+    rounded once. It is your array: what you write into it counts from the next step on. Such a step takes about as long
+    as in NumPy.
 
     Parameters
     ----------
@@ -78,16 +78,16 @@ class Optimizer:
         Shrink the parameter instead: ``p <- (1 - lr wd) p`` before the rule.
     maximize : bool
         Maximise instead of minimise: ``-g`` instead of ``g``.
-    state_dtype : None, "bfloat16" or that dtype
+    state_dtype : None, "bfloat16" or its dtype
         The type of the states: None for the type that the parameter is updated in; bfloat16 takes half of float32's
         memory. A step uses the new state before it is rounded. Not for float64. Groups may differ in this, ``rounding``
         and ``master``, which are fixed afterwards.
     rounding : {"stochastic", "nearest"}, optional
         How states and parameters of 16 bits are rounded. Stochastically, the default: up or down, right in the mean.
-        To nearest, ties to even, an average of ``alpha`` near 1 or a long sum comes to rest.
+        To nearest, ties to even, a long sum or an average with ``alpha`` near 1 stalls.
     seed : int
-        Of stochastic rounding, ``0 <= seed < 2**64``. Its noise depends on the seed, the parameter's name, its count of
-        updates and the place of the element, and on nothing else. Saved in checkpoints.
+        The seed of stochastic rounding, ``0 <= seed < 2**64``. The noise depends on the seed, the parameter's name, its
+        count of updates and the place of the element, and on nothing else. Saved in checkpoints.
     master : bool
         Keep the low halves of bfloat16 parameters, as the state ``param_low`` (uint16). Together the two are a float32
         parameter, bit for bit. If you write such a parameter between steps, call ``sync_master``.
@@ -371,9 +371,10 @@ class Optimizer:
             after ``clip_value``. ``report.grad_norm`` is still the norm of all gradients together.
         mask : ndarray of bool or containers of them, optional
             The containers of ``params``, with an array for each parameter that broadcasts to its shape, or None.
-            **True is updated.** Where it is False, the parameter and its states keep every bit, and the gradient counts
-            in no norm and in no test for NaN. ``zero_grads`` also sets it to 0. A mask needs copies, and costs time. A
-            group can have one of its own, ``{"params": ..., "mask": array}``, for all of its parameters.
+            **True means update.** Where it is False, the parameter and its states keep every bit, and the gradient
+            counts in no norm and in no test for NaN. ``zero_grads`` also sets it to 0. A step with a mask makes copies,
+            so it takes longer. A group can have a mask of its own, ``{"params": ..., "mask": array}``, for all of its
+            parameters.
 
         Returns
         -------
@@ -447,9 +448,9 @@ class Optimizer:
         return report
 
     def sync_master(self, name: str | None = None) -> None:
-        """Take the parameters of ``master=True`` for what their arrays hold, after you wrote into those.
+        """Set the low halves of ``master=True`` parameters to 0, after you wrote into their arrays.
 
-        The low halves, which belong to the numbers before, become 0. Nothing notices a write by itself.
+        Low halves belong to the values before. A write is not noticed by itself.
 
         Parameters
         ----------

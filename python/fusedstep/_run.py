@@ -221,8 +221,8 @@ class Run:
     def _only_a_start(self, key: str) -> str:
         state = self.schema.starting[key]
         return (
-            f"{self.name} only starts with it, so that a change is without effect (except with decoupled weight "
-            f'decay); change opt.state[name]["{state}"]'
+            f"{self.name} uses it only to start {state}, so a change has no effect (except with decoupled weight "
+            f'decay); change opt.state[name]["{state}"] instead'
         )
 
     # ------------------------------------------------------------------------------------------------------- storage

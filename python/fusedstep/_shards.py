@@ -142,7 +142,7 @@ class Front:
         for name, gradient in zip(self.names, found, strict=True):
             if isinstance(gradient, tuple):
                 raise ValueError(
-                    f"gradient of parameter {name!r}: expected a dense one, got rows, which processes can't share"
+                    f"gradient of parameter {name!r}: expected a dense gradient, got rows, which processes can't share"
                 )
         return [None if array is None else np.asarray(array) for array in found]
 

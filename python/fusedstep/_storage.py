@@ -48,11 +48,11 @@ def _state_dtype(value: Any) -> str | None:
     try:
         dtype = np.dtype(value)
     except TypeError as error:
-        raise TypeError(f"state_dtype: expected None, 'bfloat16' or that dtype, got {value!r}") from error
+        raise TypeError(f"state_dtype: expected None or bfloat16 (its name or its dtype), got {value!r}") from error
     if "ml_dtypes" in sys.modules and dtype == bfloat16():
         return str(dtype.name)
     hint = "; the squares of small gradients are 0 in float16" if dtype == np.float16 else ""
-    raise ValueError(f"state_dtype: expected None, 'bfloat16' or that dtype, got {dtype}{hint}")
+    raise ValueError(f"state_dtype: expected None or bfloat16 (its name or its dtype), got {dtype}{hint}")
 
 
 def checked_seed(value: Any) -> int:

@@ -12,19 +12,20 @@ All three classes differ from ``torch.optim`` in what they refuse, before anythi
   ``optimizer.load_state_dict(optimizer.state_dict())``, which converts the states. torch goes on with the old type.
 - A gradient that shares memory with a parameter or a state: ``ValueError``. In torch the result depends on the order of
   the writes.
-- A parameter or a state that is a lazy negative, as ``z.conj().imag`` is: ``ValueError``. Gradients may be that.
-- Storage that was resized: ``ValueError`` for that of a gradient; the others can't be resized, ``RuntimeError``. torch
-  reads what is no longer there.
+- A parameter or a state that is a lazy negative, as ``z.conj().imag`` is: ``ValueError``. Gradients may be lazy
+  negatives.
+- A gradient whose storage was resized: ``ValueError``. torch reads memory that is gone. The storage of a parameter or a
+  state can't be resized: ``RuntimeError``.
 - Two threads in one optimizer: ``RuntimeError``. In torch, steps are lost.
 
 Beside parameters of bfloat16 and float16 the states are float32, and ``load_state_dict`` keeps them so. torch gives
-them the parameter's type and converts what it loads; there a long sum, and an average with ``alpha`` near 1, come to
-rest. Each class takes four keywords that torch does not have. Groups may differ in all but ``seed``:
+them the parameter's type and converts what it loads, so that a long sum, or an average with ``alpha`` near 1, stalls.
+Each class takes four keywords that torch does not have. Groups may differ in all but ``seed``:
 
 - ``state_dtype=torch.bfloat16``: states of 16 bits, except beside float64.
 - ``rounding``: how parameters and states of 16 bits are rounded, ``"nearest"``, as in torch, or ``"stochastic"``.
-- ``seed``: of stochastic rounding. Its noise depends on the seed, the parameter's name, its count of steps and the
-  place of the element. A parameter without a name is named by its number.
+- ``seed``: the seed of stochastic rounding. The noise depends on the seed, the parameter's name, its count of steps and
+  the place of the element. A parameter without a name is named by its number.
 - ``master=True``: bfloat16 parameters keep their low halves, as the state ``param_low``. The two together are a float32
   parameter, bit for bit.
 """
@@ -285,7 +286,8 @@ def _array(tensor: Tensor, what: str, dtypes: Sequence[torch.dtype] = _FLOATS) -
     if tensor.layout is not torch.strided or tensor.device.type != "cpu":
         raise ValueError(f"{what}: expected a dense tensor on the CPU, got one of {tensor.layout} on {tensor.device}")
     if tensor.dtype not in dtypes:
-        raise TypeError(f"{what}: expected {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
+        expected = " or ".join(map(str, dtypes)).replace(" or ", ", ", len(dtypes) - 2)
+        raise TypeError(f"{what}: expected {expected}, got {tensor.dtype}")
     if tensor.is_neg():
         raise ValueError(f"{what}: expected elements as they are in memory, got a lazy negative; pass .resolve_neg()")
     reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1

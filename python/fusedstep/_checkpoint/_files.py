@@ -161,7 +161,7 @@ def _parsed(container: Container, file: BufferedIOBase) -> tuple[str, dict[str, 
         raise ValueError("not a checkpoint of fusedstep")
     checksum = _checksum(file, place, size)
     if checksum is None or checksum[0] != checksum[1]:
-        raise ValueError("the checksum is wrong: the file was cut, damaged or altered")
+        raise ValueError("the checksum is wrong: the file was cut, damaged or altered, or is not a checkpoint")
     try:
         about, arrays = container.read_index(file, size)
         return checksum[0].decode(), {key: value for key, value in about.items() if key != "sha256"}, arrays

@@ -182,7 +182,7 @@ def checked(run: Run, saved: Any, strict: bool = True) -> Restore:
         raise TypeError(f"state dict: expected a mapping, as state_dict() returns, got {type(saved).__name__}")
     version = saved.get("format_version")
     if isinstance(version, bool) or version not in (1, FORMAT_VERSION):
-        raise ValueError(f"format_version: expected {FORMAT_VERSION}, or 1, got {version!r}")
+        raise ValueError(f"format_version: expected 1 or {FORMAT_VERSION}, got {version!r}")
     saved = {"seed": run.core.seed, **saved}  # older ones have none
     _check_names("state dict", _KEYS, saved)
     own = (run.schema.class_name, run.name) if version == 1 else (run.schema.class_name,)

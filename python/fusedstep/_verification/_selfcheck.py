@@ -313,7 +313,9 @@ def show_table(isa: str, totals: dict[tuple[str, str], Counter[str]]) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``verify``."""
-    parser.add_argument("--quick", action="store_true", help="one option at a time: seconds, not half a minute")
+    parser.add_argument(
+        "--quick", action="store_true", help="try one option at a time; takes seconds instead of half a minute"
+    )
     add_rules(parser)
 
 

@@ -10,7 +10,7 @@ namespace fusedstep {
 /// s <- rho s + (1 - rho) g^2;  d <- sqrt(a + eps) / sqrt(s + eps) g;  a <- rho a + (1 - rho) d^2;  p <- p - lr d.
 ///                                                                                        Zeiler 2012, arXiv:1212.5701
 struct Adadelta {
-  double lr = 1.0;    ///< factor of the step, >= 0; the paper has none
+  double lr = 1.0;    ///< factor of the step, >= 0; 1 in the paper
   double rho = 0.9;   ///< decay of both averages, in [0, 1]
   double eps = 1e-6;  ///< added under both roots, >= 0
   FUSEDSTEP_DECAY_OPTIONS

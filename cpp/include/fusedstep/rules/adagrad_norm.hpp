@@ -37,7 +37,7 @@ struct Schema<AdagradNorm> {
                                               .per_row_with = "per"}};
 
   static std::string conflict(const AdagradNorm& o) {
-    if (o.mean && o.per == Per::array) return "mean: expected per 'row' with it, got per 'array'";
+    if (o.mean && o.per == Per::array) return "mean: expected per 'row', got per 'array'";
     return {};
   }
 

@@ -58,8 +58,8 @@ struct Schema<RMSprop> {
   static constexpr const char* step_used_with = "bias_correction";
 
   static std::string conflict(const RMSprop& o) {
-    if (o.nesterov && o.momentum == 0) return "nesterov: expected momentum > 0 with it, got momentum 0";
-    if (o.bias_correction && o.alpha == 1) return "bias_correction: expected alpha < 1 with it, got alpha 1";
+    if (o.nesterov && o.momentum == 0) return "nesterov: expected momentum > 0, got momentum 0";
+    if (o.bias_correction && o.alpha == 1) return "bias_correction: expected alpha < 1, got alpha 1";
     if (o.bias_correction && o.centered && o.initial_square_avg != 0) {
       return "initial_square_avg: expected 0 with centered and bias_correction, which forget it in the first step, got " +
              schema::text(o.initial_square_avg);

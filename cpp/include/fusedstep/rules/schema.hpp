@@ -122,8 +122,7 @@ FUSEDSTEP_API std::string text(double x);
 /// For `bad_start()`: a gradient of 0 would be divided by 0.
 inline std::string zero_over_zero(double eps, double start, const char* name) {
   if (eps != 0 || start != 0) return {};
-  return "eps: expected > 0 where " + std::string(name) +
-         " is 0, because a gradient of 0 would make the parameter NaN, got 0";
+  return "eps: expected eps > 0 with " + std::string(name) + " 0, got 0; a gradient of 0 would make the parameter NaN";
 }
 
 inline constexpr double required = std::numeric_limits<double>::quiet_NaN();
@@ -136,7 +135,7 @@ Rule like(std::string_view name) {
     if (name == dialect.name) return dialect.options;
     names += (names.empty() ? "'" : ", '") + std::string(dialect.name) + "'";
   }
-  refuse(std::string(Schema<Rule>::name) + ": expected the dialect to be one of " + names + ", got '" + std::string(name) +
+  refuse("dialect of " + std::string(Schema<Rule>::name) + ": expected one of " + names + ", got '" + std::string(name) +
          "'");
 }
 
