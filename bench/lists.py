@@ -36,7 +36,7 @@ Make = Callable[[Case, list[Array], list[Array], int], Made]
 
 @dataclass(frozen=True)
 class PeerOfLists:
-    """A way to update a list of arrays without our optimizers, with so many threads."""
+    """A way to update a list of arrays without our optimizers, with this many threads."""
 
     name: str
     needs: str
@@ -71,7 +71,7 @@ def verdict_of_list(
 
 
 def _each(peer: Peer) -> PeerOfLists:
-    """Return a peer of one array that needs NumPy only as one of lists: it updates one array after the other."""
+    """Turn a peer of one array that only needs NumPy into one of lists, which updates one array after the other."""
 
     def make(case: Case, params: list[Array], grads: list[Array], threads: int) -> Made:
         made = []
@@ -109,7 +109,7 @@ def _torch(way: str) -> Make:
 
 
 def _numba(case: Case, params: list[Array], grads: list[Array], threads: int) -> Made:
-    """Call a user's own compiled loop for each array."""
+    """Call the user's own compiled loop for each array."""
     if case.name not in NUMBA_SCALARS:
         return None
     T = params[0].dtype.type

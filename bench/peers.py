@@ -1,4 +1,4 @@
-"""What people use today: each peer is optional, and is checked against the reference before it is timed."""
+"""What people use today. Each peer is optional, and is checked against the reference before it is timed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Made = tuple[Contender, Callable[[], Any]] | None
 
 @dataclass(frozen=True)
 class Peer:
-    """A way to compute a case without us, with so many threads."""
+    """A way to compute a case without fusedstep, with this many threads."""
 
     name: str
     needs: tuple[str, ...]
@@ -38,7 +38,7 @@ ACCEPTED = 4.0
 
 
 def verdict(peer: Peer, case: Case, data: Arrays, threads: int) -> tuple[str, Contender | None]:
-    """Return a peer's error in ulp, or what is wrong with it, and the contender if it may be timed."""
+    """Return a peer's error in ulp, or what is wrong with it; and the contender if it may be timed."""
     with contextlib.redirect_stdout(sys.stderr):  # keeps what peers print out of the table
         return _verdict(peer, case, data, threads)
 
@@ -69,7 +69,7 @@ def _verdict(peer: Peer, case: Case, data: Arrays, threads: int) -> tuple[str, C
 
 
 def ulps(found: NDArray[Any], expected: NDArray[Any], before: NDArray[Any]) -> float:
-    """Return the largest error, in units of the last place of the larger of the parameter before and after."""
+    """Return the largest error, in units in the last place of the larger of the parameter before and after."""
     spacing = np.spacing(np.maximum(np.abs(expected), np.abs(before))).astype(np.float64)
     return float(np.max(np.abs(found.astype(np.float64) - expected.astype(np.float64)) / spacing))
 
@@ -158,7 +158,7 @@ NUMBA_SCALARS: dict[str, Callable[[dict[str, Any]], tuple[float, ...]]] = {
 
 @functools.cache
 def numba_loops(parallel: bool) -> dict[str, Any]:
-    """Return the loops, each compiled once for a type."""
+    """Return the loops, each compiled once per type."""
     import numba
 
     jit: Any = numba.njit(error_model="numpy", parallel=parallel)
@@ -192,7 +192,7 @@ def numba_loops(parallel: bool) -> dict[str, Any]:
 
 @functools.cache
 def _numba_by_rows(loop: Any) -> Any:
-    """Return a loop over two dimensions, of any strides."""
+    """Return a loop over two dimensions with any strides."""
     import numba
 
     jit: Any = numba.njit(error_model="numpy")
@@ -261,13 +261,13 @@ def _torch(way: str) -> Callable[[Arrays, int], Made]:
 
 
 def torch_options(case: Case) -> dict[str, Any]:
-    """Return what PyTorch's optimizer of a rule takes."""
+    """Return the arguments of PyTorch's optimizer for a rule."""
     names = {"rmsprop": "lr alpha eps momentum centered", "adagrad": "lr eps", "rprop": "lr etas step_sizes"}
     return {name: case.values[name] for name in names[case.rule].split()}
 
 
 def _optax(data: Arrays, threads: int) -> Made:
-    """With as many threads as XLA likes: it cannot be told once it runs."""
+    """XLA chooses the number of threads and can't be told once it runs."""
     import jax
     import jax.numpy as jnp
     import optax

@@ -36,7 +36,7 @@ def line(row: Row) -> str:
 
 
 def not_timed(found: list[Row]) -> list[str]:
-    """Return a line for each peer and reason: what is missing or wrong is never dropped silently."""
+    """Return a line for each peer that is missing or wrong, with the reason, so that none is dropped silently."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for row in found:
         if row.ns_per_element is None and row.error != "has no such rule":
@@ -57,7 +57,7 @@ TIE = 0.03
 
 
 def defeats(found: Iterable[Row]) -> list[str]:
-    """Return a line for each peer that is faster than our best way from Python, or as fast."""
+    """Return a line for each peer that is as fast as our best way from Python, or faster."""
     return [
         f"{peer.way} {'ties' if ratio < 1 + TIE else 'is faster'} ({digits(taken)} ns per element, "
         f"{name} {digits(ratio * taken)}): {heading(peer).strip()}"
@@ -66,7 +66,7 @@ def defeats(found: Iterable[Row]) -> list[str]:
 
 
 def _lost(found: Iterable[Row]) -> Iterator[tuple[Row, float, str, float]]:
-    """Yield the peers that are faster or as fast, their time, what it was compared with, and that time over theirs."""
+    """Yield peers that are as fast or faster: their time, what it was compared with, and the ratio."""
     groups: dict[Any, list[Row]] = {}
     for row in found:
         if row.ns_per_element is not None and not row.is_rate:
@@ -108,7 +108,7 @@ LARGE, MANY = 16_000_000, "10,000 x 16"
 
 
 def short(found: list[Row], facts: dict[str, Any]) -> str:
-    """Return Markdown of five lines, a step of RMSprop on one thread; where peers are as fast; and on what machine."""
+    """Return Markdown: five lines for a step of RMSprop on one thread, the peers that are as fast, and the machine."""
     rows = [row for row in found if (row.case, row.dtype, row.threads) == ("RMSprop", "float32", 1)]
     large = {row.way: row for row in rows if row.what == LAYOUTS[0] and row.n == LARGE}
     many = {row.way: row for row in rows if row.what == MANY}
@@ -132,7 +132,7 @@ def _short_cell(row: Row | None, ours: Row | None) -> str:
 
 
 def _defeats_in_short(found: list[Row]) -> list[str]:
-    """Return a line for the peers that are faster, and one for those that are as fast: with which rules and sizes."""
+    """Return a line for the peers that are faster and one for those that are as fast, with rules and sizes."""
     lines = []
     for verb, tie in (("Faster than fusedstep", False), ("As fast as fusedstep, within 3%", True)):
         peers: dict[str, dict[str, dict[str, None]]] = {}
@@ -150,7 +150,7 @@ def _defeats_in_short(found: list[Row]) -> list[str]:
 
 
 def table(found: list[Row], facts: dict[str, Any]) -> str:
-    """Return Markdown: the machine, a table of arrays and one of lists for each rule, and where we lose or tie."""
+    """Return Markdown: the machine, tables of arrays and of lists for each rule, and where we lose or tie."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     text = [
         f"{facts['processor']}, {facts['instruction set']}, {facts['system'].partition('-')[0]}; {facts['compiler']}, "

@@ -1,4 +1,4 @@
-"""The rows: which cases, sizes, types, threads and ways of calling are timed, beside which measured rates."""
+"""The rows: which cases, sizes, types, threads and ways of calling are timed, and the measured rates beside them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ STREAMING, DIVIDER = "streaming rate", "divider rate"
 
 @dataclass(frozen=True)
 class Setting:
-    """What is to be measured, and how long a group of contenders may take."""
+    """What to measure, and how long a group of contenders may take."""
 
     sizes: tuple[int, ...]
     sizes_of_variants: tuple[int, ...] = ()
@@ -67,7 +67,7 @@ QUICK = Setting(
 
 
 def table() -> Setting:
-    """Return what README shows."""
+    """Return the setting for README's table."""
     return Setting(
         sizes=(16, 1_000, 30_000, 1_000_000, 16_000_000, 64_000_000),
         sizes_in_parallel=(16_000_000, 64_000_000),
@@ -79,7 +79,7 @@ def table() -> Setting:
 
 
 def full() -> Setting:
-    """Return everything, on this machine."""
+    """Return the setting that measures everything on this machine."""
     return Setting(
         sizes=(16, 256, 1_000, 4_000, 30_000, 100_000, 1_000_000, 16_000_000, 64_000_000),
         sizes_of_variants=(16, 1_000, 30_000, 1_000_000, 16_000_000),
@@ -100,7 +100,7 @@ def _one_and_all() -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Row:
-    """One timing, beside the slower of the measured rates of its group; ``n`` elements in all."""
+    """One timing, with the slower of the measured rates of its group; ``n`` elements in all."""
 
     case: str
     what: str
@@ -138,7 +138,7 @@ def is_rate(way: str) -> bool:
 
 @dataclass(frozen=True)
 class Group:
-    """Contenders that are timed in turn; ``rows`` does it."""
+    """Contenders that are timed in turn; ``rows`` times them."""
 
     name: str
     threads: int
@@ -146,7 +146,7 @@ class Group:
 
 
 def groups(setting: Setting) -> list[Group]:
-    """Return what a setting asks for."""
+    """Return the groups of a setting."""
     made: list[Group] = []
     for threads in setting.threads:
         for dtype in map(np.dtype, setting.dtypes):
@@ -177,7 +177,7 @@ def groups(setting: Setting) -> list[Group]:
 
 
 def measure(made: list[Group], progress: Callable[[int, str], None] = lambda done, name: None) -> Iterator[Row]:
-    """Measure the groups, and yield the rows as they come."""
+    """Measure the groups, and yield rows as they come."""
     before = fs.get_num_threads()
     try:
         for k, group in enumerate(made):
@@ -261,13 +261,13 @@ def _row(
 
 
 def _forced(isa: str, data: Arrays) -> Contender:
-    """Return the kernel of another instruction set: a prepared update keeps the one it was prepared with."""
+    """Return the kernel of another instruction set. A prepared update keeps the one that it was prepared with."""
     with fs.use_isa(isa):
         return kernel(data)
 
 
 def _model(case: Case, model: str, threads: int, seconds: float, peers: bool) -> Iterator[Row]:
-    """Lists of arrays: our optimizers, the adaptor for PyTorch, and what others do with a list."""
+    """Lists of arrays: our optimizers, the adaptor for PyTorch, and what others do with lists."""
     sizes = MODELS[model]
     dtype = np.dtype("float32")
     params, grads = lists(case, sizes, dtype)
@@ -307,7 +307,7 @@ def _whole_step(threads: int, seconds: float) -> Iterator[Row]:
 
 
 def machine() -> dict[str, Any]:
-    """Return processor, system and versions: a number is worth nothing without them."""
+    """Return processor, system and versions, without which a number means nothing."""
     facts = _bench.machine()
     versions = {"python": facts["python"], "fusedstep": facts["version"]}
     for package in ("numpy", "numexpr", "numba", "torch", "jax", "optax", "deepspeed"):

@@ -1,6 +1,6 @@
-"""``python -m bench --sparse``: gradients of some rows, beside what NumPy, numba and PyTorch offer, and a dense step.
+"""``python -m bench --sparse``: gradients of some rows, compared with NumPy, numba, PyTorch, and a dense step.
 
-Batches rotate, 64 of them where they are small: with few a branch predictor learns them by heart.
+Batches rotate, 64 of them if they are small, because a branch predictor learns a few by heart.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Job:
 
 
 def zipf(rng: np.random.Generator, rows: int, entries: int) -> Array:
-    """Words of a text: a few are most of it."""
+    """Return words of a text: a few of them are most of it."""
     found = rng.zipf(1.3, 4 * entries) - 1
     return found[found < rows][:entries] * 7919 % rows
 
@@ -55,7 +55,7 @@ def distinct(rng: np.random.Generator, rows: int, entries: int) -> Array:
 
 
 def multiples(rng: np.random.Generator, rows: int, entries: int) -> Array:
-    """Rows that a hash by multiplication or by low bits sends to the same place."""
+    """Return rows that a hash by multiplication or by low bits sends to the same place."""
     return np.arange(entries) * (rows // entries) // 64 * 64 % rows
 
 
@@ -145,7 +145,7 @@ PEERS = {
 
 
 def contenders(job: Job, threads: int) -> Iterator[tuple[str, Update]]:
-    """Make each with a table of its own, so that memory is what it would be."""
+    """Make each with its own table, so that memory is as in real use."""
     table = np.ones(job.shape, np.float32)
     optimizer = fs.Adagrad(table, lr=float(LR))
     yield "fusedstep", lambda index, values: void(optimizer.step(fs.Rows(index, values)))
@@ -180,7 +180,7 @@ def seconds_of(update: Update, batches: list[tuple[Array, Array]], seconds: floa
 
 
 def report(seconds: float) -> Iterator[str]:
-    """Time all, in turn, and say how they compare; the ratio of fusedstep's time to theirs."""
+    """Time all in turn and compare them: the ratio of fusedstep's time to theirs."""
     most = fs.get_num_threads()
     for job in JOBS:
         batches = job.made()

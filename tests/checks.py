@@ -1,4 +1,4 @@
-"""What the tests measure with: arrays between guard bands, a comparison of bits, runs against the reference."""
+"""The tools of the tests: arrays between guard bands, a comparison of bits, runs against the reference."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Array = np.ndarray[Any, Any]
 
 
 def bits(array: Array) -> Array:
-    """The elements as unsigned integers, in C order."""
+    """Return the elements as unsigned integers, in C order."""
     return np.ascontiguousarray(array).reshape(-1).view(f"u{array.itemsize}")
 
 
 def is_nan(array: Array) -> Array:
-    """Which elements are NaN, told from their bits."""
+    """Return which elements are NaN, judged by their bits."""
     if array.dtype.kind in "iu":
         return np.zeros(array.size, bool)
     unsigned = bits(array)
@@ -37,7 +37,7 @@ def is_nan(array: Array) -> Array:
 
 
 def difference(found: Array, expected: Array) -> str:
-    """Say where two arrays first differ in a bit, any NaN being equal to any other; nothing if nowhere."""
+    """Return where two arrays first differ in a bit, or an empty text. NaNs are equal."""
     if found.dtype != expected.dtype or found.shape != expected.shape:
         return f"{found.dtype} {found.shape} instead of {expected.dtype} {expected.shape}"
     different = bits(found) != bits(expected)
@@ -62,7 +62,7 @@ def assert_same(found: Mapping[str, Array], expected: Mapping[str, Array], where
 
 
 class Unchanged:
-    """All bytes of the memory that some arrays lie in: ``check`` fails if one of them changed."""
+    """All bytes of the memory of some arrays: ``check`` fails if one of them changed."""
 
     def __init__(self, arrays: Iterable[Any]) -> None:
         roots = {id(root): root for root in map(self._root, arrays) if root is not None}
@@ -86,7 +86,7 @@ class Unchanged:
 
 
 class Guarded:
-    """An array of some layout in a larger piece of memory that is filled with a canary."""
+    """An array of some layout, in a larger piece of memory that is filled with a pattern."""
 
     CANARY = 0xA5
     GUARD = 128
@@ -108,7 +108,7 @@ class Guarded:
         return self._marks[self._place].view(f"u{self._dtype.itemsize}").reshape(shape)
 
     def damaged(self) -> bool:
-        """Whether a byte beside the array's elements changed."""
+        """Return whether a byte beside the array's elements changed."""
         mine = self._layout.make(self._shadow, self._shape)
         mine[...] = np.iinfo(mine.dtype).max
         return bool((self.memory[self._marks == 0] != self.CANARY).any())
@@ -119,7 +119,7 @@ class Guarded:
 
 @dataclass(frozen=True)
 class Problem:
-    """Values to start from, and all arrays as the reference has them after each step."""
+    """Starting values, and all arrays as the reference has them after each step."""
 
     case: Case
     dtype: np.dtype[Any]
@@ -137,7 +137,7 @@ def reference_step(case: Case, arrays: Mapping[str, Array], grad: Array, t: int,
 
 
 def solve(case: Case, dtype: np.dtype[Any], shape: Shape, values: Values, rows: tuple[Array, ...] = ()) -> Problem:
-    """Run the reference over dense arrays; the layout and the threads of a kernel make no difference to it."""
+    """Run the reference over dense arrays. Layout and threads make no difference to its results."""
     now = {"param": values.param.copy(), **{name: state.copy() for name, state in values.states.items()}}
     after = []
     for t, grad in enumerate(values.grads, 1):
@@ -177,11 +177,11 @@ def run_function(
     call: Callable[..., None] | None = None,
     compare: Iterable[int] = range(1, 1 + STEPS),
 ) -> None:
-    """Run the functional form from a problem's start: after each step (of ``compare``) every bit is the reference's,
-    and no other byte changed.
+    """Run the functional form from the start of a problem. After each step (of ``compare``) every bit is the
+    reference's, and no other byte has changed.
 
-    ``layouts`` are those of the parameter, the gradient and the states, where not given that of the parameter; all
-    arrays start ``offset`` elements from a cache line.
+    ``layouts`` are those of the parameter, the gradient and the states; missing ones are the parameter's. All arrays
+    start ``offset`` elements from a cache line.
     """
     case = problem.case
     start = {"param": problem.values.param, "grad": problem.values.grads[0], **problem.values.states}
@@ -237,7 +237,7 @@ class Mirror:
         } | ({"param_low": np.zeros(param.shape, np.uint16)} if storage and storage.master else {})
 
     def _of_reference(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Leave out what only the class takes: which states there are, and where they start."""
+        """Leave out the options that only the class takes: which states there are, and where they start."""
         return {key: value for key, value in options.items() if key in self.case.reference_takes}
 
     def _worse(self, loss: float | None, maximize: bool) -> bool:
@@ -262,7 +262,7 @@ class Mirror:
         nonfinite: str = "propagate",
         clip_norm_each: float | None = None,
     ) -> float | None:
-        """Do a step; return the norm where an option asks for it."""
+        """Make a step and return the norm if an option asks for it."""
 
         def clipped(norm: float, limit: float | None) -> float:
             if limit is None or math.isinf(limit):
@@ -315,7 +315,7 @@ class Mirror:
         return norm
 
     def assert_like(self, optimizer: Any, params: Mapping[str, Array], where: str) -> None:
-        """Every bit of parameters and states is as it should be, in the optimizer's live arrays."""
+        """Check every bit of parameters and states in the optimizer's live arrays."""
         assert list(optimizer.state) == list(self.arrays), where
         held_as = {state.name: state.held_as for state in self.case.states}
         for name, arrays in self.arrays.items():
@@ -325,14 +325,14 @@ class Mirror:
 
 
 def memory_of(optimizer: Any, *more: Any) -> list[Any]:
-    """All arrays that an optimizer writes, and ``more``."""
+    """Return all arrays that an optimizer writes, and ``more``."""
     params = [array for group in optimizer.param_groups for array in group["params"]]
     return [*params, *(array for states in optimizer.state.values() for array in states.values()), *more]
 
 
 @contextlib.contextmanager
 def threads(n: int) -> Iterator[None]:
-    """So many threads, which share all work, also where that does not pay."""
+    """Use this many threads, which share all work, even where that does not pay."""
     before = fs.get_num_threads()
     fs.set_num_threads(n)
     shared = _core.share_all_work(True)
@@ -344,7 +344,7 @@ def threads(n: int) -> Iterator[None]:
 
 
 def shows(message: str, value: Any) -> bool:
-    """Whether a message shows a value, in one of the ways in which numbers are written."""
+    """Whether a message shows a value, in one of the ways to write a number."""
     if isinstance(value, tuple | list) and value:
         return repr(value) in message or any(shows(message, part) for part in value)
     if isinstance(value, np.ndarray) and value.ndim == 0:

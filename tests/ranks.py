@@ -1,6 +1,6 @@
-"""What ``test_mpi.py`` runs on several ranks: ``mpiexec -n 3 python ranks.py SCENARIO FOLDER``.
+"""The scenarios that ``test_mpi.py`` runs on several ranks: ``mpiexec -n 3 python ranks.py SCENARIO FOLDER``.
 
-Each scenario runs on all ranks and asserts on each of them. An error on one ends all with a status that is not 0.
+Each scenario runs on all ranks and asserts on each of them. An error on one rank ends all with a status that is not 0.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FULLEST = [case for case in FULLEST_OF_RULE if case in SHAREABLE]
 
 
 def parameters(seed: int = 0) -> dict[str, Array]:
-    """Parameters of both types and several layouts, whose blocks are shared by no number of ranks evenly."""
+    """Return parameters of both types and several layouts, whose blocks no number of ranks divides evenly."""
     rng = np.random.default_rng(seed)
     drawn = {name: rng.normal(size=shape) for name, shape in (("w", (70, 50)), ("s", ()), ("t", (9, 300)), ("v", 2800))}
     return {
@@ -54,7 +54,7 @@ def gradients(number: int, present: bool = True) -> Grads:
 
 
 def summed(grads: list[Grads]) -> Grads:
-    """The tree: the largest power of two that leaves something over, and the rest."""
+    """Return the sum by the tree: the largest power of two that leaves something over, and the rest."""
     if len(grads) == 1:
         return grads[0]
     left = 1 << (len(grads) - 1).bit_length() - 1
@@ -79,14 +79,14 @@ def whole_state(opt: Any, params: Mapping[str, Array]) -> dict[str, dict[str, Ar
 
 
 class Whole:
-    """An optimizer of shards, as ``Mirror`` looks at it."""
+    """An optimizer of shards, as ``Mirror`` sees it."""
 
     def __init__(self, opt: Any, params: Mapping[str, Array]) -> None:
         self.state = whole_state(opt, params)
 
 
 def options_of_steps() -> Iterator[tuple[int, dict[str, Any]]]:
-    """Steps that ask for nothing, for all, and for a norm whose squares leave the range of double."""
+    """Return steps without options, with all of them, and with a norm whose squares leave the range of double."""
     yield 1, {}
     yield 2, {"grad_scale": 0.7, "clip_value": 0.9, "clip_norm": 3.0, "nonfinite": "skip"}
     yield 3, {"clip_norm": 1e-3}
@@ -126,7 +126,7 @@ def equal_gradients_give_the_bits_of_one_process(folder: Path) -> None:
 
 
 def gradients_are_added_in_a_tree(folder: Path) -> None:
-    """Different gradients without lanes: in the tree over rank numbers, whatever MPI does."""
+    """Different gradients without lanes are added in the tree over rank numbers, whatever MPI does."""
     case = FULLEST[0]
     params = parameters()
     opt = fs.mpi.Sharded(case.cls, params, comm=COMM, **case.class_options)
@@ -142,8 +142,8 @@ def gradients_are_added_in_a_tree(folder: Path) -> None:
 
 
 def narrow_storage(folder: Path) -> None:
-    """Arrays of 16 bits: a lone gradient travels as it is, sums in the compute type; the noise counts from the start of
-    the whole parameter."""
+    """16-bit arrays: a single gradient travels as it is, sums in the compute type, and the noise counts from the start
+    of the whole parameter."""
     for case in (case.as_stored(storage) for case in FULLEST for storage in STORAGES):
         storage = case.storage
         assert storage is not None
@@ -186,7 +186,7 @@ def containers(folder: Path) -> None:
 
 
 def buckets_only_bound_memory(folder: Path) -> None:
-    """A step that travels in many buckets has the same bits."""
+    """A step in many buckets has the same bits."""
     from fusedstep import _shards
 
     _shards._BUCKET = 1  # one element per bucket
@@ -285,7 +285,7 @@ def save(folder: Path) -> None:
 
 
 def load_and_go_on(folder: Path) -> None:
-    """Whoever saved the files: one step more is that of a run that never stopped."""
+    """Whoever saved the files, one more step equals that of an uninterrupted run."""
     for case, path in files(folder):
         through, expected = trained(case, 3)
         params = parameters(1)
@@ -303,7 +303,7 @@ def load_and_go_on(folder: Path) -> None:
 
 
 def one_process(folder: Path) -> None:
-    """An ordinary optimizer saves the bytes that it loads from ranks, and goes on as they would."""
+    """An ordinary optimizer saves the bytes that it loads from ranks, and goes on like them."""
     for case, path in files(folder):
         through, expected = trained(case, 3)
         one = case.new(params := parameters(1))
@@ -330,7 +330,7 @@ def load_what_fits(folder: Path) -> None:
 
 
 def load_version_1(folder: Path) -> None:
-    """A file of 0.1.0 with states that have to be computed, and names of fields that have changed."""
+    """Load a file of 0.1.0 with states that must be computed and names of fields that have changed."""
     sys.path.append(str(Path(__file__).parent / "data"))
     import make_version_1
 
@@ -352,7 +352,7 @@ def load_version_1(folder: Path) -> None:
 
 
 def docstrings(folder: Path) -> None:
-    """As those of the other modules; here, because MPI must not start in the process that runs all tests."""
+    """Run the examples of the module here, because MPI must not start in the process that runs all tests."""
     import test_docstrings
 
     test_docstrings.MODULES[:] = ["fusedstep.mpi"]
@@ -368,7 +368,7 @@ def docstrings(folder: Path) -> None:
 
 
 def refused(folder: Path) -> None:
-    """What one rank refuses, all refuse, with the type and the text of the lowest one; and nothing is written."""
+    """If one rank refuses, all raise the error of the lowest such rank, and nothing is written."""
     rank, last = COMM.rank, COMM.size - 1
     params = parameters()
     opt = fs.mpi.Sharded(fs.RMSprop, params, comm=COMM)
@@ -479,7 +479,7 @@ def no_communicator(folder: Path) -> None:
 
 
 def a_disk_that_fails(folder: Path) -> None:
-    """Rank 0 fails between two states: the others do not wait for it, and the old file stays."""
+    """Rank 0 fails between two states. The others do not wait for it, and the old file stays."""
     import resource
 
     opt, _ = trained(FULLEST[0], 1)
@@ -511,7 +511,7 @@ def killed(folder: Path) -> None:
 
 
 class Counting(MPI.Intracomm):
-    """A communicator that counts the bytes that it is given for other ranks."""
+    """A communicator that counts the bytes for other ranks."""
 
     sent = 0
     small = 0

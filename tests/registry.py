@@ -1,8 +1,8 @@
 """The one registry that drives the tests.
 
-First the rules: an entry each, with its cases, the published numbers that check it and what its loops must be made of.
-Then what is the same for all rules: layouts, lengths, values, containers, step options, bad arrays, bad
-hyperparameters, overlaps. Whatever the package declares about a rule is read from ``fusedstep._core.rules()``.
+It begins with the rules: one entry each, with its cases, the published numbers that check it, and what its loops must
+be made of. Then comes what is the same for all rules: layouts, lengths, values, containers, step options, bad arrays,
+bad hyperparameters, overlaps. What the package declares about a rule is read from ``fusedstep._core.rules()``.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Oracle:
-    """A run of which others published numbers, or that was worked out by hand; nothing in it is made by this package.
+    """A run with numbers that others published, or that were computed by hand. This package makes none of them.
 
     Only numbers are quoted, from the test or page that ``source`` names.
     """
@@ -216,7 +216,7 @@ class Oracle:
 
 
 def decimals(n: int) -> float:
-    """Half a unit of the last published decimal, and our own rounding."""
+    """Return half a unit of the last published decimal, plus our own rounding."""
     return 0.5 * 10.0**-n + 1e-12
 
 
@@ -240,7 +240,7 @@ REQUIRED = object()
 
 @dataclass(frozen=True)
 class Dialects:
-    """The definition's table of dialects, written a second time and in another form."""
+    """The definition's table of dialects, written a second time in another form."""
 
     columns: str
     rows: Mapping[str, tuple[tuple[Any, ...], str]]
@@ -249,7 +249,7 @@ class Dialects:
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """All that the tests know about a rule; a new rule is a new entry."""
+    """All that the tests know about a rule. A new rule is a new entry."""
 
     rule: str
     class_name: str
@@ -270,7 +270,7 @@ class Entry:
     """More cases, for parameters of at least one dimension."""
 
     def missing(self) -> list[str]:
-        """Say what is not there yet of all that makes a rule."""
+        """Return what is missing of all that makes a rule."""
         places = {
             f"C++: its name in the list of rules (fusedstep._core.rules() has no {self.rule!r})": self.rule in DECLARED,
             f"reference.py: the function {self.rule}_": hasattr(fs.reference, f"{self.rule}_"),
@@ -286,7 +286,7 @@ class Entry:
         return [what for what, there in places.items() if not there]
 
     def case(self, name: str, options: Options) -> Case:
-        """Make a case of the class's options: what the function and the reference are called with follows from them."""
+        """Make a case from options of the class. The arguments of the function and the reference follow from them."""
         declared = DECLARED[self.rule]
         fields, states, counted = declared["fields"], declared["states"], declared["step"]
         options = {"lr": 0.01, **options}
@@ -344,7 +344,7 @@ class Entry:
         )
 
     def combinations(self) -> list[Case]:
-        """Return each combination of the options that choose another kernel or another prologue."""
+        """Return each combination of options that choose another kernel or prologue."""
         fields = DECLARED[self.rule]["fields"]
         switches = {state["used_with"] for state in DECLARED[self.rule]["states"].values()}
         choices: dict[str, tuple[Any, ...]] = {}
@@ -370,7 +370,7 @@ class Entry:
 
 
 def loss(t: int) -> float:
-    """A loss that rises at even steps and falls at odd ones."""
+    """Return a loss that rises at even steps and falls at odd ones."""
     return 10.0 + (-1) ** t * t
 
 
@@ -444,12 +444,12 @@ _DECAY_ALONE = {"lr": 1.0, "weight_decay": 0.004}
 
 
 def _square(t: int, p: Array) -> Array:
-    """The gradient of the sum of (0.1, 0.2, 0.3) x^2."""
+    """Return the gradient of the sum of (0.1, 0.2, 0.3) x^2."""
     return 2 * np.array([0.1, 0.2, 0.3]) * p
 
 
 def _line(t: int, p: Array) -> Array:
-    """The gradient of (4x + 5y)^2."""
+    """Return the gradient of (4x + 5y)^2."""
     return np.array(2 * (4 * p[0] + 5 * p[1]) * np.array([4.0, 5.0]))
 
 
@@ -773,7 +773,8 @@ _MIRRORED = np.array([1.0, -1.0, 1.0, -1.0, 1.0])
 
 
 def _by_hand_grads(t: int, p: Array) -> Array:
-    """Beside the table its mirror image, and gradients so small that a product of two of them would be 0."""
+    """Return the gradients of the table, its mirror image, and gradients so small that a product of two of them would
+    be 0."""
     tiny = float(np.finfo(p.dtype).tiny)
     return BY_HAND_GRADS[t - 1] * np.array([1.0, -1.0, tiny, -tiny, 2.0**100], p.dtype)
 
@@ -991,7 +992,7 @@ BAD_CLASS_OPTIONS = {entry.rule: _bad_of_class(entry) for entry in _WHOLE}
 
 
 def short_lengths(dtype: np.dtype[Any]) -> range:
-    """0 to two of the longest vectors (512 bit) and 1."""
+    """Return 0 to two of the longest vectors (512 bits) and 1."""
     return range(2 * (64 // dtype.itemsize) + 2)
 
 
@@ -1010,7 +1011,7 @@ Allocate = Callable[[Shape], Array]
 
 @dataclass(frozen=True)
 class Layout:
-    """A way in which an array lies in memory: ``make`` gets an allocator of dense C arrays."""
+    """A layout of an array in memory: ``make`` gets an allocator of dense C arrays."""
 
     name: str
     _make: Callable[[Allocate, Shape], Array]
@@ -1055,7 +1056,7 @@ def _broadcast_shapes(shape: Shape) -> list[Shape]:
 
 
 def broadcast_gradients(shape: Shape, make: Callable[[Shape], Array]) -> list[Array]:
-    """Read-only gradients with strides of 0: all elements one, one along an axis, and a plain read-only one."""
+    """Return read-only gradients with strides of 0, along all axes and along one, and a plain read-only one."""
     found = [np.broadcast_to(make(small), shape) for small in _broadcast_shapes(shape)]
     plain = make(shape)
     plain.flags.writeable = False
@@ -1067,7 +1068,7 @@ def broadcast_gradients(shape: Shape, make: Callable[[Shape], Array]) -> list[Ar
 
 @dataclass(frozen=True)
 class Values:
-    """Values to start from, and ``STEPS`` gradients; dense arrays by name."""
+    """Starting values and ``STEPS`` gradients: dense arrays by name."""
 
     param: Array
     states: dict[str, Array]
@@ -1075,7 +1076,7 @@ class Values:
 
 
 def ordinary(case: Case, dtype: np.dtype[Any], shape: Shape, rng: np.random.Generator) -> Values:
-    """Ordinary numbers of very different magnitudes; a few gradients are exactly 0."""
+    """Return ordinary numbers of very different magnitudes. A few gradients are exactly 0."""
 
     def draw(shape: Shape) -> Array:
         return np.asarray(rng.standard_normal(shape) * 10.0 ** rng.uniform(-3, 1, shape))
@@ -1127,7 +1128,7 @@ def special(
 
 
 def tiny(case: Case, dtype: np.dtype[Any], shape: Shape, rng: np.random.Generator) -> Values:
-    """The same without what swallows all other values: zeros, subnormals and the smallest normal numbers."""
+    """Return the same without values that absorb all others: zeros, subnormals and the smallest normal numbers."""
     values = specials(dtype)
     return special(case, dtype, shape, rng, values[np.abs(values) < 0.5])
 
@@ -1152,7 +1153,7 @@ ROW_SHAPES: tuple[Shape, ...] = ((), (1,), (3,), (15,), (16,), (67,), (2, 3), (5
 def of_rows(
     case: Case, dtype: np.dtype[Any], shape: Shape, rows: tuple[Array, ...], rng: np.random.Generator
 ) -> Values:
-    """Values whose gradients are those of the rows of each step, a few of them 0 or -0."""
+    """Return values whose gradients are those of the rows of each step, a few of them 0 or -0."""
     values = ordinary(case, dtype, shape, rng)
     values.grads[:] = [ordinary(case, dtype, (index.size, *shape[1:]), rng).grads[0] for index in rows]
     for grad in values.grads:
@@ -1162,7 +1163,7 @@ def of_rows(
 
 
 def extremes(case: Case, dtype: np.dtype[Any], shape: Shape, rng: np.random.Generator) -> Values:
-    """The same with the largest and the smallest numbers of 16 bits."""
+    """Return the same with the largest and the smallest numbers of 16 bits."""
     largest, smallest = float(ml_dtypes.finfo(BFLOAT16).max), float(ml_dtypes.finfo(BFLOAT16).smallest_subnormal)
     values = [0.0, 1.0, largest, smallest, 65504.0, 2.0**-24, math.inf]
     return special(case, dtype, shape, rng, np.array([s * x for x in values for s in (1, -1)] + [math.nan], dtype))
@@ -1302,7 +1303,7 @@ STEP_OPTIONS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class BadArray:
-    """A way to break a good array: what to pass instead of it, the error, and what its message must show."""
+    """A way to break a good array: what to pass instead, the error, and what its message must show."""
 
     name: str
     make: Callable[[Array], Any]

@@ -563,7 +563,7 @@ def test_bad_calls_of_a_step_say_what_is_wrong_and_write_nothing(lib: Library) -
         ({"param": changed(p, dimensions=-1)}, "at most 8 dimensions, got -1"),
         ({"param": changed(p, data=p[0].data + 1)}, "aligned to its dtype float64"),
         ({"param": changed(p, strides=[12])}, "aligned to its dtype float64"),
-        ({"param": changed(p, shape=[2**61])}, "shape (2305843009213693952,) with strides (8,) is larger"),
+        ({"param": changed(p, shape=[2**61])}, "fits into memory, got shape (2305843009213693952,) with strides (8,)"),
         ({"grad": changed(g, strides=[-(2**63)])}, "grad: expected an array that fits into memory, got "),
         ({"grad": changed(g, shape=[2**62, 0, 2**62], dimensions=3, strides=NULL)}, "fits into memory"),
         ({"param": changed(p, strides=[0])}, "share memory"),
@@ -601,7 +601,7 @@ def test_empty_arrays_without_data_are_checked_too(lib: Library) -> None:
         ("adagrad_norm", empty, INVALID_ARGUMENT), ("adagrad_norm", misfit, INVALID_ARGUMENT),
     ):  # fmt: skip
         assert lib.step(lib.rule(rule), 1, empty, empty, state, 1) == code, lib.error()
-        assert code == OK or "that of the parameter" in lib.error()
+        assert code == OK or ": expected shape " in lib.error()
 
 
 def test_the_stride_of_an_axis_of_one_element_does_not_matter(lib: Library) -> None:

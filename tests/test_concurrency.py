@@ -1,5 +1,5 @@
-"""One optimizer in many hands: threads that step, save and load it at once, forks in the middle of its steps, other
-interpreters, and what the extension declares about all that."""
+"""One optimizer used by many: threads that step, save and load it at once, forks during its steps, other interpreters,
+and what the extension declares about them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Gate:
-    """A place where one thread stops until it is let go; others go through."""
+    """A place where one thread stops until it is released. Others pass."""
 
     def __init__(self) -> None:
         self.reached, self.open = threading.Event(), threading.Event()
@@ -49,7 +49,7 @@ class Gate:
 
 
 class SlowGradient:
-    """A gradient that offers its memory by DLPack, when it is let."""
+    """A gradient that offers its memory by DLPack once it is released."""
 
     def __init__(self, array: Array, gate: Gate) -> None:
         self._array, self._gate = array, gate
@@ -78,7 +78,7 @@ USES: dict[str, Use] = {
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
-    """A gate in the middle of every use that Python code makes of an optimizer: where it calls these functions."""
+    """Put a gate into every use that Python code makes of an optimizer: where it calls these functions."""
     gate = Gate()
     for module, name in CALLED:
         true = getattr(module, name)
@@ -100,8 +100,8 @@ HOLDING = [name for name in USES if name not in ("deepcopy", "pickle")]  # these
 
 @pytest.mark.parametrize("holding", HOLDING)
 def test_one_use_at_a_time(holding: str, gate: Gate, tmp_path: Path) -> None:
-    """While one thread is in a step, a save or a load, each use by another is refused with a RuntimeError, and changes
-    no byte of the optimizer and no file; the first goes on undisturbed, and so does whoever comes after it."""
+    """While one thread steps, saves or loads, each use by another thread raises RuntimeError and changes no byte of the
+    optimizer and no file. The first use goes on undisturbed, and so does the next one."""
     param = np.arange(5.0)
     opt = fs.Adagrad({"w": param, "v": np.ones(3)})
     grads = {"w": SlowGradient(np.ones(5), gate), "v": np.ones(3)}
@@ -147,7 +147,7 @@ def test_one_use_at_a_time(holding: str, gate: Gate, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", HOLDING)
 def test_an_error_lets_go(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a use that failed, or that Ctrl-C broke off, the optimizer is free."""
+    """After a use that failed, or that Ctrl-C stopped, the optimizer is free."""
     opt = fs.Adagrad({"w": np.ones(3)})
     opt.save(tmp_path / "a.npz")
     opt.save(tmp_path / "a.safetensors")
@@ -168,8 +168,8 @@ def test_an_error_lets_go(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_saves_during_steps() -> None:
-    """One thread steps, another takes state dicts, as fast as they can: each dict is that of a whole number of steps.
-    Where they meet, one of them is refused."""
+    """One thread steps, another takes state dicts, as fast as they can. Each dict is that of a whole number of steps.
+    If they meet, one of them is refused."""
     case = FIRST_OF_RULE[0]
     rng = np.random.default_rng(1)
     start, grad = {"w": rng.standard_normal(300_000)}, {"w": rng.standard_normal(300_000)}
@@ -211,7 +211,7 @@ def test_saves_during_steps() -> None:
 
 
 def child_says(body: Callable[[], bytes]) -> bytes:
-    """Run ``body`` in a forked child that must end in time; return what it says."""
+    """Run ``body`` in a forked child that must end in time, and return what it says."""
     read, write = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # this test forks a process with threads on purpose
@@ -233,9 +233,9 @@ def child_says(body: Callable[[], bytes]) -> bytes:
 
 
 def test_forks_in_the_middle_of_an_optimizers_steps() -> None:
-    """Forks while another thread steps an optimizer, whenever they come. In the child it is either whole, and goes on
-    with the right bits, or it says by a RuntimeError that the fork met it in a step. The child's own optimizers work
-    always, and the parent's run is undisturbed."""
+    """Fork at any time while another thread steps an optimizer. In the child, the optimizer is complete and goes on
+    with the right bits, or raises RuntimeError because the fork came during a step. The child's own optimizers always
+    work, and the parent's run is undisturbed."""
     case = FIRST_OF_RULE[0]
     rng = np.random.default_rng(2)
     start = {"w": rng.standard_normal(200_000), "b": rng.standard_normal(5)}
@@ -287,8 +287,8 @@ def test_forks_in_the_middle_of_an_optimizers_steps() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
 @pytest.mark.parametrize("when", ["in a step", "between two"])
 def test_forks_at_a_known_moment(when: str) -> None:
-    """While another thread is held up in the middle of a step, the child's copy of the optimizer refuses for good, and
-    is as it was before that step; between two steps it is whole. An optimizer of the child's own works in both."""
+    """While another thread is stopped in the middle of a step, the child's copy of the optimizer stays as before the
+    step and refuses any use; between two steps it is complete. An optimizer of the child's own works in both cases."""
     param = np.arange(5.0)
     opt = fs.Adagrad(param)
     opt.step(np.ones(5))
@@ -326,7 +326,7 @@ def test_forks_at_a_known_moment(when: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_hostile_containers(seed: int) -> None:
-    """Some seconds of ``fuzz/hostile.py``, in a process in which memory is spoilt when it is freed."""
+    """Run ``fuzz/hostile.py`` for some seconds, in a process that overwrites freed memory."""
     done = subprocess.run(
         [sys.executable, Path(__file__).parent / "fuzz" / "hostile.py", "--seconds", "4", "--seed", str(seed)],
         env=os.environ | {"PYTHONMALLOC": "malloc_debug", "MALLOC_PERTURB_": "85"},
@@ -389,8 +389,8 @@ IN_ANOTHER_INTERPRETER = """
 
 @pytest.mark.parametrize("when", ["first", "later"])
 def test_other_interpreters(when: str, tmp_path: Path) -> None:
-    """In a second interpreter of the process the package works, or the import is refused (NumPy works in only one); the
-    first one is undisturbed, also after the second has ended."""
+    """In a second interpreter of the process, the package works or the import is refused (NumPy works in only one). The
+    first interpreter is undisturbed, even after the second has ended."""
     # A copy outside site-packages: an editable install builds again on import, and not every interpreter may do that.
     copied = shutil.copytree(Path(fs.__file__).parent, tmp_path / "fusedstep")
     if not Path(_core.__file__).is_relative_to(Path(fs.__file__).parent):
@@ -413,7 +413,7 @@ def test_other_interpreters(when: str, tmp_path: Path) -> None:
 
 
 def test_the_gil_stays_off() -> None:
-    """In a free-threaded Python the import switches no GIL on."""
+    """In free-threaded Python, the import does not switch the GIL on."""
     if not sysconfig.get_config_var("Py_GIL_DISABLED"):
         pytest.skip("this Python has a GIL")
     code = "import sys, numpy, fusedstep; print(sys._is_gil_enabled())"

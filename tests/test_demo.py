@@ -45,7 +45,7 @@ def comparisons(digits: demo.Digits) -> list[demo.Comparison]:
 
 
 def nudged(update: Any) -> Any:
-    """Return a wrong reference: its parameter is one unit in the last place off in one element."""
+    """Return a wrong reference, whose parameter is one unit in the last place off in one element."""
 
     @functools.wraps(update)
     def wrong(param: np.ndarray, *arguments: Any, **options: Any) -> None:
@@ -144,7 +144,7 @@ def test_demo_looks_at_its_output_first(
 
 
 def test_demo_from_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Also in a terminal that is ASCII only."""
+    """Also in a terminal with ASCII only."""
     pytest.importorskip("sklearn")
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     done = run("demo", "--out", str(tmp_path / "new \u00b5"), cwd=tmp_path)
@@ -193,7 +193,7 @@ def test_verify_sees_a_write_outside_a_parameter() -> None:
 
 
 def is_refused(rule: str, flag: str) -> bool:
-    """Whether the rule refuses the flag where there is weight decay: it has no use for it."""
+    """Whether the rule refuses the flag together with weight decay."""
     try:
         _core.check_hyperparameters(rule, {flag: True, "weight_decay": 0.1})
     except ValueError:
@@ -203,7 +203,8 @@ def is_refused(rule: str, flag: str) -> bool:
 
 @pytest.mark.parametrize("quick", [False, True])
 def test_verify_tries_every_option(quick: bool) -> None:
-    """Each flag is off and on, each choice is made, and each number that is 0 by default is not, with every state."""
+    """Each flag is off and on, each choice is made, and each number that is 0 by default is also another, with every
+    state."""
     tried: dict[str, list[dict[str, Any]]] = {rule: [] for rule in _core.rules()}
     for case in selfcheck.cases(quick):
         tried[case.schema.rule].append(case.options)

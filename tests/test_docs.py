@@ -1,4 +1,4 @@
-"""README and the guide do what they say: every Python block runs, every command, name and file in them exists."""
+"""README and the guide are right: every Python block runs, and every command, name and file in them exists."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ COMPILED = {"cpp": {"c", "cpp"}}
 
 
 class Block(NamedTuple):
-    """A fenced block of a page."""
+    """A code block of a page."""
 
     language: str
     text: str
@@ -78,7 +78,7 @@ def of_language(language: str) -> list[Any]:
 
 
 def imported(source: str) -> set[str]:
-    """Return the packages that some source imports."""
+    """Return the packages that a source imports."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -92,7 +92,7 @@ def imported(source: str) -> set[str]:
 def test_python_blocks_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Run the blocks of a page in order, as a reader would; a block ``text`` right after one is what it prints."""
+    """Run the blocks of a page in order, as a reader would. A ``text`` block right after one is what it prints."""
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": page.stem}
     missing: set[str] = set()
@@ -117,8 +117,8 @@ def test_python_blocks_run(
 
 
 def test_jax_reads_parameters_later() -> None:
-    """The page on common mistakes is right: a loss that JAX only started may see a step that came after it; one that
-    was waited for does not, nor one that came with its gradient."""
+    """Check the page on common mistakes: a loss that JAX has only started may see a later step. One that was waited for
+    does not, nor one that came with its gradient."""
     jax = pytest.importorskip("jax")
 
     @jax.jit
@@ -175,7 +175,7 @@ def test_pages_that_readme_links_read_well_on_a_code_host(page: Path) -> None:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Return the commands of a page's shell blocks, in words."""
+    """Return the commands of a page's shell blocks, as words."""
     return [
         shlex.split(command)
         for block in blocks(page)
@@ -186,7 +186,7 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def bench_parser() -> argparse.ArgumentParser:
-    """Return the parser of the benchmark, which is part of a checkout and not of the package."""
+    """Return the parser of the benchmark, which is in a checkout and not in the package."""
     sys.path.insert(0, str(ROOT))
     try:
         return importlib.import_module("bench.__main__").parser()
@@ -195,7 +195,7 @@ def bench_parser() -> argparse.ArgumentParser:
 
 
 def check_command(words: list[str]) -> None:
-    """Fail unless a command is one of ours, with arguments that exist."""
+    """Fail unless the command is one of ours and its arguments exist."""
     program = words[0].removeprefix(".venv/bin/")
     if (program, words[1:3]) == ("python", ["-m", "fusedstep"]):
         make_parser().parse_args(words[3:])
@@ -236,7 +236,7 @@ def test_commands_exist(page: Path) -> None:
 
 
 def test_commands_of_embedding_run(tmp_path: Path) -> None:
-    """Run those that build programs, in a folder with the examples; the library itself was built before."""
+    """Run the commands that build programs, in a folder with the examples. The library itself was built before."""
     native.cc(), native.cxx(), native.tool("pkg-config"), native.tool("cmake")
     prefix = native.installed()
     (tmp_path / "examples").symlink_to(native.ROOT / "examples")
@@ -359,7 +359,7 @@ def test_a_rule_is_exported(rule: str) -> None:
 
 @pytest.mark.parametrize("rule", DECLARED)
 def test_functions_show_as_the_packages_own(rule: str) -> None:
-    """To ``help``, ``inspect`` and ``pickle`` the extension's functions are the package's, not an object's methods."""
+    """``help``, ``inspect`` and ``pickle`` see the extension's functions as the package's, not as methods."""
     name = f"{rule}_"
     function = getattr(fs, name)
     assert (function.__module__, function.__qualname__, function.__name__) == ("fusedstep", name, name)
@@ -390,7 +390,7 @@ def test_classes_show_their_arguments(entry: Any) -> None:
 
 
 def test_the_walk_passes_every_file_of_its_rule() -> None:
-    """The page on adding a rule names each file of the sources that mentions the rule that it shows."""
+    """The page on adding a rule names each source file that mentions its rule."""
     page = (DOCS / "adding-a-rule.md").read_text(encoding="utf-8")
     [rule] = set(re.findall(r"<!-- excerpt: cpp/include/fusedstep/rules/(\w+)\.hpp", page))
     assert rule in DECLARED

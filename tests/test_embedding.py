@@ -1,4 +1,4 @@
-"""The C++ library in another project: from the wheel, from an installation, or built as a part of that project."""
+"""The C++ library in another project: from the wheel, from an installation, or built as a part of the project."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def install() -> Path:
 
 @pytest.fixture(scope="session", params=[wheel, install, native.subproject], ids=lambda way: way.__name__)
 def consumer(request: pytest.FixtureRequest) -> Path:
-    """Its build folder, for each way in which it can get the library."""
+    """Return its build folder, for each way in which it can get the library."""
     build: Callable[[], Path] = request.param
     return build()
 
@@ -48,7 +48,7 @@ def test_the_consumers_own_tests_pass(consumer: Path) -> None:
 
 
 class Lcg:
-    """The consumer's generator."""
+    """The random numbers of the consumer."""
 
     def __init__(self, seed: int) -> None:
         self._state = seed
@@ -133,7 +133,7 @@ def test_a_project_in_c_alone_links_the_library() -> None:
 
 
 def test_a_project_in_c_alone_hears_what_the_sources_need() -> None:
-    """CMake itself fails without a word, where a part of a project brings a language that the whole does not have."""
+    """CMake fails without an explanation if a part of a project uses a language that the project does not enable."""
     told = native.fails(
         native.tool("cmake"), "-S", c_only(), "-B", native.scratch("c-only"), *native.generator(),
         f"-DFUSEDSTEP_SOURCE={native.sources()}",
@@ -142,7 +142,7 @@ def test_a_project_in_c_alone_hears_what_the_sources_need() -> None:
 
 
 def test_a_part_of_a_python_package_is_the_library_and_nothing_else() -> None:
-    """What scikit-build-core sets is for the whole project: no extension, version or file is made."""
+    """scikit-build-core's settings are for the whole project: this part makes no extension, version or file."""
     build, prefix = native.scratch("skbuild"), native.scratch("skbuild-prefix")
     native.cxx()
     native.run(
@@ -227,7 +227,7 @@ def run_rule(rule: str, options: dict[str, Any], dtype: str) -> str:
 
 @pytest.fixture(scope="session")
 def checks() -> Path:
-    """The consumer's checks, from the build that other tests need anyway."""
+    """Return the consumer's checks, from the build that other tests need anyway."""
     return native.subproject() / "checks"
 
 
@@ -297,7 +297,7 @@ def test_info_prints_the_folders() -> None:
 
 
 def test_scikit_build_core_finds_the_package() -> None:
-    """Its entry point names the module under which CMake looks: the package itself, in whose lib/cmake it lies."""
+    """Its entry point names the module in which CMake looks: the package itself, which has lib/cmake."""
     [entry] = [e for e in importlib.metadata.entry_points(group="cmake.root") if e.name == "fusedstep"]
     root = Path(fs.get_cmake_dir()).parents[2]
     assert entry.value == "fusedstep"
@@ -329,8 +329,8 @@ def test_another_minor_version_is_refused() -> None:
 
 
 def test_builds_leave_the_checkout_alone(tmp_path: Path) -> None:
-    """Two of them at once, by different compilers: each configures anew, and writes nothing beside the sources. So a
-    checkout may be read-only, and no build sees what another left there. (Nothing is compiled here.)"""
+    """Two builds at once, by different compilers, each configure anew and write nothing into the sources. So a checkout
+    may be read-only, and no build sees files of another. (This test compiles nothing.)"""
     for module in ("scikit_build_core", "pybind11", "hatch_fancy_pypi_readme"):
         pytest.importorskip(module)
     checkout = tmp_path / "checkout"

@@ -137,8 +137,8 @@ def delicate(case: Case, dtype: np.dtype[Any], n: int) -> Values:
 @each_dtype
 @pytest.mark.parametrize("case", FULLEST_OF_RULE, ids=str)
 def test_rounding_and_flushing_do_not_leak_in(case: Case, dtype: np.dtype[Any], processor: Processor) -> None:
-    """All rounding modes, with and without flush-to-zero, set by the calling thread: the reference's bits, on small
-    arrays and on ones that 1, 2 and 3 threads share; and the caller's settings are as before."""
+    """Compare with the reference in all rounding modes, with and without flush-to-zero, on small arrays and on arrays
+    that 1, 2 and 3 threads share. The caller's settings stay."""
     for n, counts in ((37, (1,)), (33_000, THREADS)):
         wanted = solve(case, dtype, (n,), delicate(case, dtype, n))
         for (rounding, flush), count in itertools.product(settings(processor), counts):
@@ -156,8 +156,8 @@ def test_rounding_and_flushing_do_not_leak_in(case: Case, dtype: np.dtype[Any], 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_optimizers_in_any_mode(case: Case, processor: Processor) -> None:
-    """The same of optimizers, which are made in that mode too, with all options of a step: the norm and the numbers at
-    which states start have the reference's bits."""
+    """Do the same for optimizers, which are also made in that mode, with all options of a step: norm and starting
+    values have the reference's bits."""
     shapes = {"a": (37,), "b": (60, 50)}
     for dtype, (rounding, flush) in itertools.product(DTYPES, settings(processor)):
         rng = np.random.default_rng(2)
@@ -180,7 +180,7 @@ def test_optimizers_in_any_mode(case: Case, processor: Processor) -> None:
 
 
 def test_verification_in_any_mode(processor: Processor) -> None:
-    """``verify`` raises no false alarm: the reference it runs is not touched by the caller's settings either."""
+    """Raise no false alarm with ``verify``: the caller's settings do not reach the reference either."""
     rng = np.random.default_rng(3)
     for case, (rounding, flush) in itertools.product(FULLEST_OF_RULE, settings(processor)):
         values = delicate(case, DTYPES[0], 500)
@@ -192,7 +192,7 @@ def test_verification_in_any_mode(processor: Processor) -> None:
 
 
 def test_the_settings_are_really_set(processor: Processor) -> None:
-    """In each of these modes NumPy itself gives other bits for these numbers: so the equalities above say something."""
+    """Check that NumPy itself gives other bits in each mode, so that the comparisons above mean something."""
     for dtype in DTYPES:
         case = FIRST_OF_RULE[0]
         values = delicate(case, dtype, 37)
@@ -205,7 +205,7 @@ def test_the_settings_are_really_set(processor: Processor) -> None:
 
 
 def test_settings_do_not_leak_out(with_mxcsr: Processor) -> None:
-    """MXCSR, whatever it was, is the same in every bit after 1,000 calls, after errors, and after work for threads."""
+    """Keep every bit of MXCSR over 1,000 calls, errors, and work in threads."""
     before = with_mxcsr.mxcsr
     small, large = (problem(FIRST_OF_RULE[0], DTYPES[0], (n,)) for n in (50, 40_000))
     try:
@@ -234,7 +234,7 @@ def test_settings_do_not_leak_out(with_mxcsr: Processor) -> None:
 
 @pytest.mark.slow
 def test_the_import_changes_no_settings(with_mxcsr: Processor) -> None:
-    """MXCSR is equal, except for the flags of what happened, before and after the import and 1,000 calls."""
+    """Keep MXCSR, except for its status flags, over the import and 1,000 calls."""
     code = f"""
         import ctypes, numpy as np
         mxcsr = ctypes.CDLL({str(with_mxcsr.helper)!r})
@@ -254,7 +254,7 @@ def test_the_import_changes_no_settings(with_mxcsr: Processor) -> None:
 
 @pytest.mark.slow
 def test_threads_born_in_another_mode(with_mxcsr: Processor) -> None:
-    """A pool whose threads were started by a thread that rounds up and flushes works as any other."""
+    """Use a pool whose threads were started by a thread that rounds up and flushes."""
     code = f"""
         import ctypes, hashlib, numpy as np, fusedstep as fs
         mxcsr = ctypes.CDLL({str(with_mxcsr.helper)!r})
@@ -297,8 +297,8 @@ def run(code: str, fails: bool = False, **variables: str) -> str:
 
 @pytest.mark.slow
 def test_variables() -> None:
-    """FUSEDSTEP_ISA forces an instruction set of this machine, and the forced one runs; FUSEDSTEP_NUM_THREADS says how
-    many threads there are at the start. Without them: the best, and as many as there are processors for the process."""
+    """FUSEDSTEP_ISA forces an instruction set, and FUSEDSTEP_NUM_THREADS sets the number of threads. The defaults are
+    the best instruction set and all processors of the process."""
     code = """
         import numpy as np, fusedstep as fs
         p = np.ones(100, np.float32)
@@ -349,7 +349,7 @@ FILE *fopen64(const char *path, const char *mode) { return opened("fopen64", pat
 
 
 class Surroundings:
-    """Other machines and containers, as a process sees them: its processors and its control groups."""
+    """Other machines and containers as a process sees them: processors and control groups."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -384,7 +384,7 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Surroundings:
 @pytest.mark.slow
 @pytest.mark.parametrize("processors", [1, 7, 1024, 1025, 5000])
 def test_any_number_of_processors(processors: int, surroundings: Surroundings) -> None:
-    """As many threads as there are processors, up to 256; the usual set of processors ends at 1,024."""
+    """Use as many threads as processors, up to 256, also with more than the 1,024 processors of a usual set."""
     assert surroundings.threads(processors) == min(processors, 256)
 
 
@@ -393,7 +393,7 @@ V1 = "23 1 8:1 / / rw - ext4 /dev/sda1 rw\n32 31 0:29 / @/sys/cpu rw - cgroup cg
 
 
 def v1(folder: str) -> dict[str, str]:
-    """Two and a half processors."""
+    """Two and a half processors, with version 1 of control groups."""
     return {f"sys/cpu/{folder}cpu.cfs_quota_us": "250000\n", f"sys/cpu/{folder}cpu.cfs_period_us": "100000\n"}
 
 
@@ -430,14 +430,14 @@ QUOTAS: dict[str, tuple[int, str, str, dict[str, str]]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", QUOTAS)
 def test_quotas(name: str, surroundings: Surroundings) -> None:
-    """On 8 processors: no more threads than the quotas of the control groups come to, rounded up."""
+    """Use no more threads than the quotas of the control groups allow, rounded up, on 8 processors."""
     wanted, groups, mounts, files = QUOTAS[name]
     assert surroundings.threads(8, groups, mounts, files) == wanted
 
 
 @pytest.mark.slow
 def test_openmp_variable(surroundings: Surroundings) -> None:
-    """OMP_NUM_THREADS is an upper limit, of which the first number counts; FUSEDSTEP_NUM_THREADS comes before all."""
+    """Take the first number of OMP_NUM_THREADS as an upper limit, unless FUSEDSTEP_NUM_THREADS is set."""
     lists = {"1": 1, "3": 3, "3,2": 3, " 4 , 2": 4, "2,nonsense": 2, "8": 8, "9": 8, "1000000": 8}
     for said, wanted in lists.items():
         assert surroundings.threads(8, OMP_NUM_THREADS=said) == wanted, said
@@ -451,7 +451,7 @@ def test_openmp_variable(surroundings: Surroundings) -> None:
 
 @pytest.mark.slow
 def test_when_the_surroundings_are_read() -> None:
-    """At the first large step and not before; again in a forked child; never where ``set_num_threads`` decided."""
+    """Read them at the first large step, again in a forked child, and never after ``set_num_threads``."""
     code = """
         import os, numpy as np, fusedstep as fs
         x = np.ones(100_000)
@@ -479,7 +479,7 @@ def test_when_the_surroundings_are_read() -> None:
 
 @pytest.mark.slow
 def test_an_affinity_that_is_set_at_run_time() -> None:
-    """After the import and before the first step, as Slurm's and Dask's workers do: the step keeps to it."""
+    """Respect an affinity that is set after the import and before the first step, as by Slurm and Dask."""
     code = """
         import os, numpy as np, fusedstep as fs
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -501,7 +501,7 @@ def test_an_affinity_that_is_set_at_run_time() -> None:
     ],
 )
 def test_bad_variables(name: str, right: str, values: tuple[str, ...]) -> None:
-    """Anything else: the import fails, with the variable's name, its value and all that would be right."""
+    """Fail the import with the variable's name, its value and the valid values."""
     for value in values:
         told = run("import fusedstep", fails=True, **{name: value})
         assert told.startswith(f"ValueError: {name}")
@@ -513,7 +513,7 @@ def test_bad_variables(name: str, right: str, values: tuple[str, ...]) -> None:
 
 
 def test_instruction_sets() -> None:
-    """The baseline is always there; ``use_isa`` holds within its block, in all threads, and nests."""
+    """The baseline is always there. ``use_isa`` is in force within its block, in all threads, and nests."""
     assert ISAS[0] == "baseline"
     assert len(set(ISAS)) == len(ISAS)
     assert set(ISAS) <= set(fs.show_config()["instruction sets compiled"])
@@ -535,7 +535,7 @@ def test_instruction_sets() -> None:
 
 @pytest.mark.parametrize("isa", ["sse9", "", "AVX2", "Baseline", None, 2, b"avx2", ["avx2"]], ids=repr)
 def test_bad_instruction_sets(isa: Any) -> None:
-    """An unknown name is refused with the value and all that would be right, and nothing changes."""
+    """Refuse an unknown name with its value and the valid names, and change nothing."""
     before = fs.isa()
     with pytest.raises((TypeError, ValueError)) as caught, fs.use_isa(isa):
         pass
@@ -545,7 +545,7 @@ def test_bad_instruction_sets(isa: Any) -> None:
 
 
 def test_thread_counts() -> None:
-    """From 1 to 256, integers of any type; anything else is refused with the value, and the number stays."""
+    """Accept 1 to 256 in any integer type. Refuse anything else with its value, and keep the number."""
     with threads(1):
         for n in (1, 2, 3, 17, 256, np.int64(5), np.uint8(6)):
             fs.set_num_threads(n)  # type: ignore[arg-type]
@@ -561,7 +561,7 @@ def test_thread_counts() -> None:
 
 @pytest.mark.slow
 def test_threads_are_really_there() -> None:
-    """Large work starts as many threads as asked for, small work none, and one thread means one."""
+    """Start as many threads as asked for if work is large, none if it is small."""
     code = """
         import os, numpy as np, fusedstep as fs
         count = lambda: len(os.listdir("/proc/self/task"))
@@ -587,8 +587,8 @@ def test_threads_are_really_there() -> None:
 
 @pytest.mark.slow
 def test_signals_are_for_the_callers_threads() -> None:
-    """The pool's threads take none, however the caller waits: by a mask and sigwait, or not at all. Only faults go to
-    the thread that made them."""
+    """The pool's threads take no signals, however the caller waits: by a mask and sigwait, or not at all. Only faults
+    reach the thread that caused them."""
     code = """
         import os, re, signal, time, numpy as np, fusedstep as fs
         fs.set_num_threads(3)
@@ -620,7 +620,7 @@ def test_signals_are_for_the_callers_threads() -> None:
 
 @pytest.mark.slow
 def test_exit_beside_a_daemon_thread() -> None:
-    """The main thread ends while a daemon thread makes steps: no abort, whatever the step was doing."""
+    """End the main thread while a daemon thread steps, without an abort, whatever the step was doing."""
     code = """
         import sys, threading, time, numpy as np, fusedstep as fs
         optimizer = {optimizer}
@@ -639,7 +639,7 @@ def test_exit_beside_a_daemon_thread() -> None:
 
 @pytest.mark.slow
 def test_functions_beside_the_end() -> None:
-    """The same of the functions, in three daemon threads at once."""
+    """Do the same with functions in three daemon threads."""
     code = """
         import threading, time, numpy as np, fusedstep as fs
         def work():
@@ -656,7 +656,7 @@ def test_functions_beside_the_end() -> None:
 
 @pytest.mark.slow
 def test_a_stack_of_64_kib() -> None:
-    """What a step keeps on the calling thread's stack, Python's own share included, fits in 64 KiB."""
+    """A step, with Python's own share, fits in a stack of 64 KiB."""
     code = """
         import threading, numpy as np, fusedstep as fs
         threading.stack_size(64 * 1024)
@@ -682,7 +682,7 @@ def test_a_stack_of_64_kib() -> None:
 
 @pytest.mark.slow
 def test_the_shared_library_is_closed_under_its_threads() -> None:
-    """dlclose() while the pool is warm, and while it sleeps: its threads go on waiting, and the process ends well."""
+    """Call dlclose() while the pool is awake, and while it sleeps. The process ends normally."""
     code = f"""
         import _ctypes, ctypes, time
         class Array(ctypes.Structure):
@@ -711,8 +711,8 @@ def test_the_shared_library_is_closed_under_its_threads() -> None:
 
 @pytest.mark.slow
 def test_waking_is_learned_from_steps() -> None:
-    """No step sleeps to find out what waking costs. A measurement takes the best of three, so it would show as three
-    times that the calling thread gave its processor away; a lock of the system's may do that once."""
+    """No step sleeps to measure the cost of waking. A measurement takes the best of three, so it would show as three
+    times that the calling thread gave up its processor; a lock of the system may do that once."""
     code = """
         import time, numpy as np, fusedstep as fs
         fs.set_num_threads(2)
@@ -752,7 +752,7 @@ def made_by_owner(make: Callable[[Owner], Any]) -> weakref.ref[Any]:
 
 
 class Key(float):
-    """A key of a mapping, and a number, that refers to the model."""
+    """A key of a mapping, and a number, that refer to the model."""
 
     model: Any
 
@@ -786,8 +786,7 @@ CYCLES: dict[str, Callable[[Owner, Owner], tuple[Any, Any]]] = {
 @pytest.mark.parametrize("kind", CYCLES)
 @pytest.mark.parametrize("steps", [0, 2])
 def test_cycles_are_collected(kind: str, steps: int) -> None:
-    """An array that refers to its model, which holds the optimizer of the array: gone with the last name of it, before
-    the first step and after."""
+    """Collect an array that refers to its model, which holds its optimizer, before the first step and after."""
 
     def make(w: Owner) -> Any:
         grad = np.ones(5).view(Owner)
@@ -803,7 +802,7 @@ def test_cycles_are_collected(kind: str, steps: int) -> None:
 
 
 def test_containers_nested_deeply() -> None:
-    """30,000 levels: RecursionError, in parameters and in gradients, and no crash; the optimizer is as it was."""
+    """Raise RecursionError for 30,000 levels of parameters or gradients, and leave the optimizer as it was."""
     wraps: list[Callable[[Any], Any]] = [lambda x: [x], lambda x: (x,), lambda x: {"a": x}, lambda x: UserDict(a=x)]
     for wrap in wraps:
         nested: Any = np.ones(3)
@@ -821,7 +820,7 @@ def test_containers_nested_deeply() -> None:
 
 
 def test_the_interpreter_goes_on_meanwhile() -> None:
-    """The GIL is released around a large update: another Python thread counts on."""
+    """Release the GIL during a large update: another Python thread goes on counting."""
     param = np.ones(2_000_000)
     arrays = {"param": param, "grad": param.copy(), "square_sum": param.copy()}
     counted = 0
@@ -871,7 +870,7 @@ def big_step() -> str:
 
 
 def tasks() -> int:
-    """How many threads this process has; 0 where the system does not say."""
+    """Return how many threads this process has; 0 if the system does not say."""
     return len(os.listdir("/proc/self/task")) if Path("/proc/self/task").exists() else 0
 
 
@@ -896,8 +895,8 @@ def warm_pool() -> Iterator[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_child_processes(method: str, warm_pool: str) -> None:
-    """Children of all three kinds, made when the pool is warm, finish steps of their own, with threads of their own and
-    the same bits; so does the parent afterwards."""
+    """Children of all three kinds, made while the pool is awake, finish their steps with threads of their own and the
+    same bits. So does the parent."""
     context = multiprocessing.get_context(method)
     children = []
     for _ in range(3):
@@ -945,7 +944,7 @@ def forked(body: Callable[[], bool], seconds: float = 30) -> None:
 
 @pytest.mark.slow
 def test_forks_of_forks(warm_pool: str) -> None:
-    """A child's pool is as good as its parent's: its own children, made when it is warm, finish too."""
+    """Children of a child finish, too, when its pool is awake."""
 
     def grandchild() -> bool:
         return big_step_in_child() == (warm_pool, 2 if tasks() else 0)
@@ -961,7 +960,7 @@ def test_forks_of_forks(warm_pool: str) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_forks_while_other_threads_work(warm_pool: str) -> None:
-    """Forks in the middle of other threads' steps, when the pool is in use: each child finishes its own."""
+    """Fork in the middle of other threads' steps, while the pool is in use. Each child finishes its own steps."""
     stop = threading.Event()
 
     def work() -> None:
@@ -1017,7 +1016,7 @@ def in_threads(bodies: list[Callable[[], None]]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", FULLEST_OF_RULE, ids=str)
 def test_disjoint_optimizers_in_eight_threads(case: Case) -> None:
-    """Each thread its own optimizer, small and large arrays, options and functions: the bits of one after another."""
+    """Step one optimizer per thread, with small and large arrays, options and functions: as in sequential runs."""
     shapes: tuple[tuple[int, ...], ...] = ((50_000,), (3,), (120, 130))
 
     def trained(k: int) -> dict[str, Array]:
@@ -1046,7 +1045,7 @@ def test_disjoint_optimizers_in_eight_threads(case: Case) -> None:
 
 @pytest.mark.slow
 def test_arrays_that_are_let_go_meanwhile() -> None:
-    """Another thread drops its references to the arrays, and makes and fills others, while they are being updated."""
+    """Another thread drops its references to arrays that are being updated, and makes and fills others."""
     case, dtype = FIRST_OF_RULE[1], DTYPES[1]
     wanted = make_problem(case, dtype, (400_000,))
     boxes: list[dict[str, Array]] = []
@@ -1078,7 +1077,7 @@ def test_arrays_that_are_let_go_meanwhile() -> None:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt, also where the process was started with it ignored."""
+    """Make Ctrl-C raise KeyboardInterrupt, also in a process that was started with it ignored."""
     if threading.current_thread() is not threading.main_thread():
         pytest.skip("signals reach only the main thread")
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -1089,7 +1088,7 @@ def interruptible() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 def test_interrupts_find_whole_parameters() -> None:
-    """Ctrl-C again and again during steps: the KeyboardInterrupt comes between updates; parameters are those of a whole
+    """Interrupt steps again and again. KeyboardInterrupt comes between updates, so parameters are those of a whole
     number of steps."""
     rng = np.random.default_rng(6)
     start = {"a": rng.standard_normal(300_000), "b": rng.standard_normal(5)}

@@ -1,8 +1,8 @@
 """The functional forms equal the reference bit for bit: any layout, length, instruction set and number of threads.
 
 The full product of rules, types, instruction sets, threads, layouts, lengths and values would take hours. What depends
-on the formula runs for all cases, what depends on how arrays are walked for two of each rule; both for all types and
-instruction sets and, of the rest, the products named in each docstring.
+on the formula runs for all cases. What depends on the walk over arrays runs for two cases of each rule. Both run for
+all types and instruction sets, and for the other products that each docstring names.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def offsets(dtype: np.dtype[Any]) -> range:
 @each_dtype
 @each_walked
 def test_short_lengths_and_offsets(case: Case, dtype: np.dtype[Any], isa: str) -> None:
-    """Lengths 0 to two vectors and 1, each at one offset; offsets 0 to a vector's elements, each at three lengths."""
+    """Lengths 0 to two vectors and 1, each at one offset; all offsets within a vector, each at three lengths."""
     pairs = [(n, n % len(offsets(dtype))) for n in short_lengths(dtype)]
     pairs += itertools.product((7, len(offsets(dtype)), 37), offsets(dtype))
     with fs.use_isa(isa):
@@ -90,7 +90,7 @@ def test_short_lengths_and_offsets(case: Case, dtype: np.dtype[Any], isa: str) -
 @each_dtype
 @pytest.mark.parametrize("case", FIRST_OF_RULE, ids=str)
 def test_numbers_of_numpy(case: Case, dtype: np.dtype[Any]) -> None:
-    """Constants are derived in double, whatever type of NumPy a hyperparameter has."""
+    """Derive constants in double, whatever NumPy type a hyperparameter has."""
     fields = DECLARED[case.rule]["fields"]
     takes = {*inspect.signature(getattr(fs, case.function_name)).parameters} & {*fields}
     numbers = {key: fields[key]["default"] for key in takes if fields[key]["kind"] == "real"}
@@ -103,7 +103,7 @@ def test_numbers_of_numpy(case: Case, dtype: np.dtype[Any]) -> None:
 @each_dtype
 @each_walked
 def test_small_shapes_and_layouts(case: Case, dtype: np.dtype[Any]) -> None:
-    """All small shapes x layouts, all arrays lying alike."""
+    """All small shapes and layouts, with all arrays in the same layout."""
     for k, (shape, layout) in enumerate(itertools.product(SMALL_SHAPES, LAYOUTS)):
         if shape == () and layout is not C and layout.name != "offset by 1 element":
             continue  # a layout needs axes
@@ -117,8 +117,8 @@ IN_THE_OTHER_ORDER = ("F", "F, first axis reversed", "last axis outermost", "eve
 @each_dtype
 @each_walked
 def test_gradients_and_states_in_the_other_order(case: Case, dtype: np.dtype[Any]) -> None:
-    """Matrices of several tiles, and narrow ones, whose gradient, or gradient and states, lie in another
-    order than the parameter."""
+    """Matrices of several tiles, and narrow ones, whose gradient, or gradient and states, have another order than the
+    parameter."""
     shapes = ((67, 301), (70, 40), (3, 37, 65))
     for k, (shape, name) in enumerate(itertools.product(shapes, IN_THE_OTHER_ORDER)):
         theirs = LAYOUT[name]
@@ -133,7 +133,7 @@ def test_gradients_and_states_in_the_other_order(case: Case, dtype: np.dtype[Any
 @each_dtype
 @each_walked
 def test_each_array_in_a_layout_of_its_own(case: Case, dtype: np.dtype[Any], mine: Layout) -> None:
-    """Each pair of a parameter's and a gradient's layout, and the states in others."""
+    """Each pair of layouts of parameter and gradient, with states in others."""
     shape, i = (5, 7, 3), LAYOUTS.index(mine)
     for j, theirs in enumerate(LAYOUTS):
         others = (LAYOUTS[k % len(LAYOUTS)] for k in (i + 2 * j, 2 * i + j, i + j))
@@ -143,15 +143,15 @@ def test_each_array_in_a_layout_of_its_own(case: Case, dtype: np.dtype[Any], min
 
 
 def some_threads(*choices: int) -> int:
-    """A number of threads, another one for each neighbouring choice: all of them meet all choices."""
+    """Return a number of threads, another one for each neighbouring case, so that all numbers meet all cases."""
     return THREADS[sum(choices) % len(THREADS)]
 
 
 @each_dtype
 @each_walked
 def test_middle_lengths_in_threads(case: Case, dtype: np.dtype[Any]) -> None:
-    """1,000 and the lengths around which work is cut, dense, from beside a cache line, and every 2nd, in turn; with 1,
-    2 and 3 threads where they can share the work."""
+    """1,000 and the lengths around which work is cut: dense, beside a cache line, and every second element, in turn;
+    with 1, 2 and 3 threads where they can share the work."""
     for k, n in enumerate(MIDDLE_LENGTHS):
         for count in THREADS if n >= 8000 else (some_threads(k),):
             layout, offset = ((C, 0), (C, 1), (EVERY_2ND, 0))[(k + count) % 3]
@@ -165,8 +165,8 @@ def test_middle_lengths_in_threads(case: Case, dtype: np.dtype[Any]) -> None:
 @each_dtype
 @each_walked
 def test_large_in_threads(case: Case, dtype: np.dtype[Any], isa: str) -> None:
-    """100,003 elements dense with 1, 2 and 3 threads and in other layouts; a large matrix in every second layout, which
-    ones and with how many threads changing with type and instruction set, some with a gradient in another layout."""
+    """100,003 elements, dense with 1, 2 and 3 threads, and in other layouts. A large matrix in every second layout;
+    type and instruction set decide which, with how many threads, and whether the gradient has another layout."""
     choice = (ISAS.index(isa), DTYPES.index(dtype))
     runs = [((LARGE_LENGTH,), C, C, count) for count in THREADS]
     runs += [
@@ -189,8 +189,8 @@ def test_large_in_threads(case: Case, dtype: np.dtype[Any], isa: str) -> None:
 @each_dtype
 @each_case
 def test_special_values(case: Case, dtype: np.dtype[Any], isa: str) -> None:
-    """Zeros, subnormals, the largest numbers, infinities and NaN, all in all arrays: dense at two offsets, every 2nd,
-    and repeated until threads share the work."""
+    """Zeros, subnormals, the largest numbers, infinities and NaN, each in every array: dense at two offsets, every
+    second element, and repeated until threads share the work."""
     with fs.use_isa(isa):
         run_function(problem(case, dtype, (SPECIAL_LENGTH,), "tiny"), f"{case} {dtype} {isa}, tiny values")
         short = problem(case, dtype, (SPECIAL_LENGTH,), "special")
@@ -222,8 +222,8 @@ def every_sign(case: Case, dtype: np.dtype[Any]) -> Values:
 @each_dtype
 @pytest.mark.parametrize("case", [case for case in CASES if any(state.sign for state in case.states)], ids=str)
 def test_every_int8_as_the_last_sign(case: Case, dtype: np.dtype[Any], isa: str) -> None:
-    """A ``prev_sign`` that is none of -1, 0 and 1 counts by its sign, in the functions and in the classes, and after a
-    step all are signs; also where the loss has risen, and ``irprop+`` takes the last move back."""
+    """A ``prev_sign`` other than -1, 0 and 1 counts by its sign, in functions and classes, and each step leaves signs.
+    So it does when the loss has risen and ``irprop+`` reverts the last move."""
     values = every_sign(case, dtype)
     n = values.param.size
     wanted = solve(case, dtype, (n,), values)
@@ -265,7 +265,7 @@ def compute(case: Case) -> np.dtype[Any]:
 @pytest.mark.slow
 @each_stored
 def test_storage_and_values(case: Case) -> None:
-    """Every storage of every case: ordinary, tiny and special values, and the extremes of 16 bits."""
+    """Every storage of every case with ordinary, tiny and special values, and the extremes of 16 bits."""
     for k, kind in enumerate(VALUES):
         wanted = problem(case, compute(case), (SPECIAL_LENGTH,) if kind != "ordinary" else (203,), kind)
         for isa in ISAS:
@@ -285,7 +285,7 @@ def test_storage_and_short_lengths(case: Case, isa: str) -> None:
 @pytest.mark.slow
 @each_stored_walked
 def test_storage_and_layouts(case: Case) -> None:
-    """Each layout, with gradient and states in the same one and in others; the noise follows the C order."""
+    """Each layout, with gradient and states in the same one and in others. The noise follows the C order."""
     k = STORED_WALKED.index(case)
     for j, layout in enumerate(LAYOUTS):
         others = (LAYOUTS[(j + 3 * i + k) % len(LAYOUTS)] for i in range(4))
@@ -341,8 +341,8 @@ def test_every_combination_of_options(rule: str, dtype: np.dtype[Any], isa: str)
 @each_dtype
 @each_case
 def test_random_hyperparameters(case: Case, dtype: np.dtype[Any]) -> None:
-    """20 draws of all hyperparameters that a case has, and of the number of the step: the constants that are derived
-    from them have the reference's last bit too."""
+    """20 random draws of all hyperparameters of a case and of the step count: derived constants have the reference's
+    last bit, too."""
     rng = np.random.default_rng(7)
     values = ordinary(case, dtype, (5,), rng)
     takes = case.reference_takes - SWITCHES | {*case.options}
@@ -366,7 +366,7 @@ def in_order(axes: tuple[int, ...]) -> Layout:
 @each_dtype
 @pytest.mark.parametrize("case", FIRST_OF_RULE, ids=str)
 def test_the_order_of_axes_and_many_of_them(case: Case, dtype: np.dtype[Any]) -> None:
-    """Orders of four axes for parameter and gradient, and arrays of as many axes as NumPy has."""
+    """Orders of four axes for parameter and gradient, and as many axes as NumPy allows."""
     orders = [in_order(axes) for axes in itertools.permutations(range(4))]
     for k, (mine, theirs) in enumerate(itertools.product(orders, repeat=2)):
         if k % 5 == 0:
@@ -393,7 +393,7 @@ def test_memory_mapped_files(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("case", FIRST_OF_RULE, ids=str)
 def test_a_wrong_reference_is_noticed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the last bit of one element of a result changed, or one step's gradient negated, the run fails."""
+    """The run fails if the last bit of one element changes, or one step's gradient is negated."""
     true = getattr(fs.reference, case.function_name)
 
     def one_bit(param: Any, *args: Any, **kwargs: Any) -> None:

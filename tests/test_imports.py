@@ -1,4 +1,4 @@
-"""What an import brings along, and what it does where something is missing."""
+"""What an import loads, and what it does if something is missing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(code: str, *places: Path, **environment: str) -> Any:
 
 
 def test_import_brings_little_along() -> None:
-    """What is rarely used is imported where it is used: beside NumPy, the import takes little time."""
+    """Modules that are rarely needed are imported where they are used, so the import takes little time."""
     present = "sys, numpy, inspect"  # newer versions of NumPy import inspect
     code = f"import {present}; before = set(sys.modules); import fusedstep; print(sorted(set(sys.modules) - before))"
     found = {name for name in run(code) if not name.startswith("_")}
@@ -45,7 +45,7 @@ def test_import_brings_little_along() -> None:
 
 
 def test_names_mean_one_thing_each() -> None:
-    """Modules are private, or public and listed; a function has no module of its name."""
+    """Modules are private, or public and listed. No function has the name of a module."""
     code = (
         "import fusedstep as fs, fusedstep._cli, fusedstep._checkpoint._files; from types import ModuleType as M\n"
         "print(sorted(name for name, value in vars(fs).items() if isinstance(value, M) and name[0] != '_'))"
@@ -67,7 +67,7 @@ def test_each_function_of_the_header_has_an_address() -> None:
 
 
 def imported(path: Path) -> set[str]:
-    """The modules of this package that a module imports anywhere in it, as dotted names below the package."""
+    """Return the modules of this package that a module imports anywhere in it, as dotted names."""
     own = path.relative_to(PACKAGE).with_suffix("").parts
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -91,7 +91,7 @@ def imported(path: Path) -> set[str]:
 
 
 def test_no_circle_of_imports() -> None:
-    """Each module sees only what it stands on; checkpoints and verification know no optimizer."""
+    """Each module imports only what it stands on. Checkpoints and verification know no optimizer."""
     graph = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): imported(path) for path in SOURCES}
     reached: dict[str, set[str]] = {}
 

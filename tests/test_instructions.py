@@ -1,4 +1,4 @@
-"""A guard that noise cannot fool: the instructions of kernels and of the call path, against stored numbers."""
+"""The instructions of kernels and calls, compared with stored counts, which noise cannot change."""
 
 from __future__ import annotations
 

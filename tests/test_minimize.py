@@ -72,7 +72,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("method", ["irprop+", "irprop-"])
 def test_published_minima(name: str, method: Any) -> None:
-    """Problem 2 has another local minimum, at which a run from the printed start may end: start nearer."""
+    """Problem 2 has another local minimum, at which a run from the printed start may end, so it starts nearer."""
     fun, x0, bounds, place, minimum = PUBLISHED[name]
     if name == "hs2":
         x0 = [1.0, 2.0]
@@ -84,9 +84,9 @@ def test_published_minima(name: str, method: Any) -> None:
 
 @pytest.mark.parametrize("method", get_args(Method))
 def test_every_method(method: Any) -> None:
-    """Each takes the loss of a plain bowl down by a million, and stops by itself.
+    """Each reduces the loss of a plain bowl by a million and stops by itself.
 
-    GRprop does not: where the sum of the others is uphill, the chosen element gets the smallest step, again and again.
+    GRprop does not: if the sum of the others points uphill, the chosen element gets the smallest step, again and again.
     """
     res = fs.minimize(bowl, [3.0, -2.0], method, lr=0.5)
     assert res.success, res.message
@@ -94,7 +94,7 @@ def test_every_method(method: Any) -> None:
 
 
 def test_functions_of_scipy() -> None:
-    """SciPy's own test functions, at more dimensions than two."""
+    """SciPy's own test functions, in more than two dimensions."""
     optimize = pytest.importorskip("scipy.optimize")
     res = fs.minimize(optimize.rosen, [1.3, 0.7, 0.8, 1.9, 1.2], jac=optimize.rosen_der, maxiter=20_000, xtol=1e-8)
     assert res.success, res.message
@@ -108,7 +108,7 @@ def test_functions_of_scipy() -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("variant", ["irprop+", "irprop-", "rprop+", "rprop-"])
 def test_points_are_those_of_the_reference(variant: Any, dtype: Any, bounds: Any) -> None:
-    """Bit for bit: the projected gradient, the reference's step, the clip, and the size of a step cut short."""
+    """Compare bits: the projected gradient, the reference's step, the clip, and the size of a shortened step."""
     points: list[Any] = []
 
     def fun(x: Any) -> tuple[Any, Any]:
@@ -135,7 +135,7 @@ def test_points_are_those_of_the_reference(variant: Any, dtype: Any, bounds: Any
 
 
 def test_a_step_back_is_the_move_that_was_made() -> None:
-    """The move to the bound is 0.2 long, not 0.5: iRprop+ takes back 0.2."""
+    """The move to the bound is 0.2 long, not 0.5, so iRprop+ reverts 0.2."""
     points: list[float] = []
 
     def fun(x: Any) -> tuple[float, Any]:
@@ -147,14 +147,14 @@ def test_a_step_back_is_the_move_that_was_made() -> None:
 
 
 def test_a_bound_costs_no_iterations() -> None:
-    """Where all are held at their bounds, the projected gradient is 0: nothing shrinks step by step."""
+    """If all elements are held at their bounds, the projected gradient is 0, and nothing shrinks step by step."""
     res = fs.minimize(lambda x: (x.sum(), np.ones(3)), [5.0, 3.0, 1.0], bounds=[(0, None)] * 3, lr=10.0)
     assert (res.nit, res.status, res.step_size) == (1, 0, 0.0)
     np.testing.assert_array_equal(res.x, 0)
 
 
 def test_elements_at_a_bound_do_not_keep_the_run_alive() -> None:
-    """The step size of what is held stays large; it is no step that could be made."""
+    """The step size of a held element stays large, but no step uses it."""
     target = np.array([-5.0, 0.3])
     res = fs.minimize(lambda x: (((x - target) ** 2).sum(), 2 * (x - target)), [4.0, 1.0], bounds=[(0, 9)] * 2,
                       lr=1.0, gtol=0, ftol=0, patience=1000)  # fmt: skip
@@ -185,7 +185,7 @@ class Model:
 
 
 def test_containers() -> None:
-    """The function sees the containers of x0, and returns gradients in them; x0 is only read."""
+    """The function gets the containers of x0 and returns gradients in them. x0 is only read."""
     x0 = {"model": Model(np.ones((2, 2), np.float32), [np.full(3, 2.0)]), "bias": np.full((), 4)}
 
     def fun(x: Any) -> tuple[Any, Any]:
@@ -227,7 +227,7 @@ def test_a_gradient_that_is_none_moves_nothing() -> None:
     ],
 )
 def test_types_and_shapes_of_x0(x0: Any, dtype: Any, shape: Any) -> None:
-    """float32 stays float32; gradients of another float type are cast, and lists are taken."""
+    """float32 stays float32, gradients of another float type are cast, and lists are accepted."""
     seen = set()
 
     def fun(x: Any) -> tuple[float, Any]:
@@ -242,7 +242,7 @@ def test_types_and_shapes_of_x0(x0: Any, dtype: Any, shape: Any) -> None:
 
 
 class Bounds(SimpleNamespace):
-    """As SciPy's class: ``lb`` and ``ub``."""
+    """Like SciPy's class: ``lb`` and ``ub``."""
 
 
 FORMS = {
@@ -256,7 +256,7 @@ FOR_ALL = {"a pair": (-1, 0.9), "object": Bounds(lb=-1, ub=[0.9]), "pairs": [(-1
 
 @pytest.mark.parametrize("forms", [FORMS, FOR_ALL])
 def test_forms_of_bounds(forms: dict[str, Any]) -> None:
-    """All forms mean the same run."""
+    """All forms give the same run."""
     target = np.array([2.0, 0.5, -3.0])
     found = [
         fs.minimize(lambda x: (((x - target) ** 2).sum(), 2 * (x - target)), np.zeros(3), bounds=bounds)
@@ -270,7 +270,7 @@ def test_forms_of_bounds(forms: dict[str, Any]) -> None:
 
 
 def test_results_are_those_of_the_best_point() -> None:
-    """The loss rises again: x, fun and jac are of the lowest one, x_last is of the last."""
+    """The loss rises again: x, fun and jac are those of the lowest point, x_last is the last point."""
     losses = [5.0, 3.0, 4.0, 6.0]
     seen: list[Any] = []
 
@@ -286,7 +286,7 @@ def test_results_are_those_of_the_best_point() -> None:
 
 
 def at(*points: tuple[float, float]) -> Any:
-    """A function of one element with these losses and gradients, one after the other, the last again and again."""
+    """Return a function of one element with these losses and gradients in turn; the last ones repeat."""
     rest = list(points)
 
     def fun(x: Any) -> tuple[float, Any]:
@@ -332,7 +332,7 @@ def test_stops_in_their_order(points: Any, arguments: dict[str, Any], expected: 
 
 @pytest.mark.parametrize("xtol", [1e-3, 1e-5, 3e-7])
 def test_xtol_is_reached_in_float32(xtol: float) -> None:
-    """The smallest step size, rounded to float32, may be above xtol."""
+    """The smallest step size, rounded to float32, may be larger than xtol."""
     res = fs.minimize(rosenbrock, np.array(ROSENBROCK, np.float32), xtol=xtol, gtol=0, ftol=0, patience=10_000)
     assert "xtol" in res.message
     assert res.step_size <= 1.000001 * xtol * max(1, abs(res.x_last).max())
@@ -357,7 +357,7 @@ def test_rules_without_step_sizes_are_judged_by_their_moves(method: Any) -> None
 
 @pytest.mark.parametrize("through_scipy", [False, True])
 def test_both_forms_of_callbacks(through_scipy: bool) -> None:
-    """Called after each iteration with copies, and not at x0."""
+    """They are called after each iteration with copies, and not at x0."""
     points: list[Any] = []
     results: list[Any] = []
 
@@ -460,7 +460,7 @@ def test_the_result_is_the_same_without_scipy(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("form", ["old", "new", "none"])
 @pytest.mark.parametrize("jac", ["function", "pair"])
 def test_through_scipy(form: str, jac: str) -> None:
-    """The same run as ours, with each form of bounds and gradients, and with args."""
+    """The run equals ours, with each form of bounds and gradients, and with args."""
     optimize = pytest.importorskip("scipy.optimize")
     bounds = {"old": [(0, None), (None, 0.5)], "new": optimize.Bounds([0, -np.inf], [np.inf, 0.5]), "none": None}[form]
     calls = []
@@ -503,7 +503,7 @@ def test_scipy_without_a_gradient() -> None:
 
 
 def test_scipy_is_told_what_is_ignored() -> None:
-    """One warning for constraints and second derivatives, one for unknown keywords, none where nothing is ignored."""
+    """Warn once about constraints and second derivatives, once about unknown keywords, and otherwise never."""
     optimize = pytest.importorskip("scipy.optimize")
 
     def run(**arguments: Any) -> list[warnings.WarningMessage]:

@@ -30,7 +30,7 @@ each_isa = pytest.mark.parametrize("isa", ISAS)
 
 
 def norm(grads: list[Array | None], shapes: Any = None, **options: Any) -> float:
-    """The norm that a step reports, which it measures for ``clip_norm``."""
+    """Return the norm that a step reports for ``clip_norm``."""
     params = [np.zeros(3, np.float32) if grad is None else np.zeros(grad.shape, grad.dtype) for grad in grads]
     report = fs.RMSprop(params).step(grads, clip_norm=1.0, **options)
     assert isinstance(report.grad_norm, float)
@@ -74,7 +74,7 @@ def test_equals_the_reference(dtype: np.dtype[Any], isa: str) -> None:
 
 @each_dtype
 def test_gradients_that_are_broadcast(dtype: np.dtype[Any]) -> None:
-    """Strides of 0 count each element as often as it stands there."""
+    """Strides of 0 count each element as often as it appears."""
     rng = np.random.default_rng(2)
     shapes: list[tuple[tuple[int, ...], tuple[int, ...]]] = [
         ((), (40, 50)), ((40, 1), (40, 50)), ((50,), (40, 50)), ((1, 1, 70), (30, 3, 70)), ((30, 1, 70), (30, 50, 70)),
@@ -89,8 +89,8 @@ def test_gradients_that_are_broadcast(dtype: np.dtype[Any]) -> None:
 
 
 def test_lists_of_gradients() -> None:
-    """Both types, many small and few large gradients, None and empty ones among them: the reference's bits, for any
-    number of threads and instruction set; the order of the list counts, None does not."""
+    """Both types, many small and few large gradients, None and empty ones: the reference's bits for any number of
+    threads and instruction set. The order of the list counts, None does not."""
     rng = np.random.default_rng(3)
     lists: list[list[Any]] = [
         [rng.standard_normal(n).astype(DTYPES[n % 2]) for n in range(300)],
@@ -109,7 +109,7 @@ def test_lists_of_gradients() -> None:
 
 @each_dtype
 def test_close_to_the_exact_sum(dtype: np.dtype[Any]) -> None:
-    """On ordinary data within one unit in the last place of the root of the exact sum."""
+    """On ordinary data the result is within one unit in the last place of the exact root."""
     rng = np.random.default_rng(4)
     for n in (1, 2, 15, 17, 1000, 10_000, 100_003):
         for grad in (rng.standard_normal(n), rng.uniform(0, 1, n), np.exp(3 * rng.standard_normal(n))):
@@ -122,7 +122,7 @@ def test_close_to_the_exact_sum(dtype: np.dtype[Any]) -> None:
 @each_isa
 @each_dtype
 def test_after_unscaling_and_clipping(dtype: np.dtype[Any], isa: str) -> None:
-    """The norm is that of the gradients after ``grad_scale`` and ``clip_value``."""
+    """It is the norm of the gradients after ``grad_scale`` and ``clip_value``."""
     rng = np.random.default_rng(5)
     grads: list[Any] = [rng.standard_normal(shape).astype(dtype) for shape in ((1, 4), (3000,), (70, 30))]
     grads[2] = grads[2].T
@@ -146,7 +146,8 @@ def test_after_unscaling_and_clipping(dtype: np.dtype[Any], isa: str) -> None:
 @each_isa
 @each_dtype
 def test_special_values(dtype: np.dtype[Any], isa: str) -> None:
-    """Each special value by itself, among others and in pairs: NaN and inf come through, subnormals are not flushed."""
+    """Each special value by itself, among others and in pairs: NaN and inf come through, and subnormals are not
+    flushed."""
     with fs.use_isa(isa):
         for x, y in itertools.product(specials(dtype), repeat=2):
             own = np.array([x] * 40 + [y] if x != y else [1.0] * 1100 + [x]).astype(dtype)
@@ -172,7 +173,7 @@ def test_squares_beyond_the_range_of_double(magnitude: float) -> None:
 
 
 def test_a_norm_beyond_the_largest_double() -> None:
-    """It is inf, and no parameter is to blame."""
+    """It is inf, and no parameter is reported."""
     report = fs.RMSprop([np.ones(3)]).step([np.full(3, 1.7e308)], clip_norm=1.0)
     assert report.grad_norm == math.inf
     assert report.nonfinite == ()
@@ -186,7 +187,7 @@ def test_an_infinite_clip_norm_only_reports() -> None:
 
 
 def test_the_names_of_nonfinite_gradients() -> None:
-    """The parameters whose gradient has an inf or a NaN, in any block, are named; others may have no gradient."""
+    """Name the parameters whose gradient has an inf or a NaN, in any block, also if others have no gradient."""
     bad = np.ones(5000)
     bad[4321] = np.nan
     optimizer = fs.RMSprop([np.zeros(2), np.zeros(3), np.zeros(5000), np.zeros(1)])
@@ -195,6 +196,6 @@ def test_the_names_of_nonfinite_gradients() -> None:
 
 
 def test_the_order_counts() -> None:
-    """A sum in another order has other bits: so the equalities above say something."""
+    """A sum in another order has other bits, so the comparisons above mean something."""
     grad = np.exp(5 * np.random.default_rng(6).standard_normal(5000))
     assert len({norm([np.roll(grad, k)]) for k in range(20)}) > 1

@@ -1,6 +1,6 @@
-"""What the compiler made of the kernels, read from the object code: nothing here runs them.
+"""What the compiler made of the kernels, read from the object code. Nothing here runs them.
 
-The core is built without Python, by CMake, as it stands in the source tree.
+CMake builds the core without Python, as it is in the source tree.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Code:
-    """The code of one of the loops, and the names in its template arguments."""
+    """The code of a loop, and the names in its template arguments."""
 
     name: str
     kind: str
@@ -133,7 +133,7 @@ class Object:
 
 @pytest.fixture(scope="module", autouse=True)
 def scripts_on_path() -> Iterator[None]:
-    """CMake looks for Ninja on the path, where those who do not activate their environment do not have it."""
+    """CMake looks for Ninja on the path, where it is missing if the environment is not activated."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", sysconfig.get_path("scripts"), prepend=os.pathsep)
         yield
@@ -145,7 +145,7 @@ def is_clang() -> bool:
 
 @pytest.fixture(scope="module")
 def core(scripts_on_path: None) -> dict[str, Object]:
-    """The core's object files; those of the kernels under the names of their instruction sets."""
+    """The object files of the core; those of the kernels by the names of their instruction sets."""
     build = scratch("objects")
     # -fno-ipa-icf: if two loops become equal, GCC keeps one name, but this test wants all.
     # -mx86-used-note: the assembler (binutils', for Clang too) notes which instructions there are.
@@ -167,7 +167,7 @@ def test_each_instruction_set_has_an_object(core: dict[str, Object]) -> None:
 
 @each_isa
 def test_linker_has_nothing_to_merge(core: dict[str, Object], isa: str) -> None:
-    """Of two weak symbols of one name the linker takes either: code for AVX-512, perhaps, into the baseline."""
+    """Of two weak symbols with one name the linker takes either: it may put AVX-512 code into the baseline."""
     weak = [name for kind, name in core[isa].symbols if kind in "vVwWu"]
     assert not weak, f"weak symbols in the object for {isa}: {', '.join(weak)}"
 
@@ -186,7 +186,7 @@ def test_object_calls_nothing_of_ours(core: dict[str, Object], isa: str) -> None
 
 @each_isa
 def test_nothing_runs_before_an_instruction_set_is_chosen(core: dict[str, Object], isa: str) -> None:
-    """What initializes a global runs when the library is loaded, on any processor."""
+    """Initializers of globals run when the library is loaded, on any processor."""
     early = [name for _, name in core[isa].symbols if "_GLOBAL__sub_I" in name or "__static_init" in name]
     assert not early
     assert "init_array" not in run(tool("objdump"), "-h", core[isa].path)
@@ -209,7 +209,7 @@ GLOBALS = {
 
 
 def test_every_global_is_guarded(core: dict[str, Object]) -> None:
-    """Nothing else in the core's objects can be written; in the kernels' nothing at all."""
+    """No other global of the core can be written, and none of the kernels."""
     if is_clang():
         pytest.skip("Clang splits globals and gives the parts names of its own")
     found = {}
@@ -235,7 +235,7 @@ BOUND = {
 
 
 def test_every_global_of_the_extension_is_guarded() -> None:
-    """The same of the files that bind the core to Python, read from their source, since wheels have no symbols."""
+    """The same for the files that bind the core to Python. Read from their sources, because wheels have no symbols."""
     found = set()
     for path in (sources() / "cpp" / "bind").glob("*.cpp"):
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -249,7 +249,7 @@ def test_every_global_of_the_extension_is_guarded() -> None:
 
 
 def test_kernels_stay_out_of_link_time_optimisation(core: dict[str, Object], tmp_path: Path) -> None:
-    """Distributions switch it on for all that they build; it merges code across objects of any instruction set."""
+    """Distributions switch it on for everything, and it merges code across instruction sets."""
     tool("ninja")
     asked = "-DCMAKE_CXX_FLAGS=-flto", "-DCMAKE_INTERPROCEDURAL_OPTIMIZATION=ON"  # in both ways at once
     run(tool("cmake"), "-G", "Ninja", "-S", sources(), "-B", tmp_path, "-DFUSEDSTEP_PYTHON=OFF", *asked)
@@ -275,7 +275,7 @@ def test_fast_math_is_refused_by_name(tmp_path: Path, flag: str) -> None:
 
 @pytest.mark.parametrize("flag", ["-ffast-math", "-ffinite-math-only", "-funsafe-math-optimizations"])
 def test_kernels_do_not_compile_with_fast_math(flag: str) -> None:
-    """Where it comes another way than by CMake's flags, too."""
+    """Also if it does not come from CMake's flags."""
     if flag == "-funsafe-math-optimizations" and is_clang():
         pytest.skip("Clang tells programs nothing of it")
     command = [cxx(), "-std=c++20", "-fsyntax-only", "-DFUSEDSTEP_KERNELS=kernels", sources() / "cpp" / "kernels.cpp"]
@@ -308,7 +308,7 @@ def test_nothing_is_contracted(core: dict[str, Object], isa: str) -> None:
 
 @each_isa
 def test_every_kernel_is_there(core: dict[str, Object], isa: str) -> None:
-    """The other tests look for loops by name, and would pass if there were none."""
+    """The other tests look for loops by name, and would pass without any."""
     found = Counter((loop.kind, loop.type) for loop in core[isa].loops)
     two_widths = isa == "avx512" and not is_clang()
     expected = {}
@@ -324,7 +324,7 @@ def test_every_kernel_is_there(core: dict[str, Object], isa: str) -> None:
 @only_x86
 @each_isa
 def test_every_loop_is_vectorised(core: dict[str, Object], isa: str) -> None:
-    """In the widest registers, or half of them, and with the square roots and the selects, which are lost first."""
+    """In the widest registers or half of them, with square roots and selects, which compilers lose first."""
     # SSE2 and float64: Clang 14 does not find two elements at a time worth emulating the selects, which SSE2 lacks.
     scalar = re.compile("ProximalAdagrad.*double|AdagradDA.*double" if isa == "baseline" and is_clang() else "$^")
     loops = [loop for loop in core[isa].loops if not scalar.search(loop.name)]
@@ -368,7 +368,7 @@ def test_extension_needs_system_libraries_only(extension: Path) -> None:
 
 
 def test_extension_shows_nothing_of_ours(extension: Path) -> None:
-    """Another library with a copy of the core in it keeps its own."""
+    """So another library with a copy of the core keeps its own."""
     names = run(tool("nm"), "-D", "--defined-only", "--format=posix", extension).splitlines()
     shown = [line.split()[0] for line in names]
     assert "PyInit__core" in shown

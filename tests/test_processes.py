@@ -1,4 +1,4 @@
-"""Optimizers in other people's processes: joblib, Dask, process pools, data loaders, and what these hand over."""
+"""Optimizers in other processes: joblib, Dask, process pools, data loaders, and the buffers that these pass."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def gradients(t: int) -> dict[str, Array]:
 
 
 def started(case: Case) -> Any:
-    """An optimizer after two steps; one of its parameters is large, one is in Fortran order."""
+    """Return an optimizer after two steps, with one large parameter and one in Fortran order."""
     optimizer = case.new({name: 3 * array for name, array in gradients(0).items()})
     for t in (1, 2):
         optimizer.step(gradients(t), loss=loss(t))
@@ -47,7 +47,7 @@ def started(case: Case) -> Any:
 
 
 def digest(optimizer: Any) -> str:
-    """One number for every bit of the parameters and states."""
+    """Return one number for all bits of parameters and states."""
     found = hashlib.sha256()
     for array in memory_of(optimizer):
         found.update(np.ascontiguousarray(array).tobytes())
@@ -55,20 +55,20 @@ def digest(optimizer: Any) -> str:
 
 
 def goes_on(optimizer: Any) -> str:
-    """Three more steps, and the digest."""
+    """Make three more steps and return the digest."""
     for t in (3, 4, 5):
         optimizer.step(gradients(t), loss=loss(t), clip_norm=10.0)
     return digest(optimizer)
 
 
 def assert_went_on(results: list[str], optimizer: Any, before: str) -> None:
-    """Each process came to what this one comes to; and here nothing changed."""
+    """Each process reaches the result of this one, and nothing changed here."""
     assert digest(optimizer) == before
     assert {*results} == {goes_on(copy.deepcopy(optimizer))}
 
 
 def threads_and_orders(_: Any = None) -> tuple[int, str]:
-    """How many threads a step may use in this process, and what OpenMP was told."""
+    """Return how many threads a step may use in this process, and what OpenMP was told."""
     return fs.get_num_threads(), os.environ["OMP_NUM_THREADS"]
 
 
@@ -90,7 +90,7 @@ def test_joblib(backend: str) -> None:
 
 @pytest.mark.parametrize("inner", [None, 1])
 def test_threads_under_joblib(inner: int | None) -> None:
-    """Its workers share the processors out by what they tell OpenMP, and steps keep to that."""
+    """joblib divides the processors by telling OpenMP, and steps respect that."""
     joblib = pytest.importorskip("joblib")
     with joblib.parallel_config("loky", n_jobs=2, inner_max_num_threads=inner):
         results = joblib.Parallel()(joblib.delayed(threads_and_orders)(k) for k in range(4))
@@ -100,7 +100,8 @@ def test_threads_under_joblib(inner: int | None) -> None:
 
 @pytest.mark.parametrize("mode", [None, "r", "c", "r+"])
 def test_joblib_files(mode: str | None, optimizer: Any, tmp_path: Path) -> None:
-    """From a file that is read, or mapped in any mode; the file is as it was, unless its pages were asked for."""
+    """Load from a file that is read, or mapped in any mode. The file does not change, unless shared pages were asked
+    for."""
     joblib = pytest.importorskip("joblib")
     before = digest(optimizer)
     joblib.dump(optimizer, tmp_path / "optimizer.joblib")
@@ -134,7 +135,7 @@ def went_on_copy(optimizer: Any) -> str:
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
 def test_process_pools(method: str) -> None:
-    """concurrent.futures: there and back again, and the same as here."""
+    """Send one by concurrent.futures, there and back, with the same result as here."""
     context = multiprocessing.get_context(method)
     with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
         for case in FULLEST_OF_RULE:
@@ -146,7 +147,7 @@ def test_process_pools(method: str) -> None:
 
 
 class Gradients:
-    """A data set: each item was computed with a step of an optimizer of its own."""
+    """A data set: each item is computed with a step of its own optimizer."""
 
     def __init__(self, case: Case) -> None:
         self.optimizer = started(case)
@@ -162,7 +163,7 @@ class Gradients:
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_data_loaders(method: str) -> None:
-    """PyTorch's, in processes of its own, while this one makes steps of a warm pool."""
+    """PyTorch's loaders work in their own processes, while this one steps with a warm pool."""
     torch = pytest.importorskip("torch")
     case = FULLEST_OF_RULE[0]
     data = Gradients(case)
@@ -201,8 +202,8 @@ def both(buffer: pickle.PickleBuffer) -> Any:
 @pytest.mark.parametrize("kind", [read_only, misaligned, both, bytearray])
 @pytest.mark.parametrize("case", FULLEST_OF_RULE, ids=str)
 def test_buffers_out_of_band(case: Case, kind: Any) -> None:
-    """Pickles whose buffers came by another way, and can't be written where they are: what is unpickled has memory of
-    its own, in the same layout, and the groups show it."""
+    """Unpickle buffers that came separately and can't be written in place: the result has memory of its own, in the
+    same layout, and the groups show it."""
     optimizer = started(case)
     before = digest(optimizer)
     buffers: list[pickle.PickleBuffer] = []

@@ -1,5 +1,5 @@
-"""Whatever is drawn: arrays of any kind are updated to the reference's bits or refused unchanged, and an optimizer
-stays what the reference says through any sequence of steps, changes, saves and loads.
+"""Random arrays are updated to the reference's bits or refused unchanged, and an optimizer follows the reference
+through any sequence of steps, changes, saves and loads.
 
 ``--hypothesis-profile=long`` draws 10,000 examples of each instead of some hundreds.
 """
@@ -48,7 +48,7 @@ KINDS = ("ordinary", "ordinary", "tiny", "huge", "special", "any bits", "zero")
 
 
 def values(rng: np.random.Generator, shape: Shape, dtype: np.dtype[Any]) -> Array:
-    """Numbers of one kind, or ordinary ones with some of another kind among them."""
+    """Return numbers of one kind, or ordinary ones mixed with some of another kind."""
     if dtype == np.int8:
         return np.asarray(rng.integers(*((-128, 128) if rng.random() < 0.1 else (-1, 2)), shape), np.int8)
     ordinary = np.asarray(rng.standard_normal(shape), dtype)
@@ -79,7 +79,7 @@ counts = st.integers(1, 3)
 
 @dataclass(frozen=True)
 class Drawn:
-    """How an array lies in a memory of bytes, and what is odd about it."""
+    """The layout of an array in a memory of bytes, and what is wrong with it."""
 
     shape: Shape
     dtype: np.dtype[Any]
@@ -99,8 +99,8 @@ rarely = st.integers(0, 19).map(lambda k: k == 7)
 
 @st.composite
 def drawn_arrays(draw: st.DrawFn, shape: Shape, dtype: np.dtype[Any], memory: int) -> Drawn:
-    """Any order of axes, steps and gaps, forwards and backwards; rarely read-only, misaligned, of another byte order,
-    type or shape, or with a stride that makes elements share bytes."""
+    """Draw any order of axes, steps and gaps, forwards and backwards; rarely read-only, misaligned, of another byte
+    order, type or shape, or with a stride that makes elements share bytes."""
     if draw(rarely):
         dtype = draw(st.sampled_from([dtype.newbyteorder(), np.dtype("f4"), np.dtype("f8"), np.dtype("i4")]))
     if draw(rarely):
@@ -124,7 +124,7 @@ def drawn_arrays(draw: st.DrawFn, shape: Shape, dtype: np.dtype[Any], memory: in
 
 @st.composite
 def calls(draw: st.DrawFn) -> tuple[Case, np.dtype[Any], dict[str, Drawn], dict[str, int], int]:
-    """A rule, how its arrays lie, and in which of several memories each lies."""
+    """Draw a rule, the layout of its arrays, and which memory each is in."""
     case = draw(st.sampled_from([case for case in (*CASES, *COMBINATIONS) if case.has_function]))
     dtype = draw(st.sampled_from(DTYPES))
     shape = draw(shapes)
@@ -139,7 +139,7 @@ def calls(draw: st.DrawFn) -> tuple[Case, np.dtype[Any], dict[str, Drawn], dict[
 
 
 def addresses(array: Array) -> Array:
-    """The address of each element."""
+    """Return the address of each element."""
     found = np.zeros(array.shape, np.int64) + array.ctypes.data
     for axis, (n, stride) in enumerate(zip(array.shape, array.strides, strict=True)):
         found += (np.arange(n) * stride).reshape([-1 if k == axis else 1 for k in range(array.ndim)])
@@ -147,7 +147,7 @@ def addresses(array: Array) -> Array:
 
 
 def faults(case: Case, dtype: np.dtype[Any], arrays: dict[str, Array]) -> set[type[Exception]]:
-    """The kinds of errors that these arrays must raise, told by NumPy."""
+    """Return the kinds of errors that these arrays must raise, according to NumPy."""
     found: set[type[Exception]] = set()
     shape = arrays["param"].shape
     param = arrays["param"].dtype
@@ -180,7 +180,7 @@ def faults(case: Case, dtype: np.dtype[Any], arrays: dict[str, Array]) -> set[ty
 def test_functions_update_or_refuse(
     call: tuple[Case, np.dtype[Any], dict[str, Drawn], dict[str, int], int], seed: int, isa: str, count: int
 ) -> None:
-    """Any arrays: the reference's bits in them and no other byte changed, or the error that is due and none at all."""
+    """Any arrays get the reference's bits and no other byte changes, or a due error is raised."""
     case, dtype, drawn, home, size = call
     rng = np.random.default_rng(seed)
     memories = {k: bytearray(rng.bytes(size)) for k in {*home.values()}}
@@ -229,7 +229,7 @@ CHANGES: dict[str, st.SearchStrategy[Any]] = {
 
 
 def may_change(case: Case) -> list[str]:
-    """Leave out what says where a state starts, whether there is one, and whether the loss or the count matters."""
+    """Leave out options that say where a state starts, whether it exists, or whether the loss or the count matters."""
     declared = DECLARED[case.rule]
     there = {state.name for state in case.states}
     fixed = {declared["step"], "variant" if case.needs_loss else None}
@@ -242,7 +242,7 @@ def may_change(case: Case) -> list[str]:
 
 
 def representable(value: Any, dtype: np.dtype[Any]) -> bool:
-    """Whether no number in a hyperparameter becomes infinite, or zero, in a parameter's type."""
+    """Whether no number in a hyperparameter becomes infinite or zero in a parameter's type."""
     if isinstance(value, str):
         return True
     with np.errstate(all="ignore"):
@@ -268,7 +268,7 @@ losses = st.floats(allow_nan=True, allow_infinity=True)
 
 
 class Run(RuleBasedStateMachine):
-    """An optimizer, and beside it what the reference says it should hold."""
+    """An optimizer, and what it should hold according to the reference."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -356,7 +356,7 @@ class Run(RuleBasedStateMachine):
             assert not difference(grad, wanted), name
 
     def finite(self, grad: Array, present: dict[str, Array], options: dict[str, Any], policy: str) -> bool:
-        """Whether all of a gradient is finite, and, where it matters, its squares, too."""
+        """Whether all of a gradient is finite, and also its squares if they matter."""
         scaling = {key: options.get(key) for key in ("grad_scale", "clip_value")}
         coef = 1.0
         for option, clipped in (("clip_norm", present.values()), ("clip_norm_each", [grad])):
@@ -388,7 +388,7 @@ class Run(RuleBasedStateMachine):
 
     @rule(isa=isas, bad=st.sampled_from(["dtype", "shape", "overlap", "alpha", "lr", "grad_scale", "nonfinite"]))
     def fail(self, isa: str, bad: str) -> None:
-        """A step that is refused leaves no trace."""
+        """A refused step leaves no trace."""
         grads: dict[str, Any] = {name: np.ones_like(param) for name, param in self.params.items()}
         last = list(grads)[-1]
         options: dict[str, Any] = {"loss": 1.0}
@@ -426,7 +426,7 @@ class Run(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 9), fresh=st.booleans(), layout=st.sampled_from(LAYOUTS))
     def load(self, which: int, fresh: bool, layout: Any) -> None:
-        """Go back to what was saved, in the same arrays or in others of another layout."""
+        """Return to what was saved, in the same arrays or in others with another layout."""
         if not self.saved:
             self.save("dict")
         kept, mirror = self.saved[which % len(self.saved)]
@@ -444,7 +444,7 @@ class Run(RuleBasedStateMachine):
 
     @rule(how=st.sampled_from(["pickle", "deepcopy"]))
     def replace(self, how: str) -> None:
-        """Go on with a copy; the original is gone."""
+        """Go on with a copy, after dropping the original."""
         together = (self.params, self.opt)
         self.params, self.opt = pickle.loads(pickle.dumps(together)) if how == "pickle" else copy.deepcopy(together)
 

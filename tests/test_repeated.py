@@ -1,7 +1,6 @@
-"""A step or a call that is written like the one before is checked like the first: what changed meanwhile is seen.
+"""A step or a call like the last one is checked as thoroughly as the first: changes in between are seen.
 
-Each change is made to two optimizers that have the same arrays: one has made the same step several times, the other has
-not.
+Each change is made to two optimizers with the same arrays. One has made the same step several times, the other has not.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ ANEW: dict[str, Any] = {"clip_value": 1e30}
 
 
 class World:
-    """An optimizer with what its steps are given."""
+    """An optimizer with the arguments of its steps."""
 
     def __init__(self, sizes: tuple[int, ...] = SIZES, rule: str = "RMSprop", **options: Any) -> None:
         self.memory = [np.linspace(0.5, 2, 2 * n, dtype=np.float32) for n in sizes]
@@ -95,7 +94,7 @@ def ascent(world: World) -> None:
 
 
 class Number(float):
-    """A number of somebody's own type, whose value is asked for in each step."""
+    """A number of a foreign type, whose value is asked for in each step."""
 
     def __float__(self) -> float:
         return 0.125
@@ -221,7 +220,7 @@ REFUSED = [
 @pytest.mark.parametrize("sizes", [SIZES, (*SIZES[:2], 30)], ids=["large", "small"])
 @pytest.mark.parametrize("change", FINE, ids=lambda change: change.__name__)
 def test_what_may_change(change: Callable[[World], None], sizes: tuple[int, ...]) -> None:
-    """Steps go on as those of an optimizer in which each is the first of its kind, and twice after the change."""
+    """Steps go on like those of an optimizer that never repeats one, twice after the change."""
     ours, theirs = World(sizes), World(sizes)
     for k in range(7):
         if k == 4:
@@ -236,7 +235,7 @@ def test_what_may_change(change: Callable[[World], None], sizes: tuple[int, ...]
 
 @pytest.mark.parametrize("change", REFUSED, ids=lambda change: change.__name__)
 def test_what_may_not(change: Callable[[World], None]) -> None:
-    """The same error as ever, nothing written, and again when it is tried again."""
+    """Raise the usual error, write nothing, and raise it again at the next try."""
     ours, theirs = World(), World()
     for _ in range(4):
         ours.opt.step(ours.grads)
@@ -282,7 +281,7 @@ def test_a_report_that_is_held_stays() -> None:
 
 
 def test_instruction_sets_and_copies() -> None:
-    """A step after ``use_isa`` uses that one; copies are independent, and have their own."""
+    """A step after ``use_isa`` uses that instruction set. Copies are independent."""
     world, other = World(), World()
     for isa in [*fs.available_isas(), *fs.available_isas()]:
         with fs.use_isa(isa):
@@ -318,7 +317,7 @@ def test_rprop_only_starts_with_its_lr() -> None:
 
 
 def test_another_thread_is_refused() -> None:
-    """While one thread is in a step of a large array, another one's is refused, or comes before or after it."""
+    """While one thread steps a large array, a step of another thread is refused, or comes before or after it."""
     world = World((2_000_000,))
     world.opt.step(world.grads)
     outcomes: list[str] = []
@@ -336,7 +335,7 @@ def test_another_thread_is_refused() -> None:
 
 
 def test_calls_of_a_function_that_are_written_alike() -> None:
-    """Options by value, names and arrays: each call does what the reference does, whatever was called before."""
+    """Each call does what the reference does, whatever was called before: options by value, names and arrays vary."""
     rng = np.random.default_rng(0)
     for k in range(300):
         dtype = (np.float32, np.float64)[k % 2]

@@ -1,4 +1,4 @@
-"""More of everything than there usually is: elements past 2^31, 100,000 tensors, and no memory left."""
+"""More of everything than usual: elements past 2^31, 100,000 tensors, and no memory left."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Large:
     """A vector of ``PAST`` elements: one small piece of memory, mapped over and over, except for own pages at the
     windows.
 
-    In one thread an element of the small piece is updated as many times, one after another, as it is mapped.
+    In one thread, an element of the small piece is updated as often as it is mapped.
     """
 
     def __init__(self, dtype: np.dtype[Any], value: float) -> None:
@@ -87,7 +87,7 @@ class Large:
 
 
 def larges(case: Case) -> dict[str, Large]:
-    """Arrays for a rule, as long as that; only in the windows are the elements of an array not all the same."""
+    """Return arrays of that length for a rule. Elements differ only in the windows."""
     dtype = np.dtype(np.float32)
     rng = np.random.default_rng(1)
     made = {"param": Large(dtype, 0.5), "grad": Large(dtype, 1.0)}
@@ -99,7 +99,8 @@ def larges(case: Case) -> dict[str, Large]:
 
 
 def check_past(made: dict[str, Large], expected: dict[str, Array], windows: list[dict[str, Array]], where: str) -> None:
-    """Each element was updated as often as it is there: ``expected`` are the values after 0, 1, 2, ... updates."""
+    """Check that each element was updated as often as it is mapped. ``expected`` are the values after 0, 1, 2, ...
+    updates."""
     for name, values in expected.items():
         assert not difference(made[name].piece, values[made[name].visits()]), f"{where}: {name}"
         for k, own in enumerate(windows):
@@ -107,7 +108,7 @@ def check_past(made: dict[str, Large], expected: dict[str, Array], windows: list
 
 
 def expect(case: Case, made: dict[str, Large], **more: Any) -> tuple[dict[str, Array], list[dict[str, Array]]]:
-    """The values of an element after 0, 1, 2, ... updates by the same gradient, and the windows after one."""
+    """Return the values of an element after 0, 1, 2, ... updates by the same gradient, and the windows after one."""
 
     def update(arrays: dict[str, Array]) -> None:
         reference_step(case, {n: a for n, a in arrays.items() if n != "grad"}, arrays["grad"], 1, False, **more)
@@ -127,7 +128,7 @@ ADAGRAD = next(case for case in FIRST_OF_RULE if case.rule == "adagrad")
 
 
 def test_elements_past_2_31() -> None:
-    """2^31 + 17 elements in a few MiB of memory: each is updated, and once."""
+    """2^31 + 17 elements in a few MiB of memory are each updated once."""
     made = larges(ADAGRAD)
     expected, windows = expect(ADAGRAD, made)
     with threads(1):
@@ -136,7 +137,7 @@ def test_elements_past_2_31() -> None:
 
 
 def test_a_whole_step_past_2_31() -> None:
-    """The same in an optimizer's step, clipped by the norm of all 2^31 + 17 gradients, small tensors beside it."""
+    """The same in a step of an optimizer, clipped by the norm of all 2^31 + 17 gradients, beside small tensors."""
     case = ADAGRAD
     made = larges(case)
     small = {"param": np.ones(5, np.float32), "square_sum": np.zeros(5, np.float32)}
@@ -168,7 +169,7 @@ def test_a_whole_step_past_2_31() -> None:
 
 
 def test_100_000_tensors() -> None:
-    """One optimizer with 100,000 tensors: bits right, and less than 2 microseconds of the processor a tensor and step
+    """One optimizer with 100,000 tensors: right bits, less than 2 microseconds of processor time per tensor and step
     (measured: 0.1 on an idle machine); made and saved in seconds."""
     n, size = 100_000, 16
     rng = np.random.default_rng(3)
@@ -277,8 +278,8 @@ NEEDS_MEMORY = (
 
 @pytest.mark.parametrize("use", [*NEEDS_MEMORY, "first step", "step of many"])
 def test_out_of_memory(use: str) -> None:
-    """With ever more memory, from none on: each use is done, or raises MemoryError and every byte, count and file is as
-    it was."""
+    """With more and more memory, from none on, each use either succeeds or raises MemoryError and leaves every byte,
+    count and file as it was."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(OUT_OF_MEMORY), use],
         # Freed memory goes back to the system at once, so that the limit takes effect.

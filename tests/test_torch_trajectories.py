@@ -94,7 +94,7 @@ def start() -> Array:
 
 
 def gradients() -> Iterator[Array]:
-    """Yield gradients: signs that stay, that alternate, that come as they like; zeros; many magnitudes."""
+    """Yield gradients whose signs stay, alternate or are random, with zeros and many magnitudes."""
     rng = np.random.default_rng(2)
     magnitude = 10.0 ** rng.uniform(-3, 2, SIZE)
     for t in range(STEPS):
@@ -172,9 +172,10 @@ def test_other_rules(entry: Entry, options: Options) -> None:
 
 @pytest.mark.parametrize("options", RPROP + combinations(MORE_RPROP), ids=named)
 def test_rprop_has_the_same_bits(options: Options) -> None:
-    """Rprop has no sum of a product that is rounded twice here and once there: parameters and step sizes are equal.
+    """Rprop has no sum of a product, which torch rounds once and we round twice. So parameters and step sizes are
+    equal.
 
-    No product of two gradients underflows here; where one does, PyTorch takes the signs for different ones.
+    No product of two gradients underflows here. If one does, PyTorch takes the signs for different.
     """
     pair = Pair(fs.Rprop, options)
     lo, hi = options.get("step_sizes", (1e-6, 50))
@@ -200,7 +201,7 @@ def test_rprop_has_the_same_bits(options: Options) -> None:
 
 
 def test_centered_with_a_constant_gradient_is_finite_here_and_not_there() -> None:
-    """Rounding makes torch's ``v - m^2`` negative as the two come to agree; a variance that is kept never is."""
+    """Rounding makes torch's ``v - m^2`` negative when the two become equal. A variance that is kept never is."""
     p = np.ones(64, np.float32)
     tensor = torch.tensor(p.copy(), requires_grad=True)
     g = np.linspace(0.1, 3.0, 64, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""The page on trust: each hazard has tests that exist. And a promise that no other file tests."""
+"""The page on trust: each hazard has tests that exist. This file also tests one promise that no other file tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TESTS_PAGE = ROOT / "docs" / "trust-tests.md"
 
 
 def rows(page: Path) -> list[list[str]]:
-    """Return the cells of each row of the tables of hazards, after the section that it is in."""
+    """Return the section and the cells of each row in the tables of hazards."""
     section, found = "", []
     for line in page.read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):

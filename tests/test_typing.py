@@ -1,4 +1,4 @@
-"""Type checkers see mistakes, and nothing but mistakes: mypy and basedpyright, over the programs in tests/typing."""
+"""Type checkers find mistakes, and only mistakes: mypy and basedpyright, on the programs in tests/typing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKAGE = Path(fs.__file__).parent
 
 
 def wrong_lines() -> set[int]:
-    """The lines of wrong.py on which something is wrong: those after the definitions."""
+    """Return the lines of wrong.py that are wrong: those after the definitions."""
     lines = (PROGRAMS / "wrong.py").read_text(encoding="utf-8").splitlines()
     start = lines.index("fs.RMSprop({single})")
     return set(range(start + 1, len(lines) + 1))
@@ -32,14 +32,14 @@ def wrong_lines() -> set[int]:
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with nothing but the package: an editable install is not to be found by every checker."""
+    """Return a folder with only the package, because not every checker finds an editable install."""
     folder = tmp_path_factory.mktemp("package")
     (folder / "fusedstep").symlink_to(PACKAGE)
     return folder
 
 
 def mypy(package: Path, folder: Path) -> dict[str, set[int]]:
-    """The lines that mypy flags, by the names of the programs."""
+    """Return the lines that mypy flags, by program."""
     command = [
         sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--hide-error-context", "--config-file", "",
         "--cache-dir", folder / "cache", *PROGRAMS.glob("*.py"),
@@ -57,7 +57,7 @@ def mypy(package: Path, folder: Path) -> dict[str, set[int]]:
 
 
 def basedpyright(package: Path, folder: Path) -> dict[str, set[int]]:
-    """The same of basedpyright, with the rules of pyright."""
+    """Return the lines that basedpyright flags, with the rules of pyright."""
     config = {"include": [str(PROGRAMS)], "extraPaths": [str(package)], "typeCheckingMode": "standard"}
     (folder / "pyrightconfig.json").write_text(json.dumps(config), encoding="utf-8")
     command = [sys.executable, "-m", "basedpyright", "--outputjson", "--project", folder]
@@ -106,7 +106,7 @@ CLASSES = [getattr(fs, name) for name in fs.__all__ if name[0].isupper() and has
 
 @pytest.mark.parametrize("cls", [cls for cls in CLASSES if cls is not fs.Optimizer])
 def test_options_are_written_alike(cls: Any) -> None:
-    """The constructor, the attributes and the options of ``like`` have the same names and types, those of the rule."""
+    """The constructor, the attributes and the options of ``like`` have the names and types of the rule."""
     module = sys.modules[cls.__module__]
     hints = get_type_hints(cls.__init__)
     own = {name: hint for name, hint in hints.items() if name not in ("params", "return", *OF_CLASS)}

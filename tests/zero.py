@@ -1,4 +1,4 @@
-"""What test_torch.py runs in two processes: ``python zero.py RANK FILE``, where they meet through the file."""
+"""The two processes of a test in test_torch.py: ``python zero.py RANK FILE``. They meet through the file."""
 
 from __future__ import annotations
 

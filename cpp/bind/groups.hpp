@@ -23,15 +23,17 @@ OptimizerCore::Own own_options(const OwnArrays& arrays, std::size_t group, const
 // Runs f; if there are several groups, messages of its errors get the place of this one.
 template <class F>
 auto in_group(std::size_t index, std::size_t groups, F f) {
-  const std::string place = groups > 1 ? "param_groups[" + std::to_string(index) + "]: " : "";
+  const auto placed = [=](const std::exception& error) {
+    return (groups > 1 ? "param_groups[" + std::to_string(index) + "]: " : "") + error.what();
+  };
   try {
     return f();
   } catch (const py::type_error& error) {
-    throw py::type_error(place + error.what());
+    throw py::type_error(placed(error));
   } catch (const py::value_error& error) {
-    throw py::value_error(place + error.what());
+    throw py::value_error(placed(error));
   } catch (const std::invalid_argument& error) {
-    throw std::invalid_argument(place + error.what());
+    throw std::invalid_argument(placed(error));
   }
 }
 

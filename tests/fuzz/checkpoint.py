@@ -1,8 +1,8 @@
-"""Fuzz the reader of checkpoints, by atheris (libFuzzer for Python) where it is installed, by plain mutation elsewhere.
+"""Fuzz the reader of checkpoints, by atheris (libFuzzer for Python) if it is installed, otherwise by plain mutation.
 
-``python tests/fuzz/checkpoint.py [--seconds N] [--seed N]``: files of both formats are changed at random, and in half
-of the cases given a checksum that is right again, so that what lies behind it is reached. Held against: nothing but
-ValueError is raised, with the path in front; a file that is refused has changed nothing in the live optimizer.
+``python tests/fuzz/checkpoint.py [--seconds N] [--seed N]`` changes files of both formats at random. Half of them get a
+right checksum again, so that the code behind it is reached. Only ValueError may be raised, with the path in front, and
+a refused file must not change the live optimizer.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ OLD = Path(__file__).parents[1] / "data"
 
 
 def optimizers() -> list[Any]:
-    """Optimizers after a step, with all that a checkpoint can hold: groups, states of all kinds, empty arrays."""
+    """Return optimizers after a step, with everything that a checkpoint can hold: groups, states of all kinds, empty
+    arrays."""
     w, b = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3), np.ones(())
     rmsprop = fs.RMSprop({"w": w.copy(), "b": b.copy()}, centered=True, momentum=0.5)
     rmsprop.step({"w": w, "b": b})
@@ -57,7 +58,7 @@ def optimizers() -> list[Any]:
 
 
 def everything(optimizer: Any) -> bytes:
-    """All that a checkpoint could change."""
+    """Return everything that a checkpoint could change."""
     saved = optimizer.state_dict()
     params, state = saved.pop("params"), saved.pop("state")
     arrays = [*params.values(), *(array for states in state.values() for array in states.values())]
@@ -65,7 +66,8 @@ def everything(optimizer: Any) -> bytes:
 
 
 class Target:
-    """One input: the optimizer, the format, and whether to mend sums and to load a part, in a byte; then the file."""
+    """One input: a byte that chooses the optimizer, the format, and whether to mend sums and to load a part; then the
+    file."""
 
     def __init__(self, directory: str) -> None:
         self.optimizers = optimizers()
@@ -115,7 +117,7 @@ def corrected(content: bytes, ending: str) -> bytes:
 
 
 def _with_crcs(content: bytes) -> bytes:
-    """The archive with the CRC-32 of each member's bytes as they are now, where its directory still leads to them."""
+    """Return the archive with right CRC-32 of its members, as far as its directory still leads to them."""
     changed = bytearray(content)
     with contextlib.suppress(Exception), tempfile.TemporaryFile() as file:
         file.write(content)
@@ -134,7 +136,7 @@ def _with_crcs(content: bytes) -> bytes:
 
 
 def mutated(data: bytes, seeds: list[bytes], rng: random.Random) -> bytes:
-    """Change bytes, cut, repeat, and mix with another seed."""
+    """Change bytes, cut, repeat, or mix with another seed."""
     made = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 4, 16))):
         at, length = rng.randrange(len(made) + 1), rng.choice((1, 2, 4, 8, 64))
@@ -169,7 +171,7 @@ def by_coverage(target: Target, seconds: float, seed: int, directory: str) -> No
     rng = random.Random(seed)
 
     def changed(data: bytes, most: int, _: int) -> bytes:
-        """libFuzzer's own changes, and in turn those that know what a file consists of."""
+        """Alternate between libFuzzer's own changes and changes that know the structure of a file."""
         if data and rng.random() < 0.5:
             return mutated(data, target.seeds, rng)[:most]
         return bytes(atheris.Mutate(data, most))

@@ -1,11 +1,11 @@
-"""Fuzz what runs Python code in the middle of a call: containers, keys, numbers and exporters that do mischief.
+"""Fuzz Python code that runs in the middle of a call: containers, keys, numbers and exporters that do mischief.
 
-``python tests/fuzz/hostile.py [--seconds N] [--seed N] [--only N]``: each world has an optimizer, and gradients that
-empty, shorten, swap, resize, lock and let go what the call is reading, from ``__getitem__``, ``__eq__``, ``__len__``,
-``__float__``, ``__dlpack__`` and the like; in some worlds another thread does, too. Held against: a call that is
-refused changes no byte of parameters and states; one that is done has the bits of a clean step; the optimizer works
-afterwards; nothing crashes. Run it with PYTHONMALLOC=debug and MALLOC_PERTURB_=85, or on a build with sanitizers, and
-memory that is used after it was freed shows.
+``python tests/fuzz/hostile.py [--seconds N] [--seed N] [--only N]``: each world has an optimizer and gradients. From
+``__getitem__``, ``__eq__``, ``__len__``, ``__float__``, ``__dlpack__`` and others, these empty, shorten, swap, resize,
+lock and release what the call is reading; in some worlds another thread does so, too. A refused call must not change a
+byte of parameters and states. A call that succeeds must have the bits of a clean step. The optimizer must work
+afterwards, and nothing may crash. Run it with PYTHONMALLOC=debug and MALLOC_PERTURB_=85, or on a build with sanitizers,
+to see uses of freed memory.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Fields:
 
 
 class World:
-    """An optimizer, the gradients of its next step, and all that mischief can reach."""
+    """An optimizer, the gradients of its next step, and everything that mischief can reach."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
@@ -95,7 +95,7 @@ class World:
     # ------------------------------------------------------------------------------------------------------ containers
 
     def shape(self, leaves: list[int]) -> Any:
-        """Containers over some leaves: a number, a list, a dict, or a pair with fields."""
+        """Return containers over some leaves: a number, a list, a dict, or a pair with fields."""
         if len(leaves) == 1 and self.rng.random() < 0.6:
             return leaves[0]
         if len(leaves) == 2 and self.rng.random() < 0.5:
@@ -117,11 +117,11 @@ class World:
         return kind(*(self.build(part, leaf) for part in parts))
 
     def gradients(self) -> Any:
-        """The gradients, in containers of which some do mischief."""
+        """Return gradients in containers of which some do mischief."""
         return self.of_groups(self.gradient)
 
     def masks(self) -> tuple[Any, Any]:
-        """What is updated, in such containers, and in others that do nothing."""
+        """Return masks in such containers, and in containers that do nothing."""
         moves = [np.array([self.rng.random() < 0.5 for _ in range(p.size)], bool).reshape(p.shape) for p in self.params]
         before, self.lists, self.dicts = (self.lists, self.dicts), [], []
         made = self.of_groups(moves.__getitem__)
@@ -326,7 +326,7 @@ class HostileFields(Fields):
 
 
 class HostileNumber:
-    """A real number; no float, whose value would be read without asking."""
+    """A real number. It is no float, because the value of a float would be read without asking it."""
 
     world: Any = None
 
@@ -387,7 +387,7 @@ class Exporter:
 
 
 def swaps(world: World) -> None:
-    """An entry by another array of the same numbers; nobody else has the old one."""
+    """Replace an entry by another array with the same numbers; nobody else holds the old one."""
     items = world.some_list()
     for k in range(list.__len__(items)):
         old = list.__getitem__(items, k)
@@ -461,7 +461,7 @@ def sets_lr_again(world: World) -> None:
 
 
 def steps_inside(world: World) -> None:
-    """Refused where the optimizer is in its step; before that it is a step like any other."""
+    """Step inside a step: refused while the optimizer is in its step; before that, a step like any other."""
     world.clean_step()
     world.stepped = True
 
@@ -523,7 +523,7 @@ def same(a: list[Array], b: list[Array]) -> bool:
 
 
 def one_step(world: World) -> bool:
-    """A hostile step, and what must hold after it; returns whether it was done."""
+    """Make a hostile step, check the result, and return whether it succeeded."""
     optimizer, options = world.optimizer, world.options()
     before = [array.copy() for array in world.memory()]
     states = [array for by_name in optimizer.state.values() for array in by_name.values()]
@@ -570,7 +570,7 @@ def one_step(world: World) -> bool:
 
 
 def one_function(world: World) -> bool:
-    """A function whose numbers and exporters move the arrays that it is given."""
+    """Call a function whose numbers and exporters move its arrays."""
     n = world.rng.choice((3, 5000))
     arrays = {name: np.full(n, value) for name, value in (("param", 1.0), ("grad", 0.5), ("square_sum", 2.0))}
     before = {name: array.copy() for name, array in arrays.items()}
@@ -597,7 +597,7 @@ def one_function(world: World) -> bool:
 
 
 def one_construction(world: World) -> bool:
-    """Hostile containers for the parameters of a new optimizer."""
+    """Make an optimizer from hostile containers."""
     given = world.gradients()
     before = [array.copy() for array in world.grads]
     live = list(world.grads)
@@ -629,7 +629,7 @@ def run(seed: int, number: int) -> bool:
 
 
 def beside_another_thread(world: World) -> bool:
-    """Another thread swaps entries for equal ones all the time."""
+    """Step while another thread swaps entries for equal ones."""
     stop = threading.Event()
 
     def work() -> None:

@@ -1,7 +1,7 @@
-"""What callgrind counts of the calls from Python: 100 calls between two markers each, the names printed in order.
+"""Calls from Python for callgrind to count: 100 calls between two markers each. Prints their names in order.
 
-The marker is os.getppid(), at which callgrind is told to write down what it counted so far. So the start of the
-interpreter does not count, nor what is done only once.
+The marker is os.getppid(), at which callgrind writes its counts so far. So the start of the interpreter does not count,
+nor work that is done only once.
 """
 
 import gc
