@@ -20,7 +20,7 @@ constexpr Kernel kernel() {
   } else {
     kernel.prepare = Erased<Rule, T, Before>::template prepare<Options>;
     kernel.update = Erased<Rule, T, Before>::update;
-    if constexpr (Rule::divides) kernel.update_apart = Erased<Rule, T, Before>::update_apart;
+    if constexpr (Rule::divides || in_groups<Rule>()) kernel.update_apart = Erased<Rule, T, Before>::update_apart;
   }
   if constexpr (requires(typename Rule::template Constants<T> c) { Rule::template settle<T>(0.0, 1, T(), c); }) {
     kernel.reduce = Reduction::reduce;

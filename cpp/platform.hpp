@@ -10,6 +10,9 @@
 #include <cpuid.h>
 #include <emmintrin.h>
 #endif
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 #if !defined(__GNUC__) && !defined(__clang__)
 #error "fusedstep is written for GCC and Clang: on Windows use clang-cl or MinGW-w64"
@@ -25,6 +28,30 @@ static_assert(FLT_EVAL_METHOD == 0, "fusedstep is exact to the bit: float and do
 #endif
 
 namespace fusedstep {
+
+// Bytes that a loop widens by itself, because GCC would take as many elements at a time as a vector has bytes. On AVX2 these
+// are 32, and much of a loop is then to pack masks, and to wait for memory that registers were spilled to.
+inline constexpr std::int64_t group = 8;
+#if defined(__AVX2__) && !defined(__AVX512F__) && !defined(__clang__)
+inline constexpr bool widens_bytes = true;
+FUSEDSTEP_INLINE void widen_group(const std::int8_t* from, std::int32_t* to) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_cvtepi8_epi32(bytes));
+}
+FUSEDSTEP_INLINE void narrow_group(const std::int32_t* from, std::int8_t* to) {
+  const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(halves, halves));
+}
+#else
+inline constexpr bool widens_bytes = false;
+FUSEDSTEP_INLINE void widen_group(const std::int8_t* from, std::int32_t* to) {
+  for (std::int64_t i = 0; i < group; ++i) to[i] = from[i];
+}
+FUSEDSTEP_INLINE void narrow_group(const std::int32_t* from, std::int8_t* to) {
+  for (std::int64_t i = 0; i < group; ++i) to[i] = static_cast<std::int8_t>(from[i]);
+}
+#endif
 
 // Whether the result does not fit 64 bits. It then holds the low 64 bits.
 inline bool multiply_overflows(std::int64_t a, std::int64_t b, std::int64_t& product) {
@@ -65,20 +92,23 @@ inline void relax() { asm volatile("" ::: "memory"); }
 class Features {
  public:
   Features() {
-    unsigned a, b, c, d;
-    if (__get_cpuid(1, &a, &b, &c, &d) == 0 || (c & bit_OSXSAVE) == 0 || __get_cpuid_count(7, 0, &a, &found_, &c, &d) == 0) {
+    unsigned a, b, c, d, basic;
+    if (__get_cpuid(1, &a, &b, &basic, &d) == 0 || (basic & bit_OSXSAVE) == 0 ||
+        __get_cpuid_count(7, 0, &a, &found_, &c, &d) == 0) {
       found_ = 0;
       return;
     }
+    multiplies_and_adds_ = (basic & bit_FMA) != 0;
     asm volatile(".byte 0x0f, 0x01, 0xd0" : "=a"(kept_), "=d"(d) : "c"(0));  // xgetbv, which the baseline lacks
   }
-  bool avx2() const { return has(bit_AVX2, 0x06); }
+  bool avx2() const { return has(bit_AVX2, 0x06) && multiplies_and_adds_; }
   bool avx512() const { return has(bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL, 0xe6); }
 
  private:
   bool has(unsigned bits, unsigned registers) const { return (found_ & bits) == bits && (kept_ & registers) == registers; }
 
   unsigned found_ = 0;
+  bool multiplies_and_adds_ = false;
   unsigned kept_ = 0;  // the registers that the system saves when it switches threads
 };
 #endif

@@ -812,7 +812,7 @@ RPROP = Entry(
                                       (1e-6, math.nan), (-2.0, -1.0), (0, 10**400)), ValueError)),
     },
     loops=(
-        Loop("RpropRule", 4, "sub mul", "both"),
+        Loop("RpropRule", 4, "mul", "both"),  # the subtraction is part of a fused multiply-add, where there is one
         Loop("GRpropRule", 2, "", "full", "reduce_loop"),  # finds the first of the smallest, in a scalar loop
     ),
     needs_loss=lambda options: options.get("variant") == "irprop+",

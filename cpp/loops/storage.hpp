@@ -17,6 +17,9 @@ inline constexpr std::int32_t infinity_bits = 0x7F800000;
 inline std::uint32_t bits_of(float x) { return __builtin_bit_cast(std::uint32_t, x); }
 inline float float_of(std::uint32_t bits) { return __builtin_bit_cast(float, bits); }
 
+// The bits, of which all NaN have the same.
+inline std::uint32_t word_of(float x) { return x != x ? quiet_nan : bits_of(x); }
+
 template <class T>
 inline T widened(T stored) {
   return stored;
@@ -39,9 +42,8 @@ using Tag = std::type_identity<To>;
 
 // To nearest, ties to even. Beyond the largest finite number, to infinity.
 inline bfloat16 to_nearest(Tag<bfloat16>, float x) {
-  const std::uint32_t b = bits_of(x);
-  const std::uint32_t up = b + 0x7FFFu + (b >> 16 & 1u);
-  return {static_cast<std::uint16_t>((x != x ? quiet_nan : up) >> 16)};
+  const std::uint32_t b = word_of(x);
+  return {static_cast<std::uint16_t>((b + 0x7FFFu + (b >> 16 & 1u)) >> 16)};
 }
 
 // For a subnormal result, adding 1/2 rounds the number and leaves the result in the last bits of the sum.
@@ -58,12 +60,11 @@ inline float16 to_nearest(Tag<float16>, float x) {
 
 // Rounds up if the dropped fraction plus `u`, 16 random bits, carries. A finite number stays finite.
 inline bfloat16 stochastic(Tag<bfloat16>, float x, std::uint32_t u) {
-  const std::uint32_t b = bits_of(x);
+  const std::uint32_t b = word_of(x);
   const auto m = static_cast<std::int32_t>(b & ~sign_bit);
   std::int32_t r = m + static_cast<std::int32_t>(u);
   r = r < 0x7F7FFFFF ? r : 0x7F7FFFFF;
   r = m >= infinity_bits ? m : r;
-  r = x != x ? static_cast<std::int32_t>(quiet_nan) : r;
   return {static_cast<std::uint16_t>((static_cast<std::uint32_t>(r) | (b & sign_bit)) >> 16)};
 }
 
@@ -91,7 +92,6 @@ inline float joined(bfloat16 high, std::uint16_t low) {
   return float_of((h - (l >> 15)) << 16 | l);
 }
 
-inline std::uint32_t word_of(float x) { return x != x ? quiet_nan : bits_of(x); }
 inline bfloat16 high_half(float x) { return {static_cast<std::uint16_t>((word_of(x) + 0x8000u) >> 16)}; }
 inline std::uint16_t low_half(float x) { return static_cast<std::uint16_t>(word_of(x)); }
 

@@ -24,6 +24,8 @@ inline void store(T* stream, std::int64_t i, T value) {
   stream[i] = value;
 }
 
+inline void store(std::int8_t* stream, std::int64_t i, std::int32_t value) { stream[i] = static_cast<std::int8_t>(value); }
+
 // Whether a rule uses its state k. The default is all states.
 template <class Rule, std::size_t k>
 constexpr bool uses() {
@@ -93,12 +95,44 @@ struct HalfWidth<Rule> {
   using type = typename Rule::AtHalfWidth;
 };
 
+// A stream of a rule that compares signs goes in groups where that is faster: on AVX2, Rprop takes 0.7 of the time.
+template <class Rule>
+constexpr bool in_groups() {
+  return widens_bytes && requires { Rule::compares_signs; };
+}
+
+template <class S>
+struct Grouped {
+  S* __restrict element;
+
+  explicit Grouped(S* from) : element(from) {}
+  void store() const {}
+};
+
+template <>
+struct Grouped<std::int8_t> {
+  alignas(32) std::int32_t element[group];
+  std::int8_t* stored;
+
+  explicit Grouped(std::int8_t* from) : stored(from) { widen_group(from, element); }
+  void store() const { narrow_group(element, stored); }
+};
+
 // Free functions that are not inlined, with restrict on their parameters. As a lambda over local restrict pointers, the same
 // loop silently becomes scalar (4.6 times slower). The two differ only in an attribute, which can't be a template argument.
 template <class Rule, class T, template <class> class Before, class... S, std::size_t... k>
 FUSEDSTEP_NOINLINE void update_loop(std::index_sequence<k...> states, const Loop<Rule, T, Before> c, std::int64_t n,
                                     T* __restrict p, const T* __restrict g, S* __restrict... s) noexcept {
-  for (std::int64_t i = 0; i < n; ++i) update_element(states, c, i, p, g, s...);
+  if constexpr (in_groups<Rule>()) {
+    for (std::int64_t i = 0; i < n; i += group) {
+      [&](auto&&... group_s) {
+        for (std::int64_t j = 0; j < group; ++j) update_element(states, c, j, p + i, g + i, group_s.element...);
+        (group_s.store(), ...);
+      }(Grouped<S>(s + i)...);
+    }
+  } else {
+    for (std::int64_t i = 0; i < n; ++i) update_element(states, c, i, p, g, s...);
+  }
 }
 
 template <class Rule, class T, template <class> class Before, class... S, std::size_t... k>
@@ -109,8 +143,22 @@ FUSEDSTEP_HALF_WIDTH FUSEDSTEP_NOINLINE void half_width_update_loop(std::index_s
   for (std::int64_t i = 0; i < n; ++i) update_element(states, c, i, p, g, s...);
 }
 
+// A group of strided elements, copied.
+template <class E, class S>
+struct Gathered {
+  alignas(32) E element[group];
+
+  Gathered(const S* from, std::int64_t stride) {
+    for (std::int64_t i = 0; i < group; ++i) element[i] = from[i * stride];
+  }
+
+  void store(S* to, std::int64_t stride) const {
+    for (std::int64_t i = 0; i < group; ++i) to[i * stride] = static_cast<S>(element[i]);
+  }
+};
+
 // The loop over strided elements, with a stride for each stream. The compiler gathers vectors from elements and scatters
-// them again, which costs little in a rule that divides.
+// them again, which costs little in a rule that divides; in groups it is told how.
 template <class Rule, class T, template <class> class Before, class... S, std::size_t... k>
 FUSEDSTEP_HALF_WIDTH FUSEDSTEP_NOINLINE void update_loop_apart(std::index_sequence<k...> states,
                                                                const Loop<Rule, T, Before> c, std::int64_t n,
@@ -119,22 +167,49 @@ FUSEDSTEP_HALF_WIDTH FUSEDSTEP_NOINLINE void update_loop_apart(std::index_sequen
   const std::int64_t of_p = strides[0] / std::int64_t{sizeof(T)};
   const std::int64_t of_g = strides[gradient_stream] / std::int64_t{sizeof(T)};
   [[maybe_unused]] const std::int64_t of_s[] = {strides[first_state + k] / std::int64_t{sizeof(S)}..., 0};
-  for (std::int64_t i = 0; i < n; ++i) update_element(states, c, 0, p + i * of_p, g + i * of_g, (s + i * of_s[k])...);
+  std::int64_t i = 0;
+  if constexpr (in_groups<Rule>()) {
+    for (; i + group <= n; i += group) {
+      [&](auto&& group_p, auto&& group_g, auto&&... group_s) {
+        for (std::int64_t j = 0; j < group; ++j) {
+          update_element(states, c, j, group_p.element, group_g.element, group_s.element...);
+        }
+        group_p.store(p + i * of_p, of_p);
+        (group_s.store(s + i * of_s[k], of_s[k]), ...);
+      }(Gathered<T, T>(p + i * of_p, of_p), Gathered<T, T>(g + i * of_g, of_g),
+        Gathered<std::conditional_t<std::is_same_v<S, std::int8_t>, Sign, S>, S>(s + i * of_s[k], of_s[k])...);
+    }
+  }
+  for (; i < n; ++i) update_element(states, c, 0, p + i * of_p, g + i * of_g, (s + i * of_s[k])...);
 }
 
-// Tail of rules with an int8 state: the last 16 elements, the shortest vector of bytes, are recomputed as one vector that
-// overlaps those of the main loop, from copies taken before the main loop changed some of them. One by one they would be
+// Tail of rules with an int8 state: the last elements, as many as the shortest vector of bytes has, are recomputed as one vector
+// that overlaps those of the main loop, from copies taken before the main loop changed some of them. One by one they would be
 // branches that no processor can predict (31 elements of Rprop: 120 ns, and 32 of them 12). The copies cost as much as a few
-// elements.
-inline constexpr std::int64_t vector_of_bytes = 16;
-inline constexpr std::int64_t few = 4;
+// elements. In groups there is no loop over single elements: copies of fewer elements are filled up with zeros.
+template <class Rule>
+inline constexpr std::int64_t shortest_vector = in_groups<Rule>() ? group : 16;
+template <class Rule>
+inline constexpr std::int64_t few = in_groups<Rule>() ? 0 : 4;
 
-template <class E>
-struct Last {
-  alignas(64) E element[vector_of_bytes];
+template <class E, std::int64_t size>
+class Last {
+ public:
+  Last(const E* from, std::int64_t count) : count_(count) { copy(element, from); }
+  void store(E* to) const { copy(to, element); }
 
-  explicit Last(const E* from) { std::memcpy(element, from, sizeof element); }
-  void store(E* to) const { std::memcpy(to, element, sizeof element); }
+  alignas(64) E element[size] = {};
+
+ private:
+  void copy(E* to, const E* from) const {
+    if (count_ == size) {
+      std::memcpy(to, from, sizeof element);
+    } else {
+      std::memcpy(to, from, static_cast<std::size_t>(count_) * sizeof(E));
+    }
+  }
+
+  std::int64_t count_;
 };
 
 template <class Constants>
@@ -185,15 +260,17 @@ struct Erased {
   template <class States, class... S>
   static void tail(States states, const Constants& c, std::int64_t n, T* p, const T* g, S*... s) noexcept {
     if constexpr ((std::is_same_v<S, std::int8_t> || ...)) {
-      const std::int64_t left_over = n % vector_of_bytes;
-      const std::int64_t last = n - vector_of_bytes;
-      if (left_over > few && last > 0) {
-        [&](Last<T>&& last_p, Last<T>&& last_g, Last<S>&&... last_s) {
+      constexpr std::int64_t size = shortest_vector<Rule>;
+      const std::int64_t left_over = n % size;
+      if (left_over > few<Rule> && (n > size || in_groups<Rule>())) {
+        const std::int64_t count = n < size ? n : size;
+        const std::int64_t last = n - count;
+        [&](Last<T, size>&& last_p, Last<T, size>&& last_g, Last<S, size>&&... last_s) {
           run(states, c, n - left_over, p, g, s...);
-          half_width(states, c, vector_of_bytes, last_p.element, last_g.element, last_s.element...);
+          half_width(states, c, size, last_p.element, last_g.element, last_s.element...);
           last_p.store(p + last);
           (last_s.store(s + last), ...);
-        }(Last<T>(p + last), Last<T>(g + last), Last<S>(s + last)...);
+        }(Last<T, size>(p + last, count), Last<T, size>(g + last, count), Last<S, size>(s + last, count)...);
         return;
       }
     }

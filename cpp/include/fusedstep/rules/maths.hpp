@@ -31,6 +31,9 @@ inline constexpr bool masks_of_bits = true;
 inline constexpr bool masks_of_bits = false;
 #endif
 
+// A sign that is stored as a byte, as a rule sees it.
+using Sign = std::conditional_t<masks_of_bits, std::int8_t, std::int32_t>;
+
 // Compare and select, in this order: NaN passes through. min and max instructions have NaN rules of their own.
 template <class T>
 inline T clamp(T x, T lo, T hi) {
@@ -73,12 +76,32 @@ inline T sign(T x) {
   return has_sign(x) ? copysign(T(1), x) : x;
 }
 
-// The same as a number to be stored: -1, 0 or 1; 0 for NaN. The sign bit, spread over all bits, is -1 or 0.
+// The sign bit, spread over all bits: -1 or 0.
 template <class T>
-inline std::int8_t stored_sign(T x) {
-  const Bits<T> unit = (__builtin_bit_cast(Bits<T>, x) >> (8 * sizeof(T) - 1)) | 1;
-  return static_cast<std::int8_t>(has_sign(x) ? unit : 0);
+inline Bits<T> sign_bits(T x) {
+  return __builtin_bit_cast(Bits<T>, x) >> (8 * sizeof(T) - 1);
 }
+
+// The sign as a whole number: -1, 0 or 1; 0 for NaN.
+template <class T>
+inline Sign stored_sign(T x) {
+  if constexpr (masks_of_bits) {
+    return has_sign(x) ? static_cast<Sign>(static_cast<Sign>(sign_bits(x)) | 1) : Sign{0};
+  } else {
+    return static_cast<Sign>(has_sign(x) ? copysign(T(1), x) : T(0));
+  }
+}
+
+// p - s D, where s is a sign: s D is exact, so one instruction that rounds once has the same bits.
+#if defined(__AVX512F__) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+inline float minus_product(float p, float s, float D) { return __builtin_fmaf(-s, D, p); }
+inline double minus_product(double p, double s, double D) { return __builtin_fma(-s, D, p); }
+#else
+template <class T>
+inline T minus_product(T p, T s, T D) {
+  return p - s * D;
+}
+#endif
 
 template <class T>
 inline T magnitude(T x) {

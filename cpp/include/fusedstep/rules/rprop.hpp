@@ -106,6 +106,7 @@ struct RpropConstants {
 template <OnFlip on_flip, bool forget, bool as_bytes = masks_of_bits>
 struct RpropRule {
   static constexpr bool divides = false;
+  static constexpr bool compares_signs = true;
   using AtHalfWidth = RpropRule<on_flip, forget, false>;
 
   template <class T>
@@ -114,45 +115,43 @@ struct RpropRule {
   template <class T>
   using Constants = RpropConstants<T>;
 
-  // Whether the sign of the gradient stayed, or flipped; neither where one of the two is 0 or NaN. Of a number that a
-  // caller put into ps the sign counts. ps is whole, so g ps is 0 only where one of them is 0; the product of two
-  // gradients could underflow to 0, and D would stop growing.
+  // Whether both gradients have a sign: neither is 0 or NaN. Of a number that a caller put into ps the sign counts. ps is
+  // whole, so g ps is 0 only where one of them is 0; the product of two gradients could underflow to 0, and D would stop
+  // growing.
   template <class T>
-  static bool stayed(T g, std::int8_t ps) {
+  static bool comparable(T g, Sign ps) {
     if constexpr (as_bytes) {
-      const std::int8_t sg = stored_sign(g);
-      return (sg != 0) & (ps != 0) & ((sg ^ ps) >= 0);
+      return has_sign(g) & (ps != 0);
     } else {
-      return g * static_cast<T>(ps) > T(0);
+      return has_sign(g * static_cast<T>(ps));
     }
   }
 
+  // Whether they differ.
   template <class T>
-  static bool flipped(T g, std::int8_t ps) {
+  static bool flipped(T g, Sign ps) {
     if constexpr (as_bytes) {
-      const std::int8_t sg = stored_sign(g);
-      return (sg != 0) & (ps != 0) & ((sg ^ ps) < 0);
+      return comparable(g, ps) & (static_cast<Sign>(static_cast<Sign>(sign_bits(g)) ^ ps) < 0);
     } else {
       return g * static_cast<T>(ps) < T(0);
     }
   }
 
   template <class T>
-  static T resized(T D, T g, std::int8_t ps, const Constants<T>& c) {
-    T Dn = stayed(g, ps) ? D * c.eta_plus : D;
-    Dn = flipped(g, ps) ? D * c.eta_minus : Dn;
-    return clamp(Dn, c.lo, c.hi);
+  static T resized(T D, T g, Sign ps, const Constants<T>& c) {
+    const T eta = flipped(g, ps) ? c.eta_minus : c.eta_plus;
+    return clamp(comparable(g, ps) ? D * eta : D, c.lo, c.hi);
   }
 
   // The last move was -sign(ps) D, and sign(ps) = -sign(g) on a flip: to undo it is p - sign(g) D.
   template <class T>
-  static Values<T, T, std::int8_t> step(T p, T g, T D, std::int8_t ps, const Constants<T>& c) {
+  static Values<T, T, Sign> step(T p, T g, T D, Sign ps, const Constants<T>& c) {
     const bool flip = flipped(g, ps);
     const T Dn = resized(D, g, ps, c);
-    const T move = sign(g) * (on_flip == OnFlip::undo && flip ? D : Dn);
-    const std::int8_t sg = stored_sign(g);
-    p = p - (on_flip == OnFlip::stay && flip ? T(0) : move);
-    ps = forget && flip ? std::int8_t{0} : sg;
+    const T moved = minus_product(p, sign(g), on_flip == OnFlip::undo && flip ? D : Dn);
+    const Sign sg = stored_sign(g);
+    p = on_flip == OnFlip::stay && flip ? p : moved;
+    ps = forget && flip ? Sign{0} : sg;
     return {p, Dn, ps};
   }
 };
@@ -173,7 +172,7 @@ struct GRpropRule : RpropRule<OnFlip::move, false> {
   using Constants = Elsewhere::Constants<T>;
 
   template <class T>
-  static Term term(T, T g, T D, std::int8_t ps, const Constants<T>& c) {
+  static Term term(T, T g, T D, Sign ps, const Constants<T>& c) {
     const T Dn = Elsewhere::resized(D, g, ps, c);
     const double key = static_cast<double>(smallest == Smallest::gradient ? magnitude(g) : Dn);
     return {static_cast<double>(Dn) * static_cast<double>(g), g == T(0) ? std::numeric_limits<double>::infinity() : key};
@@ -181,7 +180,7 @@ struct GRpropRule : RpropRule<OnFlip::move, false> {
 
   // The step of the chosen element, instead of its step by Rprop; `sum` is that over all elements.
   template <class T>
-  static Values<T, T, std::int8_t> step_chosen(double sum, T p, T g, T D, std::int8_t ps, const Constants<T>& c) {
+  static Values<T, T, Sign> step_chosen(double sum, T p, T g, T D, Sign ps, const Constants<T>& c) {
     const double rest = sum - term(p, g, D, ps, c).summand;
     D = clamp(rounded<T>(-(rest + delta) / static_cast<double>(g)), c.lo, c.hi);
     p = p - sign(g) * D;
