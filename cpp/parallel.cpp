@@ -81,7 +81,7 @@ class CostOfWaking {
   std::atomic<std::int64_t> call_{0};
   std::atomic<std::int64_t> called_at_{0};
   std::atomic<std::uint32_t> refused_{0};
-  std::atomic<bool> sleeps_{false};
+  SharedFlag sleeps_{false};
   std::int64_t asleep_since_ = 0;  // only the first worker uses it
 };
 
@@ -244,13 +244,13 @@ Executor& callers_executor() {
 std::atomic<Pool*> current_pool{nullptr};
 std::atomic<int> chosen_threads{0};  // set by set_num_threads(); 0: not set
 std::atomic<int> usual_threads{0};  // default_num_threads() at the first step; 0: not read yet
-std::atomic<bool> all_work_is_shared{false};
+SharedFlag all_work_is_shared{false};
 
 // The least number of elements for each thread. A parallel region takes about 2 us when the workers are awake: Rprop, the
 // fastest rule, breaks even at two such shares.
 constexpr std::int64_t least_share = 8192;
 std::mutex creation;
-std::atomic<bool> watches_forks{false};
+SharedFlag watches_forks{false};
 
 // A forked child starts anew: it has none of the threads, its locks may be held by threads that it does not have, and it may
 // be bound to other processors.
@@ -340,7 +340,7 @@ class Ranges {
   std::int64_t count_;
   Body body_;
   std::atomic<std::int64_t> done_{0};
-  std::array<std::atomic<bool>, max_threads> begun_{};
+  std::array<SharedFlag, max_threads> begun_{};
 };
 
 }  // namespace

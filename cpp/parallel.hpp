@@ -1,12 +1,16 @@
 // A small pool of threads. Created when first needed, reset in a forked child, asleep when idle.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <optional>
 
 #include "include/fusedstep/fusedstep.hpp"  // num_threads(), set_num_threads(), set_executor()
 
 namespace fusedstep {
+
+// A flag that threads exchange. Not a bool: RISC-V exchanges a single byte only with the library libatomic.
+using SharedFlag = std::atomic<int>;
 
 // Returns FUSEDSTEP_NUM_THREADS if it is set; throws std::invalid_argument if it is not a positive whole number. Otherwise
 // returns the number of usable processors, or the first number of OMP_NUM_THREADS if that is less.

@@ -2,6 +2,7 @@
 
 #include "../cache.hpp"
 #include "../optimizer.hpp"
+#include "../parallel.hpp"
 
 #include <pybind11/stl.h>
 
@@ -557,7 +558,7 @@ class PyOptimizer final : public Repeatable {
   py::object gather_;       // null unless shared
   py::object rows_type_;    // each interpreter has its own
   std::atomic<std::thread::id> holder_{};
-  std::atomic<bool> in_step_{false};
+  SharedFlag in_step_{false};
   bool plain_ = false;
 };
 
