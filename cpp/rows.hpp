@@ -1,6 +1,6 @@
 // Gradients of some rows of a parameter: row index[k] has gradient values[k], and where a row is there more than once, its
-// gradients are summed in input order, from +0, in the compute type. The index is sorted by a radix sort, whose work does
-// not depend on which rows there are.
+// gradients are summed in input order, from +0, in the compute type. The index is sorted by a radix sort, or for
+// many single elements by a bit for each row: how much work that is does not depend on which rows there are.
 #pragma once
 
 #include <cstdint>
