@@ -451,7 +451,6 @@ class PyOptimizer final : public Repeatable {
   // The same check for a step where at most the places of gradients are new. If it returns false, accept() starts anew with
   // all gradients.
   bool same_arrays(PyObject* const* gradients) {
-    constexpr std::int64_t header = 2 * cache_line;
     constexpr std::size_t ahead = 4;  // the headers of arrays are all over the memory
     const Descriptors& descriptors = native_descriptors();
     const PyTypeObject* const array_type = py::detail::npy_api::get().PyArray_Type_;
@@ -462,8 +461,10 @@ class PyOptimizer final : public Repeatable {
     const std::size_t n = bound_.size();
     for (std::size_t i = 0; i < n; ++i) {
       if (i + ahead < n) {
-        prefetch<3>(gradients[i + ahead], header);
-        prefetch<3>(bound_[i + ahead].parameter, header);
+        for (const PyObject* array : {gradients[i + ahead], bound_[i + ahead].parameter}) {
+          prefetch<3>(array);
+          prefetch<3>(reinterpret_cast<const char*>(array) + cache_line);
+        }
       }
       Bound& bound = bound_[i];
       const PyObject* const descriptor = descriptors[static_cast<std::size_t>(bound.type)];
