@@ -36,7 +36,58 @@ double clip_coef(double limit, double norm) {
 
 void set_to_zero(const Array& array) { set_to_zero(array.data, array.shape, array.strides, array.item_size()); }
 
+// Calls f(element) for each element that `chosen`, which goes through them in C order, says.
+template <class F>
+void each_chosen(char* data, std::span<const std::int64_t> shape, const std::int64_t* strides, const bool*& chosen,
+                 const F& f) {
+  if (shape.empty()) {
+    if (*chosen++) f(data);
+    return;
+  }
+  for (std::int64_t i = 0; i < shape[0]; ++i) each_chosen(data + i * strides[0], shape.subspan(1), strides + 1, chosen, f);
+}
+
+template <class F>
+void each_chosen(const Array& array, const bool* chosen, const F& f) {
+  each_chosen(array.data, array.shape, array.strides, chosen, f);
+}
+
 }  // namespace
+
+OptimizerCore::Frozen::Frozen(const OptimizerCore& core, std::span<const bool* const> frozen) {
+  for (std::size_t i = 0; i < frozen.size(); ++i) {
+    if (frozen[i] == nullptr) continue;
+    const Member& member = core.members_[i];
+    const auto keep = [&](const Array& array) {
+      if (array.data == nullptr || !std::ranges::equal(array.shape, member.parameter.shape)) return;
+      kept_.push_back({&array, frozen[i], bytes_.size()});
+      const auto size = static_cast<std::ptrdiff_t>(array.item_size());
+      each_chosen(array, frozen[i], [&](const char* element) { bytes_.insert(bytes_.end(), element, element + size); });
+    };
+    keep(member.parameter);
+    for (const Array& state : member.states) keep(state);
+  }
+  for (std::size_t i = 0; i < frozen.size(); ++i) {
+    if (frozen[i] == nullptr) continue;
+    const Member& member = core.members_[i];
+    for (const Array* array : {&member.parameter, &member.states[low_half]}) {
+      if (array->data == nullptr) continue;
+      each_chosen(*array, frozen[i],
+                  [&](char* element) { std::memset(element, 0, static_cast<std::size_t>(array->item_size())); });
+    }
+  }
+}
+
+OptimizerCore::Frozen::~Frozen() {
+  for (const Kept& kept : kept_) {
+    const auto size = static_cast<std::size_t>(kept.array->item_size());
+    const char* from = bytes_.data() + kept.first;
+    each_chosen(*kept.array, kept.frozen, [&](char* element) {
+      std::memcpy(element, from, size);
+      from += size;
+    });
+  }
+}
 
 OptimizerCore::OptimizerCore(RuleId rule) : rule_(rule), schema_(schema_of(rule)) {}
 
@@ -250,8 +301,7 @@ void OptimizerCore::check_rounding(const Member& member, const Options& options)
 void OptimizerCore::check_own(const Member& member, const Options& options, std::span<const OwnOptions::Values> own) const {
   if (own.empty()) return;
   const std::string what = std::string(own[0].name) + " of " + member.parameter.label.text();
-  const bool chooses_one = kernels().update[rule_][0](options.bytes, false).update_chosen != nullptr;
-  if (chooses_one && std::ranges::any_of(own, [&](const auto& values) { return uses(options, values); })) {
+  if (chooses_one(options) && std::ranges::any_of(own, [&](const auto& values) { return uses(options, values); })) {
     refuse(what + ": expected a number for hyperparameters that choose one element of all arrays, got an array");
   }
   // A range is an interval: for one option, the least and the largest number are enough.
@@ -291,10 +341,16 @@ void OptimizerCore::check_own(std::size_t group, const Options& options, const O
   }
 }
 
-// Whether a step looks at these options. Only decoupled decay looks at an option that says where a state starts.
+bool OptimizerCore::chooses_one(const Options& options) const {
+  return kernels().update[rule_][0](options.bytes, false).update_chosen != nullptr;
+}
+
+// Whether a step looks at these options. An option that says where a state starts is only looked at by decoupled decay, and
+// where it is 0: what starts at 0 may have to stay there.
 bool OptimizerCore::uses(const Options& options, const OwnOptions::Values& own) const {
   const Prologue prologue = schema_.prologue(options);
   return (prologue.decoupled_weight_decay && prologue.weight_decay != 0) ||
+         (std::ranges::find(own.numbers, 0.0) != own.numbers.end() && !chooses_one(options)) ||
          std::ranges::none_of(schema_.states, [&](const schema::State& state) {
            return state.starts_at != nullptr && std::string_view(state.starts_at) == own.name;
          });

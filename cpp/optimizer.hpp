@@ -93,6 +93,26 @@ class OptimizerCore {
   // Throws if gradients that will be written share memory with each other.
   void check_gradients_disjoint();
 
+  // Keeps frozen elements out of the way of a step while it lives: they are 0 in the parameter, so that they add nothing to
+  // decay or to a sum of all. Afterwards they and their states have their bits of before. `frozen` says for each parameter
+  // which elements, in C order; null for none. Throws before anything is written.
+  class Frozen {
+   public:
+    Frozen(const OptimizerCore& core, std::span<const bool* const> frozen);
+    ~Frozen();
+    Frozen(const Frozen&) = delete;
+    Frozen& operator=(const Frozen&) = delete;
+
+   private:
+    struct Kept {
+      const Array* array;
+      const bool* frozen;
+      std::size_t first;  // of its bytes
+    };
+    std::vector<Kept> kept_;
+    std::vector<char> bytes_;
+  };
+
   // Throws before anything is written: std::domain_error for Nonfinite::raise, std::out_of_range for a row that does not
   // exist, std::invalid_argument for the rest.
   StepReport step(const StepOptions& options);
@@ -159,6 +179,7 @@ class OptimizerCore {
   std::unique_ptr<Layout> arranged(const Member& member, const Array& gradient, Tensor& tensor) const;
   void check_own(const Member& member, const Options& options, std::span<const OwnOptions::Values> own) const;
   void check_own(std::size_t group, const Options& options, const Own& own) const;
+  bool chooses_one(const Options& options) const;
   bool uses(const Options& options, const OwnOptions::Values& own) const;
   bool has_own(std::size_t group, const Options& options, const Own& own) const;
   void set_own(std::size_t i, std::vector<OwnOptions::Values> own);

@@ -408,7 +408,21 @@ _NOT_FINITE: tuple[Any, ...] = (
 _REAL = (*_bad(_NO_NUMBERS, TypeError), *_bad(_NOT_FINITE, ValueError))
 NONNEGATIVE = (*_REAL, *_bad((-1e-9, -1, -0.5, np.float32(-2.0)), ValueError))
 UNIT = (*NONNEGATIVE, *_bad((1.0 + 1e-12, 2, 1.5), ValueError))
-FLAG = _bad((1, 0, "True", "", None, 1.0, [], np.array([True]), np.int64(1)), TypeError)
+FLAG = _bad(
+    (
+        1,
+        0,
+        "True",
+        "",
+        None,
+        1.0,
+        [],
+        np.array([True]),
+        np.int64(1),
+        type("bool_", (), {"__bool__": lambda self: True})(),
+    ),
+    TypeError,
+)
 CHOICE = (*_bad((None, 3, True, b"torch", ["torch"]), TypeError), *_bad(("", "Torch", "no such name"), ValueError))
 _PAIR = _bad((0.5, None, "ab", (0.5,), (0.5, 1.2, 1.3), (), {0.5: 1, 1.2: 2}, (None, 1.2), (0.5, "1.2"), (True, 1.2),
               (0.5, True)), TypeError)  # fmt: skip
@@ -1367,7 +1381,16 @@ _of_own_memory = {
     "fits": lambda good: good.ndim == 2,
 }
 
+
+class Quantity(np.ndarray[Any, Any]):
+    """An array whose arithmetic is more than that of its numbers."""
+
+    def __array_ufunc__(self, *args: Any, **options: Any) -> Any:
+        raise TypeError
+
+
 BAD_ARRAYS: tuple[BadArray, ...] = (
+    _no_array("arithmetic of its own", lambda good: good.view(Quantity)),
     _no_array("a list", lambda good: good.reshape(-1).tolist()),
     _no_array("a list of the array", lambda good: [good]),
     _no_array("a float", lambda good: 1.0),

@@ -763,6 +763,10 @@ def test_gradients_are_looked_at_anew(case: Case) -> None:
     step(memory[:6], memory[6:12], zero_grads=True)
     with refused(ValueError, ["shares memory"], memory_of(optimizer, memory)):
         optimizer.step({"a": memory[:6], "b": memory[5:11]}, zero_grads=True, **loss_of(case))
+    with refused(ValueError, ["gradient of parameter 'b'", "shape"], memory_of(optimizer, memory)):
+        optimizer.step({"a": memory[4:10], "b": memory[:5]}, zero_grads=True, **loss_of(case))
+    with refused(ValueError, ["shares memory"], memory_of(optimizer, memory)):  # 'b' as in the last step that was done
+        optimizer.step({"a": memory[4:10], "b": memory[6:12]}, zero_grads=True, **loss_of(case))
     step(None, memory[5:11])
     with refused(ValueError, ["shares memory"], memory_of(optimizer, memory)):
         optimizer.step({"a": memory[:6], "b": memory[5:11]}, zero_grads=True, **loss_of(case))
@@ -867,8 +871,16 @@ def test_tied_weights() -> None:
         fs.RMSprop({"a": w, "b": w[1:]})
 
 
-def test_decay_that_would_do_nothing_is_refused() -> None:
-    """Refuse decoupled decay in dual averaging, which would forget it along with the parameter."""
+def test_numbers_that_would_do_nothing_are_refused() -> None:
+    """Refuse decoupled decay in dual averaging, which would forget it along with the parameter, and the start of an
+    average that its correction forgets. Accept what only says how, where there is nothing to do: presets do that."""
     with refused(ValueError, ["decoupled_weight_decay", "weight_decay"], []):
         fs.AdagradDA(np.ones(2), weight_decay=0.1, decoupled_weight_decay=True)
+    with refused(ValueError, ["initial_square_avg", "bias_correction", "0.5"], []):
+        fs.RMSprop(np.ones(2), centered=True, bias_correction=True, initial_square_avg=0.5)
     fs.AdagradDA(np.ones(2), decoupled_weight_decay=True)
+    for options in ({"decoupled_weight_decay": True}, {"momentum_form": "tf"}, {"rounding": "nearest", "seed": 7}):
+        w, plain, g = np.ones(2), np.ones(2), np.ones(2)
+        fs.RMSprop(w, **options).step(g)
+        fs.RMSprop(plain).step(g)
+        assert not difference(w, plain)

@@ -237,6 +237,15 @@ def test_gradients_are_set_to_zero_in_place(source: str) -> None:
     assert not seen.any()
 
 
+def test_parameters_of_jax() -> None:
+    """They can't be updated in place, and the message says what can."""
+    jax = pytest.importorskip("jax")
+    w, state = np.ones(3, np.float32), np.ones(3, np.float32)
+    for refused in (lambda x: fs.RMSprop({"w": x}), lambda x: fs.adagrad_(x, w, state, lr=0.1)):
+        with pytest.raises(ValueError, match=r"read-only one; .*jax\.tree\.map\(np\.array, params\)"):
+            refused(jax.numpy.ones(3))
+
+
 def test_gradients_of_jax() -> None:
     """A loop in which JAX makes the gradients from NumPy's parameters."""
     jax = pytest.importorskip("jax")
@@ -353,6 +362,39 @@ class Refusing(Exporter):
 
     def __dlpack__(self, **options: Any) -> Any:
         raise BufferError("the memory is on another planet")
+
+
+class Copying(Exporter):
+    """One that says nothing of the copies that it hands out."""
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.memory.copy().__dlpack__(**options)
+
+
+class CopyingBefore(Exporter):
+    """The same, of before anybody could ask for memory that is no copy."""
+
+    def __dlpack__(self, *, stream: Any = None, max_version: Any = None) -> Any:  # type: ignore[override]
+        return self.memory.copy().__dlpack__(max_version=max_version)
+
+
+@pytest.mark.parametrize("kind", [Copying, CopyingBefore])
+def test_an_exporter_that_makes_copies(kind: type[Exporter]) -> None:
+    """The update of a copy would be lost: it is good for what is only read."""
+    w, g, state = np.ones(3), np.ones(3), np.ones(3)
+    optimizer = fs.Adagrad(w)
+    calls: tuple[Callable[[], Any], ...] = (
+        lambda: fs.adagrad_(kind(w), g, state, lr=0.1),
+        lambda: fs.adagrad_(w, g, kind(state), lr=0.1),
+        lambda: fs.Adagrad({"w": kind(w)}),
+        lambda: optimizer.step(kind(g), zero_grads=True),
+    )
+    for call in calls:
+        with pytest.raises((TypeError, ValueError), match=r"another copy each time|read-only"):
+            call()
+    assert all((array == 1).all() for array in (w, g, state))
+    fs.adagrad_(w, kind(g), state, lr=0.1)
+    assert optimizer.step(kind(g)).step == 1
 
 
 NOT_ARRAYS = ([1.0, 2.0], [np.ones(2)], "w", 1.0, 1, None, object(), np.float32(1), np.float64(1), Exporter)

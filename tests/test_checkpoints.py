@@ -1712,6 +1712,42 @@ def test_loads_into_tampered_groups_change_nothing(how: str, tmp_path: Path) -> 
     assert everything(opt, params) == everything(*some_run(steps=7, seed=2))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda group: group.update(typo=1.0),
+        lambda group: group.update(alpha=-1.0),
+        lambda group: group.update(alpha="x"),
+        lambda group: group.pop("alpha"),
+    ],
+)
+@pytest.mark.parametrize("how", ["load", "partial load", "reset"])
+def test_groups_that_a_step_would_refuse(how: str, change: Callable[[dict[str, Any]], Any]) -> None:
+    """What a load does not replace is looked at before anything is written, and so it is by a reset."""
+    opt, params = some_run()
+    saved = opt.state_dict()
+    opt.step(NOTHING, loss=1.0)
+    if how == "partial load":
+        saved["groups"] = saved["groups"][:1]  # the second group keeps its own
+        saved["state"]["none"] = {}
+    change(opt.param_groups[1])
+    uses: dict[str, Callable[[], Any]] = {
+        "load": lambda: opt.load_state_dict(saved),
+        "partial load": lambda: opt.load_state_dict(saved, strict=False),
+        "reset": opt.reset,
+    }
+    live = [*params.values(), *(array for states in opt.state.values() for array in states.values())]
+    before = [bits(array).tobytes() for array in live], opt.steps
+    try:
+        uses[how]()
+    except (TypeError, ValueError) as error:
+        assert "group 1" in str(error)  # noqa: PT017
+        assert ([bits(array).tobytes() for array in live], opt.steps) == before
+    else:
+        assert how == "load"
+        assert opt.steps == saved["step"]
+
+
 # --------------------------------------------------------------------------------------- what may be found on a disk
 
 

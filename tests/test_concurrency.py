@@ -207,6 +207,67 @@ def test_saves_during_steps() -> None:
     mirror.assert_like(opt, params, "at the end")
 
 
+@pytest.mark.slow
+def test_eight_threads_share_gradients_while_groups_change() -> None:
+    """Each steps an optimizer of its own with gradients that all read, while another thread gives all groups new
+    numbers of the same value, and takes keys and groups away and puts them back: a step is done with the right bits, or
+    refused."""
+    case = FIRST_OF_RULE[0]
+    rng = np.random.default_rng(3)
+    shapes = {"w": (5000,), "b": (3,), "c": (7, 4)}
+    start = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    grads = [{"w": rng.standard_normal(5000)}, [rng.standard_normal(3), rng.standard_normal((7, 4))]]
+    params = [{name: array.copy() for name, array in start.items()} for _ in range(8)]
+    optimizers = [case.new([{"params": {"w": p["w"]}}, {"params": [p["b"], p["c"]]}], lr=0.01) for p in params]
+    steps = [0] * 8
+    stop = threading.Event()
+    failed: list[BaseException] = []
+
+    def work(k: int) -> None:
+        try:
+            end = time.monotonic() + 1
+            while time.monotonic() < end:
+                with contextlib.suppress(ValueError, TypeError):
+                    steps[k] = optimizers[k].step(grads).step
+        except BaseException as error:
+            failed.append(error)
+
+    def change() -> None:
+        k = 0
+        while not stop.is_set():
+            groups = optimizers[k % 8].param_groups
+            groups[k % 2]["lr"] = float(f"0.01{'0' * (k % 5)}")
+            groups[1]["eps"] = groups[1].pop("eps")
+            groups.append(groups.pop())
+            k += 1
+
+    threads_ = [threading.Thread(target=work, args=(k,)) for k in range(8)]
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    changer = threading.Thread(target=change)
+    try:
+        for thread in (changer, *threads_):
+            thread.start()
+        for thread in threads_:
+            thread.join(60)
+    finally:
+        stop.set()
+        changer.join()
+        sys.setswitchinterval(switch)
+    assert not failed
+    found = {steps[k]: (optimizers[k], params[k]) for k in range(8)}
+    gradients = {"w": grads[0]["w"], "0": grads[1][0], "1": grads[1][1]}  # type: ignore[call-overload, index]
+    wanted = Mirror(
+        case, {"w": start["w"], "0": start["b"], "1": start["c"]}, {key: {"lr": 0.01} for key in ("w", "0", "1")}
+    )
+    for count in sorted(found):
+        optimizer, own = found[count]
+        while wanted.steps < count:
+            wanted.step(gradients)
+        wanted.assert_like(optimizer, {"w": own["w"], "0": own["b"], "1": own["c"]}, f"{count} steps")
+    assert max(found) > 0
+
+
 # --------------------------------------------------------------------------------------- forks in the middle of steps
 
 

@@ -509,6 +509,29 @@ def test_bad_variables(name: str, right: str, values: tuple[str, ...]) -> None:
         assert right in told
 
 
+@pytest.mark.slow
+def test_a_variable_that_is_spoilt_before_the_first_step() -> None:
+    """It is read then, and refused before the first byte is written, also by a rule that writes its states first."""
+    code = """
+        import os, numpy as np, fusedstep as fs
+        os.environ["FUSEDSTEP_NUM_THREADS"] = "abc"
+        refused = []
+        for cls in (fs.AdagradNorm, fs.Adagrad, fs.Rprop):
+            params = [np.ones(20_000) for _ in range(50)]
+            try:
+                optimizer = cls(params)
+                optimizer.step([np.ones(20_000) for _ in params])
+            except ValueError as error:
+                refused.append(str(error).startswith("FUSEDSTEP_NUM_THREADS"))
+            if cls is not fs.Rprop:  # whose states are filled when it is made
+                assert not any(state.any() for each in optimizer.state.values() for state in each.values())
+                assert optimizer.steps == 0
+            assert all((param == 1).all() for param in params)
+        print(refused)
+    """
+    assert run(code) == "[True, True, True]"
+
+
 # --------------------------------------------------------------------------------- instruction sets and thread counts
 
 
@@ -1083,6 +1106,48 @@ def interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers")
+@pytest.mark.parametrize("kind", ["plain", "verified", "masked", "masked and verified"])
+def test_any_number_of_interrupts(kind: str) -> None:
+    """One after another, at any time of a step, also while it puts frozen elements or a step that it could not verify
+    back: what moves is that of a whole number of steps, and what is frozen is as it was."""
+    rng = np.random.default_rng(7)
+    n = 20_000
+    case = FIRST_OF_RULE[0]
+    moves = rng.random(n) < 0.5 if "masked" in kind else np.ones(n, bool)
+    start, grad = rng.standard_normal(n), rng.standard_normal(n)
+    param = start.copy()
+    optimizer = case.new(param, verify="every" if "verified" in kind else "never")
+    mirror = Mirror(case, {"0": start[moves]})
+    options: dict[str, Any] = {"mask": moves} if "masked" in kind else {}
+    state = {key: array.copy() for key, array in optimizer.state["0"].items()}
+    handled = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    interrupted = 0
+    begin = time.monotonic()
+    optimizer.step(grad, **options)
+    longest = 1.2 * (time.monotonic() - begin)
+    try:
+        for _ in range(150):
+            try:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-6, longest), 2e-5)
+                    optimizer.step(grad, **options)
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                interrupted += 1
+            while mirror.steps < optimizer.steps:
+                mirror.step({"0": grad[moves]})
+            found = {"param": param, **optimizer.state["0"]}
+            assert_same({key: array[moves] for key, array in found.items()}, mirror.arrays["0"], kind)
+            assert_same({key: array[~moves] for key, array in found.items()},
+                        {key: array[~moves] for key, array in {"param": start, **state}.items()}, kind)  # fmt: skip
+    finally:
+        signal.signal(signal.SIGALRM, handled)
+    assert interrupted > 10, "too few interrupts to show anything"
 
 
 @pytest.mark.slow

@@ -200,6 +200,7 @@ def test_nothing_is_lost_where_a_step_fails() -> None:
     [
         (np.ones(3, np.int8), TypeError, "mask of parameter '0': expected an array of bool, where True .*, got int8"),
         (True, TypeError, "mask of parameter '0': expected an array of bool, where True .*, got bool"),
+        (np.ma.ones(3, bool), TypeError, "mask of parameter '0': expected an array of bool, got a masked one"),
         (
             np.ones(4, bool),
             ValueError,

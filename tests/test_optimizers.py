@@ -10,6 +10,7 @@ import math
 import numbers
 import os
 import shelve
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -373,6 +374,21 @@ def test_containers_that_make_arrays_anew(tmp_path: Path) -> None:
     optimizer = fs.Adagrad(Viewing(arrays), lr=0.25, eps=1e-300)
     optimizer.step(Fresh(arrays))
     assert arrays["w"].tolist() == [0.75] * 3
+
+
+def test_a_mapping_that_raises() -> None:
+    """Its own error comes out, and nothing was written."""
+
+    class Failing(OwnMapping):
+        def __len__(self) -> int:
+            raise ZeroDivisionError("of its own")
+
+    w = np.ones(3)
+    optimizer = fs.RMSprop({"w": w})
+    with pytest.raises(ZeroDivisionError, match="of its own"):
+        optimizer.step(Failing({"w": np.ones(3)}))
+    assert (w == 1).all()
+    assert optimizer.step({"w": np.ones(3)}).step == 1
 
 
 @pytest.mark.parametrize(
@@ -789,6 +805,18 @@ def test_rprops_lr_is_a_start() -> None:
         again.param_groups[1]["lr"] = 0.25
 
 
+@each_dtype
+@pytest.mark.parametrize("variant", ["rprop-", "rprop+", "irprop-", "irprop-move", "irprop+"])
+def test_an_lr_of_0_moves_nothing(variant: Any, dtype: np.dtype[Any]) -> None:
+    """The lower limit of step sizes does not apply: they stay 0."""
+    param = np.ones(5, dtype)
+    optimizer = fs.Rprop(param, lr=0.0, variant=variant, verify="every")
+    for t in range(6):
+        optimizer.step(np.array([1, -1, (-1) ** t, 0, math.nan], dtype), loss=loss(t))
+    assert (param[:4] == 1).all()
+    assert not optimizer.state["0"]["step_size"].any()
+
+
 def test_rprops_lr_scales_decoupled_decay() -> None:
     """With decoupled decay it may change; without it, only back to its start."""
     param = np.ones(3)
@@ -900,6 +928,50 @@ def test_a_group_is_added_whole_or_not_at_all(reads: int) -> None:
             group["lr"] = 0.5
         grads = [{"w": np.ones(3)}, {"v": np.ones(2)}]
         assert optimizer.step(grads if len(optimizer.state) == 2 else grads[0]).step == 1
+
+
+def test_steps_after_a_group_that_came_half_way() -> None:
+    """Ctrl-C at the k-th line of adding a group, for each k: a step is that of the old or of the new optimizer, or is
+    refused and writes nothing."""
+    here = os.fspath(Path(fs.__file__).parent)
+    ends = set()
+    for k in itertools.count():
+        w, v = np.ones(3), np.ones(2)
+        optimizer = fs.RMSprop({"w": w}, lr=0.5)
+        optimizer.step({"w": np.ones(3)})
+        left = iter(range(k))
+
+        def trace(frame: Any, event: str, argument: Any, left: Any = left) -> Any:
+            if frame.f_code.co_filename.startswith(here) and event == "line" and next(left, None) is None:
+                raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            optimizer.add_param_group({"params": {"v": v}, "lr": 0.25})
+            interrupted = False
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            sys.settrace(before)
+        unchanged = Unchanged([w, v])
+        done = 0
+        for grads in ({"w": np.ones(3)}, [{"w": np.ones(3)}, {"v": np.ones(2)}]):
+            for _ in range(2):
+                try:
+                    optimizer.step(grads)
+                    done += 1
+                except (TypeError, ValueError):
+                    pass
+            if not done:
+                unchanged.check(f"line {k}")
+        ends.add(done)
+        assert optimizer.steps == 1 + done
+        if not interrupted:
+            break
+    assert done == 2
+    assert ends <= {0, 2}
 
 
 # ------------------------------------------------------------------------------------------------- reports, NaN and inf

@@ -316,9 +316,11 @@ def test_rprop_only_starts_with_its_lr() -> None:
         world.opt.step(world.grads)
 
 
-def test_another_thread_is_refused() -> None:
-    """While one thread steps a large array, a step of another thread is refused, or comes before or after it."""
-    world = World((2_000_000,))
+@pytest.mark.parametrize("verify", ["never", "every"])
+def test_another_thread_is_refused(verify: str) -> None:
+    """While one thread steps a large array, a step of another thread is refused, or comes before or after it. No step
+    comes between a verified step and its snapshot."""
+    world = World((2_000_000 if verify == "never" else 50_000,), verify=verify)
     world.opt.step(world.grads)
     outcomes: list[str] = []
 

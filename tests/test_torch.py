@@ -58,7 +58,7 @@ def of_torchs_own_tests(function: str) -> Any:
 
 MORE: dict[str, tuple[dict[str, Any], ...]] = {
     "RMSprop": ({"alpha": 0.9, "eps": 1e-3, "momentum": 0.9}, {"lr": torch.tensor(0.001)}),
-    "Rprop": ({"step_sizes": (1e-3, 0.02), "lr": torch.tensor(0.01)},),
+    "Rprop": ({"step_sizes": (1e-3, 0.02), "lr": torch.tensor(0.01)}, {"lr": 0.0}),
     "Adagrad": ({"lr": 0.1, "eps": 1e-3},),
 }
 GRID = {name: [row.kwargs for row in of_torchs_own_tests(f"optim_inputs_func_{name.lower()}")] for name in NAMES}

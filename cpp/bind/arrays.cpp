@@ -28,15 +28,19 @@ const py::detail::PyArray_Proxy* proxy(PyObject* object) { return py::detail::ar
 
 std::string type_name(py::handle object) { return py::str(py::type::handle_of(object).attr("__name__")); }
 
+bool is_of_jax(py::handle object) {
+  const std::string module = py::str(py::getattr(py::type::handle_of(object), "__module__", py::str()));
+  return module.starts_with("jax");
+}
+
+constexpr const char* advice_for_jax = "JAX arrays can't be updated in place: make arrays by jax.tree.map(np.array, params)";
+
 // What the caller can do instead, if that is known.
 std::string advice(py::handle object, const std::string& dtype) {
   if (py::isinstance<py::list>(object) || py::isinstance<py::tuple>(object) || PyNumber_Check(object.ptr())) {
     return "pass np.asarray(value, dtype=np." + dtype + ")";
   }
-  const std::string module = py::str(py::getattr(py::type::handle_of(object), "__module__", py::str()));
-  if (module.starts_with("jax"))
-    return "JAX arrays can't be updated in place: make arrays by jax.tree.map(np.array, params)";
-  return "pass a numpy.ndarray";
+  return is_of_jax(object) ? advice_for_jax : "pass a numpy.ndarray";
 }
 
 void check_is_array(py::handle object, const Label& label, const std::string& dtype) {
@@ -57,8 +61,8 @@ py::object from_dlpack(const py::module_& numpy, py::handle object) {
 }
 
 // Returns an ndarray of the memory that an object offers. NumPy's scalars offer theirs as well, but they are values, not
-// arrays.
-py::object array_of(py::handle object, const Label& label) {
+// arrays. Memory that is to be written must be the object's own: one that offers copies is refused.
+py::object array_of(py::handle object, const Label& label, bool written) {
   const auto numpy = py::module_::import("numpy");
   const bool buffer = PyObject_CheckBuffer(object.ptr()) != 0 && !py::isinstance(object, numpy.attr("generic"));
   const std::string_view role = label.role;
@@ -68,11 +72,21 @@ py::object array_of(py::handle object, const Label& label) {
     throw py::type_error(label.text() + ": expected elements as they are in memory, got a lazy negative of " +
                          type_name(object) + "; pass tensor.resolve_neg()");
   }
-  try {
+  const auto offered = [&] {
     if (!buffer) return from_dlpack(numpy, object);
     const auto memory = py::reinterpret_steal<py::object>(PyMemoryView_FromObject(object.ptr()));
     if (!memory) throw py::error_already_set();
-    return numpy.attr("array")(memory, py::arg("copy") = false);
+    return py::object(numpy.attr("array")(memory, py::arg("copy") = false));
+  };
+  try {
+    const py::object array = offered();
+    if (!written) return array;
+    if (!array.attr("flags").attr("writeable").cast<bool>()) {
+      if (!is_of_jax(object)) return array;
+      throw py::value_error(label.text() + ": expected a writeable array, got a read-only one; " + advice_for_jax);
+    }
+    const py::object again = offered();  // not all who make copies say so
+    if (proxy(array.ptr())->data == proxy(again.ptr())->data) return array;
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_Exception)) throw;
     const std::string why = py::str(error.value());
@@ -80,6 +94,21 @@ py::object array_of(py::handle object, const Label& label) {
     py::raise_from(error, PyExc_TypeError, (what + ": " + why).c_str());
     throw py::error_already_set();
   }
+  throw py::type_error(label.text() + ": expected an object that offers its own memory, got a " + type_name(object) +
+                       ", which offers another copy each time, so that updates would be lost; pass a numpy.ndarray");
+}
+
+// TypeError if the array's own arithmetic does more than that of its numbers: it has a mask, or its class computes itself.
+void check_arithmetic(py::handle array, const Label& label) {
+  if (py::isinstance(array, py::module_::import("numpy.ma").attr("MaskedArray"))) {
+    throw py::type_error(label.text() + ": expected a numpy.ndarray, got a masked array, whose mask an update would " +
+                         "ignore; pass its data, or numpy.ma.filled(array, 0)");
+  }
+  const auto ndarray = py::handle(reinterpret_cast<PyObject*>(npy::get().PyArray_Type_));
+  if (py::type::handle_of(array).attr("__array_ufunc__").is(ndarray.attr("__array_ufunc__"))) return;
+  throw py::type_error(label.text() + ": expected a numpy.ndarray, got a " + type_name(array) +
+                       ", which has arithmetic of " +
+                       "its own that an update would not do; pass array.view(numpy.ndarray), which shares its memory");
 }
 
 // The dtype of bfloat16. It exists only if ml_dtypes was imported, and without that nobody has such an array.
@@ -165,13 +194,10 @@ py::dtype dtype_of(Type type) {
   return py::reinterpret_borrow<py::dtype>(const_cast<PyObject*>(descriptor_of(type).load()));
 }
 
-PyObject* as_array(py::handle object, const Label& label, References& references) {
+PyObject* as_array(py::handle object, const Label& label, References& references, bool written) {
   if (is_plain_array(object.ptr())) return object.ptr();
-  if (!is_array(object.ptr())) return references.take(array_of(object, label).release().ptr());
-  if (py::isinstance(object, py::module_::import("numpy.ma").attr("MaskedArray"))) {
-    throw py::type_error(label.text() + ": expected a numpy.ndarray, got a masked array, whose mask an update would " +
-                         "ignore; pass its data, or numpy.ma.filled(array, 0)");
-  }
+  if (!is_array(object.ptr())) return references.take(array_of(object, label, written).release().ptr());
+  check_arithmetic(object, label);
   return object.ptr();
 }
 

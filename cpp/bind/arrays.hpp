@@ -21,9 +21,10 @@ inline bool is_array(PyObject* object) {
 }
 
 // Returns the object itself if it is a numpy.ndarray. An object that offers its memory by the buffer protocol or DLPack
-// becomes an ndarray of that memory, which `references` keeps in place. TypeError if it offers no memory, or if it is an
-// array whose arithmetic means something else (a masked array). May run any Python code.
-PyObject* as_array(py::handle object, const Label& label, References& references);
+// becomes an ndarray of that memory, which `references` keeps in place. TypeError if it offers no memory, if it offers only
+// copies and is to be written, or if it is an array whose arithmetic means something else (a masked array). May run any
+// Python code.
+PyObject* as_array(py::handle object, const Label& label, References& references, bool written);
 
 // Whether an object is a number that may stand for a gradient of a 0-d parameter: a Python float, or a NumPy scalar, which
 // arithmetic on 0-d arrays returns.

@@ -312,8 +312,9 @@ std::optional<Made> update(const Function& function, PyObject* const* values) {
       } else if (argument.role == Role::key) {
         key = noise_key_from(value);
       } else {
-        arrays[k] = as_array(value, {argument.text.c_str()}, references);
-        if (argument.role != Role::gradient && argument.role != Role::rows && is_lost(value)) {
+        const bool written = argument.role != Role::gradient && argument.role != Role::rows;
+        arrays[k] = as_array(value, {argument.text.c_str()}, references, written);
+        if (written && is_lost(value)) {
           throw py::value_error(argument.text + ": expected an array that the caller holds, got a temporary copy, whose " +
                                 "update would be lost (indexing by an array or a mask copies); keep it in a variable, and " +
                                 "write it back");

@@ -171,7 +171,7 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used(), py::multiple_interpreters
          bool master) {
         const Label label{"", &name, group};
         bind::References references;
-        const auto parameter = py::reinterpret_borrow<py::object>(bind::as_array(array, label, references));
+        const auto parameter = py::reinterpret_borrow<py::object>(bind::as_array(array, label, references, true));
         const Array borrowed = bind::borrow(parameter, label, parameter_types, true);
         check_distinct_elements(borrowed);
         check_storage(borrowed, bind::storage_from(state_dtype, nearest, master));

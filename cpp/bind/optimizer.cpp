@@ -71,7 +71,7 @@ class PyOptimizer final : public Repeatable {
     References references;
     for (std::size_t i = 0; i < names.size(); ++i) {
       const py::object array = arrays[i];
-      owned.push_back(py::reinterpret_borrow<py::object>(as_array(array, {"", &names[i], group}, references)));
+      owned.push_back(py::reinterpret_borrow<py::object>(as_array(array, {"", &names[i], group}, references, true)));
       if (states.is_none()) continue;
       const auto given = py::reinterpret_borrow<py::sequence>(py::object(states[py::int_(i)]));
       for (std::size_t s = 0; s < states_each; ++s) owned.push_back(given[s]);
@@ -123,7 +123,8 @@ class PyOptimizer final : public Repeatable {
   // First does everything that may run Python code, and takes ownership of all objects. Then looks at the memory, without
   // running Python code. Then works.
   PyObject* step(py::handle grads, py::handle groups, py::handle loss, py::handle grad_scale, py::handle clip_norm,
-                 py::handle clip_value, py::handle zero_grads, py::handle nonfinite, py::handle clip_norm_each) {
+                 py::handle clip_value, py::handle zero_grads, py::handle nonfinite, py::handle clip_norm_each,
+                 py::handle frozen) {
     const Hold hold(*this, true);
     StepOptions options;
     if (!grad_scale.is_none()) options.grad_scale = positive(grad_scale, "grad_scale");
@@ -142,6 +143,7 @@ class PyOptimizer final : public Repeatable {
     }
 
     accept(gradients, indices, options.zero_grads);
+    const OptimizerCore::Frozen hidden(core_, frozen_elements(frozen));
     return make_step(options);
   }
 
@@ -390,9 +392,9 @@ class PyOptimizer final : public Repeatable {
       if (Py_TYPE(found[i]) == reinterpret_cast<PyTypeObject*>(rows_type_.ptr())) {
         const py::object rows = py::reinterpret_borrow<py::object>(found[i]);
         indices.resize(core_.size());
-        indices[i] = as_array(rows.attr("index"), of(label, "index"), references);
+        indices[i] = as_array(rows.attr("index"), of(label, "index"), references, false);
         references.share(indices[i]);
-        found[i] = as_array(rows.attr("values"), of(label, "values"), references);
+        found[i] = as_array(rows.attr("values"), of(label, "values"), references, to_be_zeroed);
         references.share(found[i]);
       } else if (core_.parameter(i).shape.empty() && is_scalar(found[i])) {
         if (to_be_zeroed) {
@@ -401,7 +403,7 @@ class PyOptimizer final : public Repeatable {
         }
         found[i] = as_array(found[i], compute_type(bound_[i].type), references);
       } else {
-        found[i] = as_array(found[i], label, references);
+        found[i] = as_array(found[i], label, references, to_be_zeroed);
       }
     }
     return found;
@@ -489,6 +491,26 @@ class PyOptimizer final : public Repeatable {
     return true;
   }
 
+  // With a mask, there is an array of bool or None for each parameter; True means frozen.
+  std::vector<const bool*> frozen_elements(py::handle frozen) const {
+    std::vector<const bool*> found;
+    if (frozen.is_none()) return found;
+    for (std::size_t i = 0; i < core_.size(); ++i) {
+      const auto given = py::reinterpret_borrow<py::object>(frozen[py::int_(i)]);
+      if (given.is_none()) {
+        found.push_back(nullptr);
+        continue;
+      }
+      const auto mask = py::reinterpret_borrow<py::array>(given);
+      if (!is_plain_array(given.ptr()) || mask.dtype().kind() != 'b' || (mask.flags() & py::array::c_style) == 0 ||
+          !std::ranges::equal(std::span(mask.shape(), static_cast<std::size_t>(mask.ndim())), core_.parameter(i).shape)) {
+        throw py::value_error("frozen: expected arrays of bool in the shapes of the parameters, in C order");
+      }
+      found.push_back(static_cast<const bool*>(mask.data()));
+    }
+    return found;
+  }
+
   StepReport run(const StepOptions& options) {
     if (core_.elements() < small) return core_.step(options);
     StepReport report;
@@ -565,16 +587,16 @@ class PyOptimizer final : public Repeatable {
 
 PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   return raising([&]() -> PyObject* {
-    if (count != 9) throw py::type_error("step() takes 9 arguments, got " + std::to_string(count));
+    if (count != 9 && count != 10) throw py::type_error("step() takes 9 or 10 arguments, got " + std::to_string(count));
     auto& optimizer = *py::cast<PyOptimizer*>(py::handle(self));
     return optimizer.step(arguments[0], arguments[1], arguments[2], arguments[3], arguments[4], arguments[5], arguments[6],
-                          arguments[7], arguments[8]);
+                          arguments[7], arguments[8], count == 10 ? arguments[9] : Py_None);
   });
 }
 
 PyMethodDef step_definition = {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)), METH_FASTCALL,
                                "step(grads, groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite, "
-                               "clip_norm_each)"};
+                               "clip_norm_each, frozen=None)"};
 
 PyStructSequence_Field report_fields[] = {
     {"step", "steps taken so far, this one included"},

@@ -122,5 +122,6 @@ class OptimizerCore(metaclass=_PybindType):
         zero_grads: bool,
         nonfinite: str,
         clip_norm_each: float | None,
+        frozen: Sequence[NDArray[Any] | None] | None = None,
         /,
     ) -> StepReport: ...

@@ -19,12 +19,12 @@ Array = NDArray[Any]
 
 
 def masked_step(
-    run: Run, grads: Any, mask: Any, zero_grads: bool, step: Callable[[Any, bool], StepReport]
+    run: Run, grads: Any, mask: Any, zero_grads: bool, step: Callable[[Any, bool, list[Array | None]], StepReport]
 ) -> StepReport:
-    """Do ``step(grads, zero_grads)`` with frozen elements out of the way, and bring them back.
+    """Do ``step(grads, zero_grads, frozen)``, which leaves frozen elements as they are.
 
-    A frozen element is 0 in copies of the gradients and in the parameter while the step runs. So it adds nothing to a
-    norm, to decay or to a sum over all elements, and is never the one that GRprop chooses.
+    In copies of the gradients a frozen element is 0, so that it adds nothing to a norm and is never the one that GRprop
+    chooses.
     """
     own: list[tuple[Any, Any]] = [
         grad if isinstance(grad, tuple) else (grad, None) for grad in run.core.gradients(grads)
@@ -37,38 +37,20 @@ def masked_step(
     given = [_zeroed(grad, index, still) for (grad, index), still in zip(own, frozen, strict=True)]
     pairs = zip(own, given, strict=True)
     to_zero = [grad for (grad, _), (copied, _) in pairs if zero_grads and copied is not grad]
-    saved = []
-    for (name, array), still in zip(run.params.items(), frozen, strict=True):
-        if still is not None:
-            arrays = [array, *(state for state in run.state[name].values() if state.shape == array.shape)]
-            saved += [(each, still, each[still]) for each in arrays]
     leaves = iter([grad if index is None else Rows(index, grad) for grad, index in given])
     trees = [filled(tree, leaves) for tree in run.trees]
     # Options of the step may be numbers that lock or resize an array when they are read.
-    memory = {id(array): np.asarray(array)[...] for array in [*to_zero, *(array for array, _, _ in saved)]}
-    try:
-        for array, still in zip(run.params.values(), frozen, strict=True):
-            if still is not None:
-                array[still] = 0
-        report = step(trees if run.grouped else trees[0], zero_grads)
-    finally:
-        for array, still, values in saved:
-            if _stayed(array, memory[id(array)]):
-                memory[id(array)][still] = values
-    for grad in to_zero:
-        if _stayed(grad, memory[id(grad)]):
-            memory[id(grad)][...] = 0
+    memory = [np.asarray(grad)[...] for grad in to_zero]
+    report = step(trees if run.grouped else trees[0], zero_grads, frozen)
+    for grad, seen in zip(to_zero, memory, strict=True):
+        if _place(grad) == _place(seen):
+            seen[...] = 0
     return report
 
 
 def _place(array: Array) -> tuple[Any, ...]:
     """Return shape and address, without a word of Python's: a subclass may have attributes of its own that raise."""
     return np.ndarray.shape.__get__(array), np.ndarray.__array_interface__.__get__(array)["data"][0]
-
-
-def _stayed(array: Array, memory: Array) -> bool:
-    """Return whether an array lies where a view of it does."""
-    return _place(array) == _place(memory)
 
 
 def _zeroed(grad: Any, index: Any, frozen: Array | None) -> tuple[Any, Any]:
@@ -108,6 +90,8 @@ def frozen_in(name: str, array: Array, masks: list[Any]) -> Array | None:
         return None
     moves = np.ones(array.shape, bool)
     for mask in masks:
+        if isinstance(mask, np.ma.MaskedArray):
+            raise TypeError(f"mask of parameter {name!r}: expected an array of bool, got a masked one; pass its data")
         if getattr(mask, "dtype", None) != np.bool_:
             raise TypeError(
                 f"mask of parameter {name!r}: expected an array of bool, where True means update, got "
@@ -119,4 +103,4 @@ def frozen_in(name: str, array: Array, masks: list[Any]) -> Array | None:
             raise ValueError(
                 f"mask of parameter {name!r}: expected a shape that broadcasts to {array.shape}, got {np.shape(mask)}"
             ) from None
-    return ~moves
+    return np.logical_not(moves, out=moves)

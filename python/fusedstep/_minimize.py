@@ -427,6 +427,11 @@ def _largest(x: Array) -> float:
 def _gradient(grad: Any, name: str, x: Array) -> Array:
     if grad is None:
         return np.zeros_like(x)
+    if isinstance(grad, np.ma.MaskedArray):
+        raise TypeError(
+            f"gradient of parameter {name!r}: expected a numpy.ndarray, got a masked array; pass "
+            f"numpy.ma.filled(array, 0)"
+        )
     with np.errstate(over="ignore"):  # a gradient that is no longer finite ends the run
         g = np.asarray(grad).astype(x.dtype, casting="same_kind", copy=False)
     if g.shape != x.shape and not g.size == x.size == 1:

@@ -428,13 +428,13 @@ class Optimizer:
         """Do a step beside the reference, or with a mask."""
         run = self._run
 
-        def step(grads: Any, zero_grads: bool) -> StepReport:
+        def step(grads: Any, zero_grads: bool, frozen: Any = None) -> StepReport:
             options = (loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite, clip_norm_each)
             if self._verify == "never":
-                return run.core.step(grads, run.groups, *options)
+                return run.core.step(grads, run.groups, *options, frozen)
             from ._verification import _step
 
-            return _step.verified_step(run, grads, *options)
+            return _step.verified_step(run, grads, *options, frozen)
 
         with run.core:
             if mask is None and not run.masked:

@@ -72,7 +72,7 @@ def rprop_(
     loss_increased : bool
         Whether the loss rose since the step before. Only ``irprop+`` asks for it.
     lr : float, optional
-        Only needed by decoupled weight decay.
+        Only needed by decoupled weight decay. Where it is 0, there is no lower limit, except for ``grprop``.
     etas, step_sizes, weight_decay, decoupled_weight_decay, maximize
         As in ``Rprop``.
     key, param_low
@@ -119,9 +119,9 @@ class Rprop(Optimizer, rule="rprop"):
     params
         What to update, see ``Optimizer``.
     lr : float or ndarray
-        First step size, ``lr >= 0``; an array has that of each element, see ``Optimizer``. Decoupled weight decay also
-        uses it. Without that, a later change would be without effect and is refused: change
-        ``opt.state[name]["step_size"]`` instead.
+        First step size, ``lr >= 0``; an array has that of each element, see ``Optimizer``. Where it is 0, the step
+        size stays 0 (except for ``grprop``): there is no lower limit. Decoupled weight decay also uses ``lr``. Without
+        that, a later change would be without effect and is refused: change ``opt.state[name]["step_size"]`` instead.
     etas : pair of float
         ``(eta-, eta+)``, ``0 < eta- < 1 < eta+``.
     step_sizes : pair of float or ndarray

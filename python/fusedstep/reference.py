@@ -527,14 +527,14 @@ def rprop_(
     Only the sign of ``prev_sign`` counts.
     """
     T = param.dtype.type
-    lo, hi = _limits(T, step_sizes)
+    lo, hi = _limits(T, step_sizes, None if variant.startswith("grprop") else lr)
     with np.errstate(all="ignore"):
         g = gradient(param, grad, lr=lr, **prologue)
         sg = _sign(g)
         ps = np.sign(prev_sign).astype(T)
         flip = sg * ps < T(0)
         D = step_size
-        Dn = _resized(g, D, prev_sign, etas, step_sizes)
+        Dn = _resized(g, D, prev_sign, etas, (lo, hi))
         moved = param - sg * Dn
         undone = param + ps * D
         sign = np.where(np.isnan(sg), T(0), sg).astype(np.int8)
@@ -585,7 +585,7 @@ def grprop_choice(
             etas, step_sizes = rest.pop("etas"), rest.pop("step_sizes")
             rest.pop("loss_increased", None)
             g = gradient(p.copy(), widened(grad, T), **rest)
-            pairs.append((g, _resized(g, widened(step_size, T), prev_sign, etas, step_sizes)))
+            pairs.append((g, _resized(g, widened(step_size, T), prev_sign, etas, _limits(T, step_sizes))))
         return _grprop_total(pairs, variant)
 
 
@@ -602,16 +602,19 @@ def _grprop_total(pairs: Sequence[tuple[Array, Array]], variant: str) -> list[tu
     return [(total, index if i == array else None) for i in range(len(pairs))]
 
 
-def _limits(T: Any, step_sizes: tuple[Any, Any]) -> tuple[Any, Any]:
+def _limits(T: Any, step_sizes: tuple[Any, Any], lr: float | Array | None = None) -> tuple[Any, Any]:
+    """Return the limits, rounded; there is no lower one where ``lr`` is 0, so that what starts at 0 stays 0."""
     largest = float(np.finfo(T).max)
     lo, hi = step_sizes
+    if lr is not None:
+        lo = np.where(np.equal(lr, 0.0), 0.0, lo)
     return T(np.minimum(lo, largest)), T(np.minimum(hi, largest))
 
 
-def _resized(g: Array, D: Array, prev_sign: Array, etas: tuple[float, float], step_sizes: tuple[Any, Any]) -> Array:
+def _resized(g: Array, D: Array, prev_sign: Array, etas: tuple[float, float], limits: tuple[Any, Any]) -> Array:
     T = D.dtype.type
     eta_minus, eta_plus = map(T, etas)
-    lo, hi = _limits(T, step_sizes)
+    lo, hi = limits
     agreement = _sign(g) * prev_sign.astype(T)
     Dn = np.where(agreement > T(0), D * eta_plus, np.where(agreement < T(0), D * eta_minus, D))
     Dn = np.where(Dn < lo, lo, Dn)

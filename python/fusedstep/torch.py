@@ -863,8 +863,13 @@ class Rprop(_Optimizer):
     def _new_entry(self, param: Tensor, group: Group) -> Entry:
         return {
             "prev": torch.zeros_like(param, dtype=torch.int8),
-            "step_size": torch.full_like(param, self._options(group)["lr"], dtype=_type_of_states(param, group)),
+            "step_size": torch.full_like(param, super()._options(group)["lr"], dtype=_type_of_states(param, group)),
         }
+
+    def _options(self, group: Group) -> Group:
+        """Return an ``lr`` other than 0, with which the rule has no lower limit; in torch it has one always."""
+        options = super()._options(group)
+        return {**options, "lr": options["lr"] or 1.0}
 
     @staticmethod
     def _to_torch(entry: Entry) -> Entry:

@@ -68,7 +68,9 @@ def reset(run: Run) -> None:
                 arrays += [(array, _start(run, index, key, options)) for key, array in states.items()]
         nothing = LoadReport((), tuple(run.params), ())
         counts = [0] * len(run.params)
-        write(run, Restore(arrays, [None] * len(run.groups), 0, counts, None, run.core.seed, nothing).read())
+        restore = Restore(arrays, [None] * len(run.groups), 0, counts, None, run.core.seed, nothing)
+        _check_groups_with(run, restore.groups)
+        write(run, restore.read())
 
 
 def description(run: Run) -> dict[str, Any]:
@@ -192,7 +194,17 @@ def checked(run: Run, saved: Any, strict: bool = True) -> Restore:
     run.core.check_states(written=True)
     if version == 1:
         saved = _version1.upgraded(run, saved)
-    return _all_of(run, saved) if strict else _what_fits(run, saved)
+    restore = _all_of(run, saved) if strict else _what_fits(run, saved)
+    _check_groups_with(run, restore.groups)
+    return restore
+
+
+def _check_groups_with(run: Run, restored: list[dict[str, Any] | None]) -> None:
+    """Check the groups as they will be: a restored one keeps keys that nobody saved, another one all of its own."""
+    for index, (group, values) in enumerate(zip(run.groups, restored, strict=True)):
+        _hyperparameters(
+            run, index, {**group, **{key: value for key, value in (values or {}).items() if key != "mask"}}
+        )
 
 
 def _all_of(run: Run, saved: Mapping[str, Any]) -> Restore:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+import operator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,7 +49,7 @@ class Snapshot:
 
     ``grad`` is a gradient, or the values and the index of one of rows.
     ``count`` is the number of this update of the parameter, ``loss_increased`` whether the loss rose since the last
-    step, ``key`` that of the noise.
+    step, ``key`` that of the noise, ``frozen`` which elements stay as they are.
     """
 
     def __init__(
@@ -60,10 +63,16 @@ class Snapshot:
         count: int,
         loss_increased: bool,
         key: int | None = None,
+        frozen: Array | None = None,
     ) -> None:
         self.name = name
         self.live = {"param": param, **state}
         self.before = {key: np.copy(array, order="K") for key, array in self.live.items()}
+        kept = {} if frozen is None else {key: a for key, a in self.before.items() if a.shape == param.shape}
+        self._frozen = [(array, frozen, array[frozen]) for array in kept.values()]
+        for hidden in ("param", "param_low"):
+            if hidden in kept:
+                kept[hidden][frozen] = 0
         values, index = grad if isinstance(grad, tuple) else (grad, None)
         self.live_grad = values
         self.grad = None if values is None else np.copy(values, order="K")
@@ -72,6 +81,11 @@ class Snapshot:
         self.count = count
         self.loss_increased = loss_increased
         self.key = key
+
+    def restore_frozen(self) -> None:
+        """Bring back what a mask leaves as it is, which the reference sees as 0."""
+        for array, frozen, values in self._frozen:
+            array[frozen] = values
 
     def summed(self) -> Array:
         """Return the gradient; of rows, the sum of each, in ascending order. There is one."""
@@ -109,6 +123,7 @@ def verified_step(
     zero_grads: bool,
     nonfinite: str,
     clip_norm_each: float | None,
+    frozen: list[Array | None] | None = None,
 ) -> StepReport:
     """Take a step like ``OptimizerCore.step``, and raise ``VerificationError`` if a bit differs from the reference.
 
@@ -122,9 +137,11 @@ def verified_step(
     leaves = (Rows(grad[1], grad[0]) if isinstance(grad, tuple) else grad for grad in found)
     trees = [filled(tree, leaves) for tree in run.trees]
     snapshots = [
-        Snapshot(run.schema, name, array, run.state[name], grad, group, count + 1, _worse(group, loss, before), key)
-        for (name, array), group, count, key, grad in zip(
-            run.params.items(), groups, run.core.counts, run.keys(), found, strict=True
+        Snapshot(
+            run.schema, name, array, run.state[name], grad, group, count + 1, _worse(group, loss, before), key, still
+        )
+        for (name, array), group, count, key, grad, still in zip(
+            run.params.items(), groups, run.core.counts, run.keys(), found, frozen or [None] * run.leaves, strict=True
         )
     ]
     given = trees if run.grouped else trees[0]
@@ -134,17 +151,19 @@ def verified_step(
     for each in snapshots:
         if zero_grads and each.live_grad is not None and each.grad is not None:
             saved.append((each.live_grad, each.grad))
-    steps, counts = core.steps, core.counts
-    report = core.step(given, run.groups, *options)
+    back: list[Callable[[], Any]] = [partial(np.ndarray.__setitem__, array, ..., values) for array, values in saved]
+    counters = {"steps": core.steps, "counts": core.counts, "last_loss": before}
+    back += [partial(setattr, core, name, value) for name, value in counters.items()]
+    # One call into C, in which no Ctrl-C comes in.
+    take_back: Callable[[], Any] = partial(deque, map(operator.call, back), 0)
+    report = core.step(given, run.groups, *options, frozen)
     try:
         with default_floating_point():
             _check(run.schema, snapshots, report, grad_scale, clip_norm, clip_value, zero_grads, clip_norm_each)
     except VerificationError:
         raise
     except BaseException:
-        for array, values in saved:
-            np.copyto(array, values)
-        core.steps, core.counts, core.last_loss = steps, counts, before
+        take_back()
         raise
     return report
 
@@ -181,6 +200,7 @@ def _check(
         prologue = {"grad_scale": grad_scale, "clip_value": clip_value}
         apply_reference(schema, present, [{**prologue, "clip_coef": coef} for coef in clip_coefs])
     for snapshot in snapshots:
+        snapshot.restore_frozen()
         for key, array in snapshot.live.items():
             what = "" if key == "param" else f"{key} of "
             _compare(f"{what}parameter {snapshot.name!r}", array, snapshot.before[key])

@@ -20,11 +20,11 @@ enum class RpropVariant : std::uint8_t {
 
 /// D <- clip(D eta+ or D eta-, lo, hi);  p <- p - sign(g) D.        Riedmiller & Braun 1993; Igel & Husken 2000, 2003
 struct Rprop {
-  double lr = 1e-2;                                  ///< where an Optimizer starts the step sizes, >= 0
-  double etas[2] = {0.5, 1.2};                       ///< eta- in (0, 1), eta+ > 1
-  double step_sizes[2] = {1e-6, 50.0};               ///< lo and hi, 0 <= lo <= hi
+  double lr = 1e-2;  ///< where an Optimizer starts the step sizes, >= 0; 0: no lower limit
+  double etas[2] = {0.5, 1.2};  ///< eta- in (0, 1), eta+ > 1
+  double step_sizes[2] = {1e-6, 50.0};  ///< lo and hi, 0 <= lo <= hi
   RpropVariant variant = RpropVariant::rprop_minus;  ///< what happens where the sign flipped
-  bool loss_increased = false;                       ///< irprop+: the loss rose; an Optimizer sees that for itself
+  bool loss_increased = false;  ///< irprop+: the loss rose; an Optimizer sees that for itself
   FUSEDSTEP_DECAY_OPTIONS
 
   /// The formula and the defaults of another framework, by the name of its dialect: "torch", "shark", ...
@@ -96,8 +96,13 @@ struct RpropConstants {
   RpropConstants(const Rprop& o, std::int64_t)
       : eta_minus(rounded<T>(o.etas[0])),
         eta_plus(rounded<T>(o.etas[1])),
-        lo(rounded_limit<T>(o.step_sizes[0])),
+        lo(stays(o) ? T(0) : rounded_limit<T>(o.step_sizes[0])),
         hi(rounded_limit<T>(o.step_sizes[1])) {}
+
+  // Whether what started at 0 stays 0. GRprop's chosen element takes a step whatever it started at.
+  static bool stays(const Rprop& o) {
+    return o.lr == 0 && o.variant != RpropVariant::grprop_slr && o.variant != RpropVariant::grprop_sag;
+  }
 };
 
 // forget: a flip is not remembered, so that the next step neither grows nor shrinks D.
