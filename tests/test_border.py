@@ -821,7 +821,7 @@ def test_functions_refuse_temporary_copies() -> None:
         lambda: fs.adagrad_(w[:3].astype(np.float32), g.astype(np.float32), part, lr=0.1),
     )
     for call in calls:
-        with refused(ValueError, ["temporary copy", "lost"], [w, g, s, part], "a temporary"):
+        with refused(ValueError, ["temporary copy", "lost", "rows="], [w, g, s, part], "a temporary"):
             call()
     fs.adagrad_(w[::2], g, s[1:4], lr=0.1)  # views are no copies
     kept = w[rows]

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import os
 import re
+import shutil
 import sysconfig
 from collections import Counter
 from collections.abc import Iterator
@@ -264,6 +265,23 @@ def test_kernels_stay_out_of_link_time_optimisation(core: dict[str, Object], tmp
     run(tool("cmake"), "--build", tmp_path, "--target", "fusedstep_kernels_baseline")
     [path] = tmp_path.rglob("kernels.cpp.o")
     assert ".gnu.lto" not in run(tool("objdump"), "-h", path)
+
+
+def test_a_schema_with_mistakes_does_not_compile(tmp_path: Path) -> None:
+    """A state that starts at what is no option, and an option that is forgotten, would be found when a step runs."""
+    shutil.copytree(sources() / "cpp", tmp_path / "cpp")
+    header = tmp_path / "cpp" / "include" / "fusedstep" / "rules" / "adadelta.hpp"
+    text = header.read_text(encoding="utf-8")
+    for right, wrong in (
+        ('{.name = "acc_delta"}', '{.name = "acc_delta", .starts_at = "typo"}'),
+        ("FUSEDSTEP_FIELD(rho, schema::unit),", ""),
+    ):
+        assert text.count(right) == 1
+        text = text.replace(right, wrong)
+    header.write_text(text, encoding="utf-8")
+    told = fails(cxx(), "-std=c++20", "-fsyntax-only", tmp_path / "cpp" / "schema.cpp")
+    assert "Schema::states" in told
+    assert "Schema::fields" in told
 
 
 FAST_MATH = (

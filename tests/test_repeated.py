@@ -198,6 +198,10 @@ def further_option(world: World) -> None:
     world.group["learning_rate"] = 0.1
 
 
+def renamed_option(world: World) -> None:
+    world.group["learning_rate"] = world.group.pop("lr")
+
+
 def other_members(world: World) -> None:
     world.group["params"] = tuple(world.params[:1])
 
@@ -213,7 +217,8 @@ def no_group(world: World) -> None:
 REFUSED = [
     at_an_end_of_a_parameter, in_a_parameter, in_a_state, of_another_type, of_other_bytes, misaligned, masked, longer,
     another_shape, one_too_few, one_too_many, no_array, locked_parameter, reshaped_parameter, retyped_parameter,
-    locked_state, not_a_number, negative, text, lost_option, further_option, other_members, another_group, no_group,
+    locked_state, not_a_number, negative, text, lost_option, further_option, renamed_option, other_members,
+    another_group, no_group,
 ]  # fmt: skip
 
 

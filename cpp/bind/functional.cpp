@@ -315,8 +315,10 @@ std::optional<Made> update(const Function& function, PyObject* const* values) {
         const bool written = argument.role != Role::gradient && argument.role != Role::rows;
         arrays[k] = as_array(value, {argument.text.c_str()}, references, written);
         if (written && is_lost(value)) {
+          const bool by_rows = schema_of(function.rule).takes_rows;
           throw py::value_error(argument.text + ": expected an array that the caller holds, got a temporary copy, whose " +
-                                "update would be lost (indexing by an array or a mask copies); keep it in a variable, and " +
+                                "update would be lost (indexing by an array or a mask copies); " +
+                                (by_rows ? "pass whole arrays and rows=index, or " : "") + "keep it in a variable and " +
                                 "write it back");
         }
       }
