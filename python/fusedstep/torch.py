@@ -867,7 +867,7 @@ class Rprop(_Optimizer):
         }
 
     def _options(self, group: Group) -> Group:
-        """Return an ``lr`` other than 0, with which the rule has no lower limit; in torch it has one always."""
+        """Return an ``lr`` other than 0, for which the rule would drop its lower limit; torch always has one."""
         options = super()._options(group)
         return {**options, "lr": options["lr"] or 1.0}
 
