@@ -232,8 +232,8 @@ def test_groups_may_differ() -> None:
 
 @each_dtype
 def test_first_step_sizes_of_rprop(dtype: np.dtype[Any]) -> None:
-    """States start at them, also after a reset and where a checkpoint has nothing for a parameter. What starts at 0 does
-    not move. A later change is refused; only decoupled decay reads them again."""
+    """States start at them, also after a reset and where a checkpoint has nothing for a parameter. What starts at 0
+    does not move. A later change is refused; only decoupled decay reads them again."""
     first = np.array([0.5, 0.0, 2.0])
     for variant in DECLARED["rprop"]["fields"]["variant"]["choices"]:
         w = np.zeros((2, 3), dtype)

@@ -154,7 +154,7 @@ def verified_step(
     back: list[Callable[[], Any]] = [partial(np.ndarray.__setitem__, array, ..., values) for array, values in saved]
     counters = {"steps": core.steps, "counts": core.counts, "last_loss": before}
     back += [partial(setattr, core, name, value) for name, value in counters.items()]
-    # One call into C, in which no Ctrl-C comes in.
+    # One call into C: Ctrl-C comes before it or after it.
     take_back: Callable[[], Any] = partial(deque, map(operator.call, back), 0)
     report = core.step(given, run.groups, *options, frozen)
     try:
