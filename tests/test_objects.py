@@ -270,11 +270,11 @@ def test_kernels_stay_out_of_link_time_optimisation(core: dict[str, Object], tmp
 def test_a_schema_with_mistakes_does_not_compile(tmp_path: Path) -> None:
     """A state that starts at what is no option, and an option that is forgotten, would be found when a step runs."""
     shutil.copytree(sources() / "cpp", tmp_path / "cpp")
-    header = tmp_path / "cpp" / "include" / "fusedstep" / "rules" / "adadelta.hpp"
+    header = tmp_path / "cpp" / "include" / "fusedstep" / "rules" / "rmsprop.hpp"
     text = header.read_text(encoding="utf-8")
     for right, wrong in (
-        ('{.name = "acc_delta"}', '{.name = "acc_delta", .starts_at = "typo"}'),
-        ("FUSEDSTEP_FIELD(rho, schema::unit),", ""),
+        ('.used_with = "momentum"}', '.starts_at = "typo", .used_with = "momentum"}'),
+        ("FUSEDSTEP_FIELD(alpha, schema::unit),", ""),
     ):
         assert text.count(right) == 1
         text = text.replace(right, wrong)
