@@ -29,8 +29,9 @@ static_assert(FLT_EVAL_METHOD == 0, "fusedstep is exact to the bit: float and do
 
 namespace fusedstep {
 
-// Bytes that a loop widens by itself, because GCC would take as many elements at a time as a vector has bytes. On AVX2 these
-// are 32, and much of a loop is then to pack masks, and to wait for memory that registers were spilled to.
+// A loop over bytes and numbers may widen the bytes itself, a group at a time. Left to itself, GCC takes as many elements at
+// a time as a vector has bytes. On AVX2 these are 32, and the loop spends much of its time on packing masks and on
+// registers that were spilled to memory.
 inline constexpr std::int64_t group = 8;
 #if defined(__AVX2__) && !defined(__AVX512F__) && !defined(__clang__)
 inline constexpr bool widens_bytes = true;

@@ -524,8 +524,8 @@ class PyOptimizer final : public Repeatable {
     return plain_report(report.step).release().ptr();
   }
 
-  // Returns a report that has only the count. A report that nobody else holds is used again, because making one costs as
-  // much as a small update. Nobody can see that such a tuple changes.
+  // Returns a report that has only the count. Making one costs as much as a small update, so the last report is changed and
+  // returned again if nobody else holds it. A report that somebody holds never changes.
   py::object plain_report(std::int64_t step) {
 #if !defined(Py_GIL_DISABLED) && PY_VERSION_HEX < 0x030E0000  // later versions keep a tuple's hash
     if (report_ && Py_REFCNT(report_.ptr()) == 1) {

@@ -111,7 +111,7 @@ struct RpropConstants {
 template <OnFlip on_flip, bool forget, bool as_bytes = masks_of_bits>
 struct RpropRule {
   static constexpr bool divides = false;
-  static constexpr bool compares_signs = true;
+  static constexpr bool compares_signs = true;  // so the loops may widen the bytes of a group first
   using AtHalfWidth = RpropRule<on_flip, forget, false>;
 
   template <class T>
@@ -120,8 +120,8 @@ struct RpropRule {
   template <class T>
   using Constants = RpropConstants<T>;
 
-  // Whether both gradients have a sign: neither is 0 or NaN. Of a number that a caller put into ps the sign counts. ps is
-  // whole, so g ps is 0 only where one of them is 0; the product of two gradients could underflow to 0, and D would stop
+  // Whether both gradients have a sign: neither is 0 or NaN. If a caller put another number into ps, its sign counts. ps is
+  // whole, so g ps is 0 only where one of them is 0. The product of two gradients could underflow to 0, and D would stop
   // growing.
   template <class T>
   static bool comparable(T g, Sign ps) {
@@ -132,7 +132,7 @@ struct RpropRule {
     }
   }
 
-  // Whether they differ.
+  // Whether both have a sign, and the signs differ.
   template <class T>
   static bool flipped(T g, Sign ps) {
     if constexpr (as_bytes) {
