@@ -44,6 +44,22 @@ def test_import_brings_little_along() -> None:
     assert not [name for name in ours if name.removeprefix("fusedstep.").startswith(later)]
 
 
+def test_no_step_imports_modules_of_others() -> None:
+    """An import in a step takes milliseconds, and where memory runs out it fails as no step should."""
+    code = (
+        "import sys, numpy as np, fusedstep as fs\n"
+        "p, g = {'w': np.ones((4, 2))}, {'w': np.ones((4, 2))}\n"
+        "opt, rows, state = fs.Adagrad(p), fs.Rows(np.array([1]), np.ones((1, 2))), np.zeros((4, 2))\n"
+        "before = set(sys.modules)\n"
+        "opt.step(g, clip_norm=1.0)\n"
+        "opt.step(g, mask={'w': p['w'] > 0})\n"
+        "opt.step({'w': rows})\n"
+        "fs.rmsprop_(p['w'], g['w'], state, lr=0.1)\n"
+        "print([name for name in {*sys.modules} - before if not name.startswith('fusedstep.')])"
+    )
+    assert run(code) == []
+
+
 def test_names_mean_one_thing_each() -> None:
     """Modules are private, or public and listed. No function has the name of a module."""
     code = (

@@ -100,7 +100,9 @@ py::object array_of(py::handle object, const Label& label, bool written) {
 
 // TypeError if the array's own arithmetic does more than that of its numbers: it has a mask, or its class computes itself.
 void check_arithmetic(py::handle array, const Label& label) {
-  if (py::isinstance(array, py::module_::import("numpy.ma").attr("MaskedArray"))) {
+  // Who has a masked array has imported numpy.ma. An import in a call would take milliseconds, and memory.
+  const auto modules = py::reinterpret_borrow<py::dict>(PyImport_GetModuleDict());
+  if (modules.contains("numpy.ma") && py::isinstance(array, modules["numpy.ma"].attr("MaskedArray"))) {
     throw py::type_error(label.text() + ": expected a numpy.ndarray, got a masked array, whose mask an update would " +
                          "ignore; pass its data, or numpy.ma.filled(array, 0)");
   }

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ._core import StepReport
 from ._rows import Rows
 from ._run import Run
-from ._tree import filled, parse
+from ._tree import filled, is_masked, parse
 
 __all__ = ["frozen_in", "masked_step"]
 
@@ -90,7 +90,7 @@ def frozen_in(name: str, array: Array, masks: list[Any]) -> Array | None:
         return None
     moves = np.ones(array.shape, bool)
     for mask in masks:
-        if isinstance(mask, np.ma.MaskedArray):
+        if is_masked(mask):
             raise TypeError(f"mask of parameter {name!r}: expected an array of bool, got a masked one; pass its data")
         if getattr(mask, "dtype", None) != np.bool_:
             raise TypeError(

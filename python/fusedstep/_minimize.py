@@ -17,7 +17,7 @@ from ._hints import did_you_mean, parameters
 from ._optimizer import Optimizer, Options
 from ._rmsprop import RMSprop, RMSpropOptions
 from ._rprop import Rprop, RpropOptions
-from ._tree import parse
+from ._tree import is_masked, parse
 from .typing import Method, MinimizeResult, PerElement, Tree, Variant
 
 __all__ = ["minimize", "scipy_method"]
@@ -427,7 +427,7 @@ def _largest(x: Array) -> float:
 def _gradient(grad: Any, name: str, x: Array) -> Array:
     if grad is None:
         return np.zeros_like(x)
-    if isinstance(grad, np.ma.MaskedArray):
+    if is_masked(grad):
         raise TypeError(
             f"gradient of parameter {name!r}: expected a numpy.ndarray, got a masked array; pass "
             f"numpy.ma.filled(array, 0)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, MappingView, Set
 from types import SimpleNamespace
@@ -11,10 +12,15 @@ import numpy as np
 
 from ._hints import did_you_mean
 
-__all__ = ["Leaves", "entries", "filled", "no_params", "numbered_names", "parse", "ungrouped"]
+__all__ = ["Leaves", "entries", "filled", "is_masked", "no_params", "numbered_names", "parse", "ungrouped"]
 
 _KEEPERS = (dict, list, tuple, OrderedDict, defaultdict)
 """Containers that return the same object each time it is read."""
+
+
+def is_masked(value: Any) -> bool:
+    """Whether it is an array of ``numpy.ma``, which is not imported for this: who has such an array has imported it."""
+    return "numpy.ma" in sys.modules and isinstance(value, sys.modules["numpy.ma"].MaskedArray)
 
 
 class Leaves(NamedTuple):

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._tree import is_masked
+
 __all__ = ["packed", "unpacked"]
 
 Array = NDArray[Any]
@@ -54,7 +56,7 @@ def _pack(value: Any, pointer: str, where: str, arrays: dict[str, Array], depth:
 
 
 def _checked_array(array: Array, where: str) -> Array:
-    if isinstance(array, np.ma.MaskedArray):
+    if is_masked(array):
         raise TypeError(f"{where}: expected an array without a mask, got {type(array).__name__}")
     if array.dtype not in _DTYPES:
         raise TypeError(f"{where}: expected an array of bool, integers or float16 to float64, got {array.dtype}")

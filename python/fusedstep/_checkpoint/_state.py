@@ -16,6 +16,7 @@ from .._load_report import LoadReport
 from .._mask import frozen_in
 from .._run import Run
 from .._storage import checked_seed
+from .._tree import is_masked
 from . import _version1
 from ._containers import Stored
 
@@ -315,7 +316,7 @@ def _pairs(what: str, live: Mapping[str, Array], saved: Any) -> list[tuple[Array
     pairs = []
     for name, array in live.items():
         value = saved[name]
-        if not isinstance(value, np.ndarray | Stored | _version1.Computed) or isinstance(value, np.ma.MaskedArray):
+        if not isinstance(value, np.ndarray | Stored | _version1.Computed) or is_masked(value):
             raise ValueError(f"{what}: {name!r}: expected a numpy.ndarray, got {type(value).__name__}")
         if value.dtype != array.dtype or value.shape != array.shape:
             raise ValueError(
