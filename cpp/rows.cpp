@@ -438,31 +438,6 @@ void RowGradient::read(const Array** streams) {
   streams[gradient_stream] = &sums_.array;
 }
 
-namespace {
-
-// The sum of numbers that come one by one, as of a tree of neighbours in pairs.
-class PairwiseSum {
- public:
-  void add(double x) {
-    for (std::int64_t n = count_++; n % 2 != 0; n /= 2) x = part_[--parts_] + x;
-    part_[parts_++] = x;
-  }
-
-  double value() const {
-    if (parts_ == 0) return 0;
-    double sum = part_[parts_ - 1];
-    for (int k = parts_ - 1; k-- > 0;) sum = part_[k] + sum;
-    return sum;
-  }
-
- private:
-  double part_[64];  // of halving sizes
-  int parts_ = 0;
-  std::int64_t count_ = 0;
-};
-
-}  // namespace
-
 // The update of some groups, by one thread.
 class RowGradient::Update {
  public:
@@ -501,6 +476,27 @@ class RowGradient::Update {
   }
 
  private:
+  // The sum of numbers that come one by one, as of a tree of neighbours in pairs.
+  class PairwiseSum {
+   public:
+    void add(double x) {
+      for (std::int64_t n = count_++; n % 2 != 0; n /= 2) x = part_[--parts_] + x;
+      part_[parts_++] = x;
+    }
+
+    double value() const {
+      if (parts_ == 0) return 0;
+      double sum = part_[parts_ - 1];
+      for (int k = parts_ - 1; k-- > 0;) sum = part_[k] + sum;
+      return sum;
+    }
+
+   private:
+    double part_[64];  // of halving sizes
+    int parts_ = 0;
+    std::int64_t count_ = 0;
+  };
+
   // An array row by row.
   struct Stream {
     const Array* array = nullptr;  // null: not used

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -158,11 +159,21 @@ def test_a_part_of_a_python_package_is_the_library_and_nothing_else() -> None:
     assert list(prefix.iterdir()) == []
 
 
-def test_a_unity_build_of_the_whole_project(tmp_path: Path) -> None:
-    options = [f"-DFUSEDSTEP_SOURCE={native.sources()}", "-DCMAKE_UNITY_BUILD=ON"]
+def test_a_project_that_compiles_files_together(tmp_path: Path) -> None:
+    """CMAKE_UNITY_BUILD changes nothing here: which files are compiled together, and that kernels.cpp is not, stays."""
     native.cxx()
-    native.run(native.tool("cmake"), "-S", native.CONSUMER, "-B", tmp_path, *native.generator(), *options)
-    native.run(native.tool("cmake"), "--build", tmp_path, "--parallel", "2", "--target", "fusedstep_objects")
+    commands = []
+    for together in ("ON", "OFF"):
+        options = [
+            f"-DFUSEDSTEP_SOURCE={native.sources()}",
+            f"-DCMAKE_UNITY_BUILD={together}",
+            "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON",
+        ]
+        native.run(native.tool("cmake"), "-S", native.CONSUMER, "-B", tmp_path, *native.generator(), *options)
+        found = json.loads((tmp_path / "compile_commands.json").read_text(encoding="utf-8"))
+        commands.append([each["command"] for each in found if "fusedstep_" in each["command"]])
+    assert commands[0] == commands[1]
+    assert any("kernels.cpp" in command for command in commands[0])
 
 
 WITHOUT_EXCEPTIONS = """

@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include "objects.hpp"
+
 namespace fusedstep::bind {
 namespace {
 
@@ -25,8 +27,6 @@ static_assert(std::size(type_numbers) == type_count);
 constexpr char foreign_byte_order = std::endian::native == std::endian::little ? '>' : '<';
 
 const py::detail::PyArray_Proxy* proxy(PyObject* object) { return py::detail::array_proxy(object); }
-
-std::string type_name(py::handle object) { return py::str(py::type::handle_of(object).attr("__name__")); }
 
 bool is_of_jax(py::handle object) {
   const std::string module = py::str(py::getattr(py::type::handle_of(object), "__module__", py::str()));
@@ -117,8 +117,6 @@ void check_arithmetic(py::handle array, const Label& label) {
 py::object bfloat16_dtype(const py::object& ml_dtypes) {
   return py::module_::import("numpy").attr("dtype")(ml_dtypes.attr("bfloat16"));
 }
-
-std::atomic<const PyObject*>& descriptor_of(Type type) { return native_descriptors()[static_cast<std::size_t>(type)]; }
 
 void look_for_bfloat16() {
   if (descriptor_of(Type::bfloat16) != nullptr) return;

@@ -48,6 +48,9 @@ py::array array_over(const Array& array, py::handle base);
 // first such array.
 using Descriptors = std::array<std::atomic<const PyObject*>, type_count>;
 Descriptors& native_descriptors();
+inline std::atomic<const PyObject*>& descriptor_of(Type type) {
+  return native_descriptors()[static_cast<std::size_t>(type)];
+}
 
 // Whether an ndarray has the same type, shape and strides as one that was accepted before, and is writable if needed.
 // Inline, because each parameter takes it twice per step.

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "hyperparameters.hpp"
+#include "objects.hpp"
 
 namespace fusedstep::bind {
 namespace {
@@ -13,8 +14,6 @@ namespace {
 std::string joined(const std::string& path, const std::string& key) { return path.empty() ? key : path + "." + key; }
 
 std::string place(const std::string& path) { return path.empty() ? "grads" : "grads at '" + path + "'"; }
-
-std::string type_name(py::handle object) { return py::str(py::type::handle_of(object).attr("__name__")); }
 
 [[noreturn]] void wrong_container(const std::string& path, const std::string& expected, py::handle found) {
   throw py::type_error(place(path) + ": expected " + expected + ", as in params, got " + type_name(found));

@@ -181,8 +181,6 @@ bool is_same(PyObject* value, PyObject* remembered) {
   return std::memcmp(&numbers[0], &numbers[1], sizeof(double)) == 0;
 }
 
-const PyObject* descriptor_of(Type type) { return native_descriptors()[static_cast<std::size_t>(type)]; }
-
 bool is_written(const Written& written, PyObject* const* passed, Py_ssize_t count, PyObject* keywords) {
   const auto named = keywords == nullptr ? 0 : static_cast<std::size_t>(PyTuple_GET_SIZE(keywords));
   const std::size_t n = static_cast<std::size_t>(count) + named;

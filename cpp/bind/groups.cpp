@@ -15,8 +15,6 @@ namespace {
 
 std::string at(std::size_t index) { return "param_groups[" + std::to_string(index) + "]"; }
 
-std::string type_name(py::handle object) { return py::str(py::type::handle_of(object).attr("__name__")); }
-
 // Returns a number that changes whenever a dict changes, or 0 if this Python has none.
 std::uint64_t version_of(PyObject* dict) {
 #if PY_VERSION_HEX < 0x030C0000

@@ -4,6 +4,8 @@
 
 namespace fusedstep::bind {
 
+std::string type_name(py::handle object) { return py::str(py::type::handle_of(object).attr("__name__")); }
+
 Entries entries_of(PyObject* dict) {
   Entries entries;
   const py::scoped_critical_section locked(dict);

@@ -1,14 +1,17 @@
-// Helpers for Python objects: dicts that are compared with an earlier state, and objects of classes that pybind11 binds.
+// Helpers for Python objects: names of their types, dicts that are compared with an earlier state, and objects of classes that pybind11 binds.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
+#include <string>
 #include <utility>
 #include <vector>
 
 namespace fusedstep::bind {
 
 namespace py = pybind11;
+
+std::string type_name(py::handle object);
 
 // The entries of a dict, in its order. All objects are held.
 using Entries = std::vector<std::pair<py::object, py::object>>;

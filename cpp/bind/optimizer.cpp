@@ -212,8 +212,8 @@ class PyOptimizer final : public Repeatable {
 
   static bool is_as_made(const BoundState& state, bool written) {
     const Array& array = *state.array;
-    return unchanged(state.object, native_descriptors()[static_cast<std::size_t>(array.type)], array.data,
-                     array.shape.size(), array.shape.data(), array.strides, written);
+    return unchanged(state.object, descriptor_of(array.type), array.data, array.shape.size(), array.shape.data(),
+                     array.strides, written);
   }
 
   // Raises ValueError if a state has another shape or dtype than when it was made, or is read-only but must be written.

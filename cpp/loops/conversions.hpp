@@ -36,8 +36,8 @@ inline void join(std::int64_t n, const bfloat16* high, const std::uint16_t* low,
 
 inline void split(std::int64_t n, const float* from, bfloat16* high, std::uint16_t* low) noexcept {
   for (std::int64_t i = 0; i < n; ++i) {
-    high[i] = high_half(from[i]);
-    low[i] = low_half(from[i]);
+    high[i] = high_bits(from[i]);
+    low[i] = low_bits(from[i]);
   }
 }
 

@@ -9,7 +9,7 @@ namespace fusedstep {
 namespace {
 
 // A row of this length is worth a kernel call. Shorter rows are gathered into a tile.
-constexpr std::int64_t long_row = 32;
+constexpr std::int64_t long_line = 32;
 
 std::int64_t tiles(std::int64_t extent, std::int64_t tile) { return (extent + tile - 1) / tile; }
 
@@ -131,14 +131,14 @@ bool arrange(std::span<const std::int64_t> shape, std::span<const StridedView> v
   int streams_copied = 0;
   layout.one_run = true;
   layout.one_transposed = false;
-  layout.apart = n0 >= long_row;
+  layout.apart = n0 >= long_line;
   bool all_copied = true;
   for (std::size_t s = 0; s < max_arrays; ++s) {
     layout.copied[s] = layout.transposed[s] = false;
     if (item_sizes[s] == 0) continue;
     const std::int64_t across = std::abs(dimensions[0].stride[s]);
     const std::int64_t down = std::abs(dimensions[1].stride[s]);
-    layout.copied[s] = n0 < long_row || !dense(s);
+    layout.copied[s] = n0 < long_line || !dense(s);
     layout.transposed[s] = layout.copied[s] && item_sizes[s] >= 4 && n1 > 1 && down == item_sizes[s] && across >= down;
     layout.one_transposed |= layout.transposed[s];
     layout.one_run &= layout.copied[s] || dimensions[1].stride[s] == n0 * item_sizes[s];

@@ -92,8 +92,8 @@ inline float joined(bfloat16 high, std::uint16_t low) {
   return float_of((h - (l >> 15)) << 16 | l);
 }
 
-inline bfloat16 high_half(float x) { return {static_cast<std::uint16_t>((word_of(x) + 0x8000u) >> 16)}; }
-inline std::uint16_t low_half(float x) { return static_cast<std::uint16_t>(word_of(x)); }
+inline bfloat16 high_bits(float x) { return {static_cast<std::uint16_t>((word_of(x) + 0x8000u) >> 16)}; }
+inline std::uint16_t low_bits(float x) { return static_cast<std::uint16_t>(word_of(x)); }
 
 }  // namespace
 }  // namespace fusedstep

@@ -29,37 +29,37 @@ using Four = std::uint32_t __attribute__((vector_size(16)));
 using Two = std::uint64_t __attribute__((vector_size(16)));
 
 template <class Vector>
-Vector load(const char* from) {
+Vector load_vector(const char* from) {
   Vector vector;
   std::memcpy(&vector, from, sizeof vector);
   return vector;
 }
 
 template <class Vector>
-void store(char* to, Vector vector) {
+void store_vector(char* to, Vector vector) {
   std::memcpy(to, &vector, sizeof vector);
 }
 
 inline void square(const char* from, std::int64_t from_step, char* to, std::int64_t to_step, Four) {
-  const Four a = load<Four>(from);
-  const Four b = load<Four>(from + from_step);
-  const Four c = load<Four>(from + 2 * from_step);
-  const Four d = load<Four>(from + 3 * from_step);
+  const Four a = load_vector<Four>(from);
+  const Four b = load_vector<Four>(from + from_step);
+  const Four c = load_vector<Four>(from + 2 * from_step);
+  const Four d = load_vector<Four>(from + 3 * from_step);
   const Two ab_low = reinterpret_cast<Two>(__builtin_shufflevector(a, b, 0, 4, 1, 5));
   const Two ab_high = reinterpret_cast<Two>(__builtin_shufflevector(a, b, 2, 6, 3, 7));
   const Two cd_low = reinterpret_cast<Two>(__builtin_shufflevector(c, d, 0, 4, 1, 5));
   const Two cd_high = reinterpret_cast<Two>(__builtin_shufflevector(c, d, 2, 6, 3, 7));
-  store(to, __builtin_shufflevector(ab_low, cd_low, 0, 2));
-  store(to + to_step, __builtin_shufflevector(ab_low, cd_low, 1, 3));
-  store(to + 2 * to_step, __builtin_shufflevector(ab_high, cd_high, 0, 2));
-  store(to + 3 * to_step, __builtin_shufflevector(ab_high, cd_high, 1, 3));
+  store_vector(to, __builtin_shufflevector(ab_low, cd_low, 0, 2));
+  store_vector(to + to_step, __builtin_shufflevector(ab_low, cd_low, 1, 3));
+  store_vector(to + 2 * to_step, __builtin_shufflevector(ab_high, cd_high, 0, 2));
+  store_vector(to + 3 * to_step, __builtin_shufflevector(ab_high, cd_high, 1, 3));
 }
 
 inline void square(const char* from, std::int64_t from_step, char* to, std::int64_t to_step, Two) {
-  const Two a = load<Two>(from);
-  const Two b = load<Two>(from + from_step);
-  store(to, __builtin_shufflevector(a, b, 0, 2));
-  store(to + to_step, __builtin_shufflevector(a, b, 1, 3));
+  const Two a = load_vector<Two>(from);
+  const Two b = load_vector<Two>(from + from_step);
+  store_vector(to, __builtin_shufflevector(a, b, 0, 2));
+  store_vector(to + to_step, __builtin_shufflevector(a, b, 1, 3));
 }
 
 // Goes down four columns at a time, so that only four lines of `from` are in use. If columns are a power of 2 apart, more
