@@ -3,6 +3,7 @@
 #include "include/fusedstep/rules.hpp"
 #include "loops/conversions.hpp"
 #include "loops/kernel.hpp"
+#include "loops/narrow.hpp"
 #include "loops/reductions.hpp"
 #include "loops/update.hpp"
 
@@ -21,6 +22,12 @@ constexpr Kernel kernel() {
     kernel.prepare = Erased<Rule, T, Before>::template prepare<Options>;
     kernel.update = Erased<Rule, T, Before>::update;
     if constexpr (Rule::divides || in_groups<Rule>()) kernel.update_apart = Erased<Rule, T, Before>::update_apart;
+    if constexpr (IsRule<Options> && std::is_same_v<Before<T>, NoPrologue<float>>) {
+      if constexpr (Narrow<Rule>::has_loop) {
+        kernel.update_narrow[0] = Narrow<Rule>::template update<float>;
+        kernel.update_narrow[1] = Narrow<Rule>::template update<bfloat16>;
+      }
+    }
   }
   if constexpr (requires(typename Rule::template Constants<T> c) { Rule::template settle<T>(0.0, 1, T(), c); }) {
     kernel.reduce = Reduction::reduce;

@@ -29,12 +29,20 @@ static_assert(FLT_EVAL_METHOD == 0, "fusedstep is exact to the bit: float and do
 
 namespace fusedstep {
 
-// A loop over bytes and numbers may widen the bytes itself, a group at a time. Left to itself, GCC takes as many elements at
-// a time as a vector has bytes. On AVX2 these are 32, and the loop spends much of its time on packing masks and on
-// registers that were spilled to memory.
+// A loop over narrow and wide numbers may widen the narrow ones itself, a group at a time. Left to itself, GCC takes as many
+// elements at a time as a vector has narrow ones. On AVX2 these are 32 bytes or 16 halves, and the loop spends much of its
+// time on packing and on registers that were spilled to memory.
 inline constexpr std::int64_t group = 8;
+
+// A loop over a group that stays a loop until it is vectorised. GCC may unroll it first, and then miss some of its vectors.
+#if defined(__clang__)
+#define FUSEDSTEP_EACH_OF_GROUP(i) for (std::int64_t i = 0; i < group; ++i)
+#else
+#define FUSEDSTEP_EACH_OF_GROUP(i) _Pragma("GCC unroll 1") for (std::int64_t i = 0; i < group; ++i)
+#endif
+
 #if defined(__AVX2__) && !defined(__AVX512F__) && !defined(__clang__)
-inline constexpr bool widens_bytes = true;
+inline constexpr bool widens_groups = true;
 FUSEDSTEP_INLINE void widen_group(const std::int8_t* from, std::int32_t* to) {
   const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_cvtepi8_epi32(bytes));
@@ -44,13 +52,29 @@ FUSEDSTEP_INLINE void narrow_group(const std::int32_t* from, std::int8_t* to) {
   const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(halves, halves));
 }
+// The same for halves that are the upper ones of 32 bits.
+FUSEDSTEP_INLINE void widen_group(const std::uint16_t* from, float* to) {
+  const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  _mm256_storeu_ps(to, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16)));
+}
+FUSEDSTEP_INLINE void narrow_group(const std::uint32_t* from, std::uint16_t* to) {
+  const __m256i upper = _mm256_set1_epi64x(0x0F0E0B0A07060302);
+  const __m256i halves = _mm256_shuffle_epi8(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)), upper);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(_mm256_permute4x64_epi64(halves, 0b1000)));
+}
 #else
-inline constexpr bool widens_bytes = false;
+inline constexpr bool widens_groups = false;
 FUSEDSTEP_INLINE void widen_group(const std::int8_t* from, std::int32_t* to) {
   for (std::int64_t i = 0; i < group; ++i) to[i] = from[i];
 }
 FUSEDSTEP_INLINE void narrow_group(const std::int32_t* from, std::int8_t* to) {
   for (std::int64_t i = 0; i < group; ++i) to[i] = static_cast<std::int8_t>(from[i]);
+}
+FUSEDSTEP_INLINE void widen_group(const std::uint16_t* from, float* to) {
+  for (std::int64_t i = 0; i < group; ++i) to[i] = __builtin_bit_cast(float, static_cast<std::uint32_t>(from[i]) << 16);
+}
+FUSEDSTEP_INLINE void narrow_group(const std::uint32_t* from, std::uint16_t* to) {
+  for (std::int64_t i = 0; i < group; ++i) to[i] = static_cast<std::uint16_t>(from[i] >> 16);
 }
 #endif
 

@@ -232,6 +232,8 @@ class Loop:
     width: str
     """Of AVX-512's vectors: "half", "full" or "both"."""
     loop: str = "update_loop"
+    narrow: int = 0
+    """How many of these kernels store one state of floating point, and have loops of their own where it is bfloat16."""
 
 
 REQUIRED = object()
@@ -532,7 +534,7 @@ RMSPROP = Entry(
     },
     bad={**_DECAY, "alpha": UNIT, "eps": NONNEGATIVE, "momentum": UNIT, "initial_square_avg": NONNEGATIVE},
     signed=frozenset({"grad_avg", "momentum_buffer"}),
-    loops=(Loop("RMSpropRule", 3 * 2 * 2, "add sub mul div sqrt", "half"),),
+    loops=(Loop("RMSpropRule", 3 * 2 * 2, "add sub mul div sqrt", "half", narrow=2 * 2),),
     oracles=(
         Oracle(f"{_KERAS}rmsprop_test.py, test_single_step", _TF_START, same([1.0, 6.0, 7.0, 2.0]),
                {1: [-0.5811, 0.4189, 1.4189, 2.4189]}, {"lr": 0.5}, "keras", atol=decimals(4)),
@@ -596,7 +598,7 @@ ADAGRAD = Entry(
     },
     bad={**_DECAY, "eps": NONNEGATIVE, "lr_decay": NONNEGATIVE, "initial_accumulator_value": NONNEGATIVE},
     loops=(
-        Loop("AdagradRule", 2, "add sub mul div sqrt", "half"),
+        Loop("AdagradRule", 2, "add sub mul div sqrt", "half", narrow=2),
     ),
     oracles=(
         Oracle(f"{_KERAS}adagrad_test.py, test_single_step", _TF_START, same([1.0, 6.0, 7.0, 2.0]),
@@ -638,7 +640,7 @@ PROXIMAL_ADAGRAD = Entry(
     },
     bad=_PENALTIES,
     combined={"l1": 0.1},
-    loops=(Loop("ProximalAdagradRule", 1, "add sub mul div sqrt", "half"),),
+    loops=(Loop("ProximalAdagradRule", 1, "add sub mul div sqrt", "half", narrow=1),),
     # TensorFlow computes in float32: it is off by 8e-7 after ten steps, so its own tolerance is used.
     oracles=(
         *(Oracle(f"{_TF}proximal_adagrad_test.py, {test}", start, _PROXIMAL_GRADS, {steps: published},
@@ -826,7 +828,7 @@ RPROP = Entry(
                                       (1e-6, math.nan), (-2.0, -1.0), (0, 10**400)), ValueError)),
     },
     loops=(
-        Loop("RpropRule", 4, "mul", "both"),  # the subtraction is part of a fused multiply-add, where there is one
+        Loop("RpropRule", 4, "mul", "both", narrow=4),  # the subtraction is part of a fused multiply-add, where there is one
         Loop("GRpropRule", 2, "", "full", "reduce_loop"),  # finds the first of the smallest, in a scalar loop
     ),
     needs_loss=lambda options: options.get("variant") == "irprop+",

@@ -50,6 +50,7 @@ LOOPS = {
 }
 IN_DOUBLE = ("reduce_loop", "sum_of_squares_loop", "scaled_sum_of_squares_loop")
 HALF = "half_width_"
+NARROW = "narrow_"
 
 # Functions that a compiler may call on its own.
 MAY_CALL = {"memcpy", "memmove", "memset", "__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"}
@@ -85,7 +86,7 @@ class Code:
         """The packed instructions in these registers that should be there and are not."""
         suffix = "pd" if self.type == "double" or self.kind.startswith(IN_DOUBLE) else "ps"
         found = {each.name.removeprefix("v") for each in self.code if each.uses(register)}
-        arithmetic = LOOPS[self.kind.removeprefix(HALF)].arithmetic.split()
+        arithmetic = LOOPS[self.kind.removeprefix(HALF).removeprefix(NARROW)].arithmetic.split()
         return [f"{name}{suffix}" for name in arithmetic if f"{name}{suffix}" not in found]
 
 
@@ -119,9 +120,9 @@ class Object:
     def loops(self) -> list[Code]:
         loops = []
         for name, code in self.functions.items():
-            if found := re.match(r"[^(]*?((\w+_loop)<(?:(\w+Rule)\b)?.*?\b(float|double)\b.*?>)\((?!.*\.cold)", name):
+            if found := re.match(r"[^(]*?((\w+_loop)<(?:(\w+Rule)\b)?.*?\b(float|double|bfloat16)\b.*?>)\((?!.*\.cold)", name):
                 kind = " ".join(part for part in found.group(2, 3) if part)
-                loops.append(Code(found[1], kind, found[4], code))
+                loops.append(Code(found[1], kind, "float" if kind.startswith(NARROW) else found[4], code))
         return loops
 
     @functools.cached_property
@@ -345,6 +346,9 @@ def test_every_kernel_is_there(core: dict[str, Object], isa: str) -> None:
         if loop.width != "full" and two_widths:
             expected[f"{HALF}{kind}"] = loop.variants
     wanted = {(kind, type): count for kind, count in expected.items() for type in ("float", "double")}
+    if isa == "avx2" and not is_clang():
+        # Parameters of two types, to nearest and stochastically.
+        wanted |= {(f"{NARROW}{kind}", "float"): 4 * loop.narrow for kind, loop in LOOPS.items() if loop.narrow}
     assert found == wanted, "the entry of a rule in tests/registry.py says in `loops` what its kernels are"
 
 
@@ -367,10 +371,10 @@ def test_every_loop_is_vectorised(core: dict[str, Object], isa: str) -> None:
 @only_x86
 def test_no_prefetch_is_lost(core: dict[str, Object]) -> None:
     """GCC drops the calls of a function that only prefetches, unless the function shows an effect."""
-    for path in "rows.cpp", "loops/tensors.cpp":
-        asked = re.findall(r"(?<!void) (?:prefetch<2>|fetch)\(", (sources() / "cpp" / path).read_text(encoding="utf-8"))
-        assert asked
-        assert sum(each.name.startswith("prefetch") for _, each in core[Path(path).name].code) >= len(asked), path
+    files = ((sources() / "cpp" / name).read_text(encoding="utf-8") for name in ("rows.cpp", "loops/tensors.cpp"))
+    asked = [len(re.findall(r"(?<!void) (?:prefetch<2>|fetch)\(", text)) for text in files]
+    assert all(asked)
+    assert sum(each.name.startswith("prefetch") for part in core.values() for _, each in part.code) >= sum(asked)
 
 
 # ----------------------------------------------------------------------------------------------------------- extension

@@ -1,6 +1,6 @@
 // Streams that are not stored in the compute type. A block is widened before an update and rounded after it, and stays in
-// the first-level cache meanwhile. A single loop that loads, computes and stores would mostly pack and unpack: rounding to
-// nearest took 1.7 to 2.5 times as long on AVX2.
+// the first-level cache meanwhile. In a single loop for any types, GCC mostly packs and unpacks (1.7 to 2.5 times as long on
+// AVX2); narrow.hpp has loops for the types that are used most.
 #pragma once
 
 #include "kernel.hpp"

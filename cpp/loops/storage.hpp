@@ -40,11 +40,24 @@ inline float widened(float16 stored) {
 template <class To>
 using Tag = std::type_identity<To>;
 
+// A bfloat16 is the upper half of a word that was rounded.
+inline bfloat16 upper_half(std::uint32_t word) { return {static_cast<std::uint16_t>(word >> 16)}; }
+
 // To nearest, ties to even. Beyond the largest finite number, to infinity.
-inline bfloat16 to_nearest(Tag<bfloat16>, float x) {
+inline std::uint32_t nearest_word(float x) {
   const std::uint32_t b = word_of(x);
-  return {static_cast<std::uint16_t>((b + 0x7FFFu + (b >> 16 & 1u)) >> 16)};
+  return b + 0x7FFFu + (b >> 16 & 1u);
 }
+
+// Rounds up if the dropped fraction plus `u`, 16 random bits, carries. A finite number stays finite.
+inline std::uint32_t stochastic_word(float x, std::uint32_t u) {
+  const std::uint32_t b = word_of(x);
+  const std::uint32_t up = b + u;
+  return static_cast<std::int32_t>(up & ~sign_bit) < infinity_bits ? up : b;
+}
+
+inline bfloat16 to_nearest(Tag<bfloat16>, float x) { return upper_half(nearest_word(x)); }
+inline bfloat16 stochastic(Tag<bfloat16>, float x, std::uint32_t u) { return upper_half(stochastic_word(x, u)); }
 
 // For a subnormal result, adding 1/2 rounds the number and leaves the result in the last bits of the sum.
 inline float16 to_nearest(Tag<float16>, float x) {
@@ -56,16 +69,6 @@ inline float16 to_nearest(Tag<float16>, float x) {
   r = r > 0x7C00 ? 0x7C00 : r;  // beyond: infinity
   r = m > infinity_bits ? 0x7E00 : r;
   return {static_cast<std::uint16_t>(static_cast<std::uint32_t>(r) | (b & sign_bit) >> 16)};
-}
-
-// Rounds up if the dropped fraction plus `u`, 16 random bits, carries. A finite number stays finite.
-inline bfloat16 stochastic(Tag<bfloat16>, float x, std::uint32_t u) {
-  const std::uint32_t b = word_of(x);
-  const auto m = static_cast<std::int32_t>(b & ~sign_bit);
-  std::int32_t r = m + static_cast<std::int32_t>(u);
-  r = r < 0x7F7FFFFF ? r : 0x7F7FFFFF;
-  r = m >= infinity_bits ? m : r;
-  return {static_cast<std::uint16_t>((static_cast<std::uint32_t>(r) | (b & sign_bit)) >> 16)};
 }
 
 // A unit in the last place is 2^13 of a float's, or 2^-24 for a subnormal result. In that case the number is scaled so that
@@ -92,7 +95,7 @@ inline float joined(bfloat16 high, std::uint16_t low) {
   return float_of((h - (l >> 15)) << 16 | l);
 }
 
-inline bfloat16 high_bits(float x) { return {static_cast<std::uint16_t>((word_of(x) + 0x8000u) >> 16)}; }
+inline bfloat16 high_bits(float x) { return upper_half(word_of(x) + 0x8000u); }
 inline std::uint16_t low_bits(float x) { return static_cast<std::uint16_t>(word_of(x)); }
 
 }  // namespace

@@ -315,18 +315,21 @@ void update_by_own_constants(const Work& work, std::int64_t begin, std::int64_t 
   }
 }
 
+// The loop over streams as they are stored, if the rule has one.
+auto narrow_update(const Work& work) -> decltype(+work.kernel.update_narrow[0]) {
+  const Storage& storage = work.storage;
+  const bool narrow = storage.type[0] == Type::bfloat16;
+  const bool alike = storage.type[0] == storage.type[gradient_stream] && (narrow || storage.type[0] == Type::float32);
+  if (!alike || storage.is_master() || work.own != nullptr || storage.type[first_state] != Type::bfloat16) return nullptr;
+  return work.kernel.update_narrow[narrow];
+}
+
 }  // namespace
 
 void update_converted(const Work& work, std::int64_t begin, std::int64_t n, void* const* run, std::uint64_t key,
                       const Indices& indices, const Wide& memory) {
   void* streams[max_streams];
   advance(work, streams, run, begin);
-  const Converted converted(work, n, streams, memory);
-  if (work.own == nullptr) {
-    work.kernel.update(work.prepared, n, converted.streams());
-  } else {
-    update_by_own_constants(work, begin, n, converted.streams(), index_of(run), indices);
-  }
   for (int k = 0; k < work.storage.draws(); ++k) {
     const std::uint64_t own_key = k == 0 ? key : second_key(key);
     for (std::int64_t i = 0, count = 0; i < n; i += count) {
@@ -338,6 +341,22 @@ void update_converted(const Work& work, std::int64_t begin, std::int64_t n, void
         kernels().conversions.noise(count, own_key, index, memory.noise[k] + i);
       }
     }
+  }
+  Wide rest = memory;
+  if (const auto update = narrow_update(work); update != nullptr) {
+    const std::int64_t whole = n / group * group;
+    update(work.prepared, whole, streams, work.storage.draws() > 0 ? memory.noise[0] : nullptr);
+    if (whole == n) return;
+    begin += whole;
+    n -= whole;
+    advance(work, streams, run, begin);
+    rest.noise[0] += whole;
+  }
+  const Converted converted(work, n, streams, rest);
+  if (work.own == nullptr) {
+    work.kernel.update(work.prepared, n, converted.streams());
+  } else {
+    update_by_own_constants(work, begin, n, converted.streams(), index_of(run), indices);
   }
   converted.store();
 }

@@ -98,24 +98,31 @@ struct HalfWidth<Rule> {
 // Whether a rule's loop takes the elements in groups, whose bytes it widens first. On AVX2 Rprop then takes 0.7 of the time.
 template <class Rule>
 constexpr bool in_groups() {
-  return widens_bytes && requires { Rule::compares_signs; };
+  return widens_groups && requires { Rule::compares_signs; };
 }
 
+// A group of a stream, in the compute type: where it lies, if it is stored in that type.
 template <class S>
 struct Grouped {
-  S* __restrict element;
-
-  explicit Grouped(S* from) : element(from) {}
-  void store() const {}
+  explicit Grouped(const S*) {}
+  template <class E>
+  E* in(E* stream) const {
+    return stream;
+  }
+  template <class... Noise>
+  void store(S*, Noise...) const {}
 };
 
 template <>
 struct Grouped<std::int8_t> {
   alignas(32) std::int32_t element[group];
-  std::int8_t* stored;
 
-  explicit Grouped(std::int8_t* from) : stored(from) { widen_group(from, element); }
-  void store() const { narrow_group(element, stored); }
+  explicit Grouped(const std::int8_t* from) { widen_group(from, element); }
+  std::int32_t* in(std::int8_t*) { return element; }
+  template <class... Noise>
+  void store(std::int8_t* to, Noise...) const {
+    narrow_group(element, to);
+  }
 };
 
 // Free functions that are not inlined, with restrict on their parameters. As a lambda over local restrict pointers, the same
@@ -126,8 +133,8 @@ FUSEDSTEP_NOINLINE void update_loop(std::index_sequence<k...> states, const Loop
   if constexpr (in_groups<Rule>()) {
     for (std::int64_t i = 0; i < n; i += group) {
       [&](auto&&... group_s) {
-        for (std::int64_t j = 0; j < group; ++j) update_element(states, c, j, p + i, g + i, group_s.element...);
-        (group_s.store(), ...);
+        FUSEDSTEP_EACH_OF_GROUP(j) update_element(states, c, j, p + i, g + i, group_s.in(s + i)...);
+        (group_s.store(s + i), ...);
       }(Grouped<S>(s + i)...);
     }
   } else {
@@ -171,7 +178,7 @@ FUSEDSTEP_HALF_WIDTH FUSEDSTEP_NOINLINE void update_loop_apart(std::index_sequen
   if constexpr (in_groups<Rule>()) {
     for (; i + group <= n; i += group) {
       [&](auto&& group_p, auto&& group_g, auto&&... group_s) {
-        for (std::int64_t j = 0; j < group; ++j) {
+        FUSEDSTEP_EACH_OF_GROUP(j) {
           update_element(states, c, j, group_p.element, group_g.element, group_s.element...);
         }
         group_p.store(p + i * of_p, of_p);
@@ -218,6 +225,15 @@ const Constants& as(const Prepared& prepared) {
   return *reinterpret_cast<const Constants*>(prepared.bytes);
 }
 
+// Calls f(index sequence of the states, parameter, gradient, states ...).
+template <class P, class... S, class F>
+auto with_types(Types<S...>, void* const* streams, F f) {
+  return [&]<std::size_t... k>(std::index_sequence<k...> states) {
+    return f(states, static_cast<P*>(streams[0]), static_cast<const P*>(streams[gradient_stream]),
+             static_cast<S*>(streams[first_state + k])...);
+  }(std::index_sequence_for<S...>{});
+}
+
 // The same functions with their types erased, as the table holds them.
 
 template <class Rule, class T, template <class> class Before>
@@ -242,21 +258,12 @@ struct Erased {
     });
   }
 
-  // Calls f(index sequence of the states, parameter, gradient, states ...).
   template <class F>
   static auto with_types(void* const* streams, F f) {
-    return with_types(typename Rule::template States<T>{}, streams, f);
+    return fusedstep::with_types<T>(typename Rule::template States<T>{}, streams, f);
   }
 
  private:
-  template <class... S, class F>
-  static auto with_types(Types<S...>, void* const* streams, F f) {
-    return [&]<std::size_t... k>(std::index_sequence<k...> states) {
-      return f(states, static_cast<T*>(streams[0]), static_cast<const T*>(streams[gradient_stream]),
-               static_cast<S*>(streams[first_state + k])...);
-    }(std::index_sequence_for<S...>{});
-  }
-
   template <class States, class... S>
   static void tail(States states, const Constants& c, std::int64_t n, T* p, const T* g, S*... s) noexcept {
     if constexpr ((std::is_same_v<S, std::int8_t> || ...)) {
