@@ -828,7 +828,8 @@ RPROP = Entry(
                                       (1e-6, math.nan), (-2.0, -1.0), (0, 10**400)), ValueError)),
     },
     loops=(
-        Loop("RpropRule", 4, "mul", "both", narrow=4),  # the subtraction is part of a fused multiply-add, where there is one
+        # The subtraction is part of a fused multiply-add, where there is one.
+        Loop("RpropRule", 4, "mul", "both", narrow=4),
         Loop("GRpropRule", 2, "", "full", "reduce_loop"),  # finds the first of the smallest, in a scalar loop
     ),
     needs_loss=lambda options: options.get("variant") == "irprop+",

@@ -51,6 +51,7 @@ LOOPS = {
 IN_DOUBLE = ("reduce_loop", "sum_of_squares_loop", "scaled_sum_of_squares_loop")
 HALF = "half_width_"
 NARROW = "narrow_"
+NAME = re.compile(r"[^(]*?((\w+_loop)<(?:(\w+Rule)\b)?.*?\b(float|double|bfloat16)\b.*?>)\((?!.*\.cold)")
 
 # Functions that a compiler may call on its own.
 MAY_CALL = {"memcpy", "memmove", "memset", "__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"}
@@ -120,7 +121,7 @@ class Object:
     def loops(self) -> list[Code]:
         loops = []
         for name, code in self.functions.items():
-            if found := re.match(r"[^(]*?((\w+_loop)<(?:(\w+Rule)\b)?.*?\b(float|double|bfloat16)\b.*?>)\((?!.*\.cold)", name):
+            if found := NAME.match(name):
                 kind = " ".join(part for part in found.group(2, 3) if part)
                 loops.append(Code(found[1], kind, "float" if kind.startswith(NARROW) else found[4], code))
         return loops
