@@ -136,7 +136,9 @@ struct RpropRule {
   template <class T>
   static bool flipped(T g, Sign ps) {
     if constexpr (as_bytes) {
-      return comparable(g, ps) & (static_cast<Sign>(static_cast<Sign>(sign_bits(g)) ^ ps) < 0);
+      const bool both = comparable(g, ps);
+      const bool differ = static_cast<Sign>(static_cast<Sign>(sign_bits(g)) ^ ps) < 0;
+      return both & differ;
     } else {
       return g * static_cast<T>(ps) < T(0);
     }
