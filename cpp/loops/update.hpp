@@ -178,9 +178,7 @@ FUSEDSTEP_HALF_WIDTH FUSEDSTEP_NOINLINE void update_loop_apart(std::index_sequen
   if constexpr (in_groups<Rule>()) {
     for (; i + group <= n; i += group) {
       [&](auto&& group_p, auto&& group_g, auto&&... group_s) {
-        FUSEDSTEP_EACH_OF_GROUP(j) {
-          update_element(states, c, j, group_p.element, group_g.element, group_s.element...);
-        }
+        FUSEDSTEP_EACH_OF_GROUP(j) { update_element(states, c, j, group_p.element, group_g.element, group_s.element...); }
         group_p.store(p + i * of_p, of_p);
         (group_s.store(s + i * of_s[k], of_s[k]), ...);
       }(Gathered<T, T>(p + i * of_p, of_p), Gathered<T, T>(g + i * of_g, of_g),
