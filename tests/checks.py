@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,10 +40,9 @@ def difference(found: Array, expected: Array) -> str:
     """Return where two arrays first differ in a bit, or an empty text. NaNs are equal."""
     if found.dtype != expected.dtype or found.shape != expected.shape:
         return f"{found.dtype} {found.shape} instead of {expected.dtype} {expected.shape}"
-    different = bits(found) != bits(expected)
-    if not different.any():
+    if found.tobytes() == expected.tobytes():
         return ""
-    different &= ~(is_nan(found) & is_nan(expected))
+    different = (bits(found) != bits(expected)) & ~(is_nan(found) & is_nan(expected))
     if not different.any():
         return ""
     first = int(np.argmax(different))
@@ -92,26 +91,22 @@ class Guarded:
     GUARD = 128
 
     def __init__(self, shape: Shape, dtype: np.dtype[Any], layout: Layout = C, offset: int = 0) -> None:
-        self._shape, self._dtype, self._layout, self._offset = shape, dtype, layout, offset
-        self.array = layout.make(self._allocate, shape)
+        def allocate(shape: Shape) -> Array:
+            size, shift = math.prod(shape) * dtype.itemsize, offset * dtype.itemsize
+            self.memory = np.full(size + shift + 2 * self.GUARD + 64, self.CANARY, np.uint8)
+            start = self.GUARD + -(self.memory.ctypes.data + self.GUARD) % 64 + shift
+            return self.memory[start : start + size].view(dtype).reshape(shape)
 
-    def _allocate(self, shape: Shape) -> Array:
-        size = math.prod(shape) * self._dtype.itemsize
-        shift = self._offset * self._dtype.itemsize
-        self.memory = np.full(size + shift + 2 * self.GUARD + 64, self.CANARY, np.uint8)
-        start = self.GUARD + -(self.memory.ctypes.data + self.GUARD) % 64 + shift
-        self._place = slice(start, start + size)
-        return self.memory[self._place].view(self._dtype).reshape(shape)
-
-    def _shadow(self, shape: Shape) -> Array:
-        self._marks = np.zeros(self.memory.size, np.uint8)
-        return self._marks[self._place].view(f"u{self._dtype.itemsize}").reshape(shape)
+        self.array = layout.make(allocate, shape)
 
     def damaged(self) -> bool:
         """Return whether a byte beside the array's elements changed."""
-        mine = self._layout.make(self._shadow, self._shape)
-        mine[...] = np.iinfo(mine.dtype).max
-        return bool((self.memory[self._marks == 0] != self.CANARY).any())
+        elements = self.array.view(f"u{self.array.itemsize}")
+        kept = elements.copy()
+        elements[...] = int.from_bytes(self.array.itemsize * bytes([self.CANARY]))
+        damaged = bool((self.memory != self.CANARY).any())
+        elements[...] = kept
+        return damaged
 
 
 # ----------------------------------------------------------------------------------------------------- functional form
@@ -154,6 +149,23 @@ def make_problem(case: Case, dtype: np.dtype[Any], shape: Shape, kind: str = "or
     rng = np.random.default_rng(zlib.crc32(repr((case.name, dtype.name, shape, kind)).encode()))
     values = VALUES[kind](case, dtype, shape, rng)
     return solve(case, dtype, shape, values if case.storage is None else case.storage.stored(case, values))
+
+
+def problems(case: Case, dtype: np.dtype[Any], lengths: Sequence[int]) -> dict[int, Problem]:
+    """Return problems of some lengths: the first elements of one, if the elements know nothing of each other."""
+    if not case.apart:
+        return {n: problem(case, dtype, (n,)) for n in lengths}
+    whole = problem(case, dtype, (max(lengths),))
+
+    def first(n: int, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: array[:n] for name, array in arrays.items()}
+
+    def cut(n: int) -> Problem:
+        values = whole.values
+        some = Values(values.param[:n], first(n, values.states), [grad[:n] for grad in values.grads])
+        return Problem(case, dtype, (n,), some, [first(n, after) for after in whole.after])
+
+    return {n: cut(n) for n in lengths}
 
 
 def rows_problem(case: Case, dtype: np.dtype[Any], shape: Shape, name: str) -> Problem:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import array as std_array
 import collections
+import functools
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from types import MappingProxyType
@@ -34,7 +35,7 @@ DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 ISAS = tuple(fs.available_isas())
 THREADS = (1, 2, 3)
-STEPS = 5
+STEPS = 3
 
 DECLARED: dict[str, Any] = _core.rules()
 """What the package says of each rule."""
@@ -170,6 +171,16 @@ class Case:
         )
 
     @property
+    def counts(self) -> bool:
+        """Whether the step count is in the formula."""
+        return "step" in {**self.at_step(1, False), **self.reference_at_step(1, False)}
+
+    @property
+    def apart(self) -> bool:
+        """Whether no element's update depends on another element."""
+        return self.across is _alone and not any(state.scalar for state in self.states)
+
+    @property
     def function_name(self) -> str:
         return f"{self.rule}_"
 
@@ -236,6 +247,12 @@ class Loop:
     """How many of these kernels store one state of floating point, and have loops of their own where it is bfloat16."""
 
 
+@functools.cache
+def takes(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a function by name."""
+    return inspect.signature(function).parameters
+
+
 REQUIRED = object()
 """In a dialect's row: the framework has no default."""
 
@@ -293,8 +310,7 @@ class Entry:
         fields, states, counted = declared["fields"], declared["states"], declared["step"]
         options = {"lr": 0.01, **options}
         value = {**{key: spec["default"] for key, spec in fields.items()}, **options}
-        function = inspect.signature(getattr(fs, f"{self.rule}_")).parameters
-        reference = inspect.signature(getattr(fs.reference, f"{self.rule}_")).parameters
+        function, reference = takes(getattr(fs, f"{self.rule}_")), takes(getattr(fs.reference, f"{self.rule}_"))
         loss_fields = [key for key, spec in fields.items() if spec["purpose"] == "loss"]
         switches = {state["used_with"] for state in states.values()}
         starts = {state["starts_at"] for state in states.values()}
@@ -310,8 +326,8 @@ class Entry:
 
         def at_step(t: int, rose: bool) -> dict[str, Any]:
             risen = dict.fromkeys(loss_fields, rose) if self.needs_loss(options) else {}
-            takes = "step" in function and (counted == "" or bool(counted and value[counted]))
-            return {**risen, **({"step": t} if takes else {})}
+            counts = "step" in function and (counted == "" or bool(counted and value[counted]))
+            return {**risen, **({"step": t} if counts else {})}
 
         def per_row(state: Mapping[str, Any]) -> bool:
             with_ = state["per_row_with"]
@@ -900,6 +916,11 @@ FULLEST_OF_RULE = tuple(
     for rule in RULES
 )
 FUNCTIONS = tuple(case for case in CASES if case.has_function)
+# These, and the cases whose formula has the step count or the loss. What an optimizer keeps depends on nothing else.
+KEEPING = (
+    *FULLEST_OF_RULE,
+    *(case for case in CASES if case not in FULLEST_OF_RULE and (case.counts or case.needs_loss)),
+)
 # One case for each way to store states. Checks of arrays depend on nothing else.
 ONE_OF_STORAGE = tuple(
     {
@@ -948,7 +969,7 @@ SWITCHES = frozenset({"weight_decay"}) | {
     state["used_with"] for rule in RULES for state in DECLARED[rule]["states"].values() if state["used_with"]
 }
 
-_TAKEN = {key for rule in RULES for key in inspect.signature(getattr(fs, f"{rule}_")).parameters}
+_TAKEN = {key for rule in RULES for key in takes(getattr(fs, f"{rule}_"))}
 # Random hyperparameters, from which constants are derived in double and rounded once.
 DRAWN: dict[str, Callable[[np.random.Generator], Any]] = {
     **dict.fromkeys((key for key in of_kind("real") if key in _TAKEN), lambda rng: rng.uniform(0, 1)),
@@ -972,14 +993,14 @@ def _bad_of(entry: Entry, keys: Any) -> dict[str, tuple[Bad, ...]]:
 
 
 def _bad_of_function(entry: Entry) -> dict[str, tuple[Bad, ...]]:
-    takes = inspect.signature(getattr(fs, f"{entry.rule}_")).parameters
-    found = _bad_of(entry, takes)
+    accepted = takes(getattr(fs, f"{entry.rule}_"))
+    found = _bad_of(entry, accepted)
     found["key"] = _KEY
-    if "step" in takes:
-        required = takes["step"].default is inspect.Parameter.empty
+    if "step" in accepted:
+        required = accepted["step"].default is inspect.Parameter.empty
         found["step"] = (*_COUNT, Bad(None, TypeError)) if required else _COUNT
     return {
-        key: tuple(bad for bad in values if bad.value is not None or takes[key].default is not None)
+        key: tuple(bad for bad in values if bad.value is not None or accepted[key].default is not None)
         for key, values in found.items()
     }
 
@@ -1092,11 +1113,14 @@ class Values:
     grads: list[Array]
 
 
-def ordinary(case: Case, dtype: np.dtype[Any], shape: Shape, rng: np.random.Generator) -> Values:
-    """Return ordinary numbers of very different magnitudes. A few gradients are exactly 0."""
+def ordinary(
+    case: Case, dtype: np.dtype[Any], shape: Shape, rng: np.random.Generator, of_grads: Sequence[Shape] = ()
+) -> Values:
+    """Return ordinary numbers of very different magnitudes. A few gradients are exactly 0. ``of_grads`` are the shapes
+    of the gradients, if they have their own."""
 
     def draw(shape: Shape) -> Array:
-        return np.asarray(rng.standard_normal(shape) * 10.0 ** rng.uniform(-3, 1, shape))
+        return np.asarray(np.ldexp(rng.standard_normal(shape), rng.integers(-10, 4, shape)))
 
     def start(state: State) -> Array:
         own = state.shape(shape)
@@ -1104,7 +1128,7 @@ def ordinary(case: Case, dtype: np.dtype[Any], shape: Shape, rng: np.random.Gene
             return np.asarray(rng.integers(-1, 2, own), np.int8)
         return np.asarray(draw(own) if state.negative else np.abs(draw(own)), dtype)
 
-    grads = [np.asarray(draw(shape) * (rng.random(shape) > 0.05), dtype) for _ in range(STEPS)]
+    grads = [np.asarray(draw(own) * (rng.random(own) > 0.05), dtype) for own in of_grads or [shape] * STEPS]
     return Values(np.asarray(draw(shape), dtype), {state.name: start(state) for state in case.states}, grads)
 
 
@@ -1171,8 +1195,7 @@ def of_rows(
     case: Case, dtype: np.dtype[Any], shape: Shape, rows: tuple[Array, ...], rng: np.random.Generator
 ) -> Values:
     """Return values whose gradients are those of the rows of each step, a few of them 0 or -0."""
-    values = ordinary(case, dtype, shape, rng)
-    values.grads[:] = [ordinary(case, dtype, (index.size, *shape[1:]), rng).grads[0] for index in rows]
+    values = ordinary(case, dtype, shape, rng, [(index.size, *shape[1:]) for index in rows])
     for grad in values.grads:
         grad[rng.random(grad.shape) < 0.05] = -0.0
     values.param[rng.random(shape) < 0.1] = -0.0

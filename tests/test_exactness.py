@@ -23,6 +23,7 @@ from checks import (
     large_problem,
     make_problem,
     problem,
+    problems,
     reference_step,
     run_function,
     solve,
@@ -46,6 +47,7 @@ from registry import (
     SMALL_SHAPES,
     SPECIAL_LENGTH,
     STEPS,
+    STORAGES,
     STORED,
     STORED_WALKED,
     SWITCHES,
@@ -75,16 +77,16 @@ def offsets(dtype: np.dtype[Any]) -> range:
     return range(64 // dtype.itemsize)
 
 
-@each_isa
 @each_dtype
 @each_walked
-def test_short_lengths_and_offsets(case: Case, dtype: np.dtype[Any], isa: str) -> None:
+def test_short_lengths_and_offsets(case: Case, dtype: np.dtype[Any]) -> None:
     """Lengths 0 to two vectors and 1, each at one offset; all offsets within a vector, each at three lengths."""
     pairs = [(n, n % len(offsets(dtype))) for n in short_lengths(dtype)]
     pairs += itertools.product((7, len(offsets(dtype)), 37), offsets(dtype))
-    with fs.use_isa(isa):
-        for n, offset in pairs:
-            run_function(problem(case, dtype, (n,)), f"{case} {dtype} {isa}, {n=} {offset=}", offset=offset)
+    wanted = problems(case, dtype, [n for n, _ in pairs])
+    for isa, (n, offset) in itertools.product(ISAS, pairs):
+        with fs.use_isa(isa):
+            run_function(wanted[n], f"{case} {dtype} {isa}, {n=} {offset=}", offset=offset)
 
 
 @each_dtype
@@ -152,12 +154,12 @@ def some_threads(*choices: int) -> int:
 def test_middle_lengths_in_threads(case: Case, dtype: np.dtype[Any]) -> None:
     """1,000 and the lengths around which work is cut: dense, beside a cache line, and every second element, in turn;
     with 1, 2 and 3 threads where they can share the work."""
-    for k, n in enumerate(MIDDLE_LENGTHS):
+    for k, (n, wanted) in enumerate(problems(case, dtype, MIDDLE_LENGTHS).items()):
         for count in THREADS if n >= 8000 else (some_threads(k),):
             layout, offset = ((C, 0), (C, 1), (EVERY_2ND, 0))[(k + count) % 3]
             with fs.use_isa(ISAS[k % len(ISAS)]), threads(count):
                 where = f"{case} {dtype} {fs.isa()}, {n=} {layout} {offset=}, {count} threads"
-                run_function(problem(case, dtype, (n,)), where, layout, offset=offset)
+                run_function(wanted, where, layout, offset=offset)
 
 
 @pytest.mark.slow
@@ -182,25 +184,24 @@ def test_large_in_threads(case: Case, dtype: np.dtype[Any], isa: str) -> None:
         for shape, layout, other, count in runs:
             where = f"{case} {dtype} {isa}, {shape} {layout}, gradient {other}, {count} threads"
             with threads(count):
-                run_function(large_problem(case, dtype, shape), where, layout, other, compare=(1, 5))
+                run_function(large_problem(case, dtype, shape), where, layout, other, compare=(1, STEPS))
 
 
-@each_isa
 @each_dtype
 @each_case
-def test_special_values(case: Case, dtype: np.dtype[Any], isa: str) -> None:
+def test_special_values(case: Case, dtype: np.dtype[Any]) -> None:
     """Zeros, subnormals, the largest numbers, infinities and NaN, each in every array: dense at two offsets, every
     second element, and repeated until threads share the work."""
-    with fs.use_isa(isa):
-        run_function(problem(case, dtype, (SPECIAL_LENGTH,), "tiny"), f"{case} {dtype} {isa}, tiny values")
-        short = problem(case, dtype, (SPECIAL_LENGTH,), "special")
-        for offset in (0, 1):
-            run_function(short, f"{case} {dtype} {isa}, special values, {offset=}", offset=offset)
-        run_function(short, f"{case} {dtype} {isa}, special values, every 2nd", EVERY_2ND)
-        long = large_problem(case, dtype, (10 * SPECIAL_LENGTH,), "special")
-        for count in THREADS[1:]:
-            with threads(count):
-                run_function(long, f"{case} {dtype} {isa}, special values, {count} threads", offset=1, compare=(1, 5))
+    tiny, short = (problem(case, dtype, (SPECIAL_LENGTH,), kind) for kind in ("tiny", "special"))
+    long = problem(case, dtype, (3 * SPECIAL_LENGTH,), "special")
+    for isa in ISAS:
+        with fs.use_isa(isa):
+            run_function(tiny, f"{case} {dtype} {isa}, tiny values")
+            for offset in (0, 1):
+                run_function(short, f"{case} {dtype} {isa}, special values, {offset=}", offset=offset)
+            run_function(short, f"{case} {dtype} {isa}, special values, every 2nd", EVERY_2ND)
+            with threads(3):
+                run_function(long, f"{case} {dtype} {isa}, special values, 3 threads", offset=1)
 
 
 def every_sign(case: Case, dtype: np.dtype[Any]) -> Values:
@@ -218,10 +219,9 @@ def every_sign(case: Case, dtype: np.dtype[Any]) -> Values:
     return Values(rng.standard_normal(n).astype(dtype), states, [np.roll(np.resize(some, n), t) for t in range(STEPS)])
 
 
-@each_isa
 @each_dtype
 @pytest.mark.parametrize("case", [case for case in CASES if any(state.sign for state in case.states)], ids=str)
-def test_every_int8_as_the_last_sign(case: Case, dtype: np.dtype[Any], isa: str) -> None:
+def test_every_int8_as_the_last_sign(case: Case, dtype: np.dtype[Any]) -> None:
     """A ``prev_sign`` other than -1, 0 and 1 counts by its sign, in functions and classes, and each step leaves signs.
     So it does when the loss has risen and ``irprop+`` reverts the last move."""
     values = every_sign(case, dtype)
@@ -233,24 +233,25 @@ def test_every_int8_as_the_last_sign(case: Case, dtype: np.dtype[Any], isa: str)
     for found, expected in zip(wanted.after, as_signs.after, strict=True):
         assert_same(found, expected, f"{case} {dtype}, the reference")
     assert {*wanted.after[0]["prev_sign"]} <= {-1, 0, 1}
-    with fs.use_isa(isa):
-        for offset, layout in itertools.product((0, 3), (C, EVERY_2ND)):
-            run_function(wanted, f"{case} {dtype} {isa}, every int8, {layout} {offset=}", layout, offset=offset)
-        for t, grad in enumerate(values.grads, 1):
-            before = {"param": values.param, **values.states}
-            found, expected = ({name: array.copy() for name, array in before.items()} for _ in range(2))
-            case.call({**found, "grad": grad}, t)
-            reference_step(case, expected, grad, t, rose(t))
-            assert_same(found, expected, f"{case} {dtype} {isa}, every int8 before step {t}")
-        param = values.param.copy()
-        optimizer = case.new([np.zeros_like(param)])
-        saved = optimizer.state_dict()
-        saved["params"]["0"], saved["state"]["0"] = param, values.states
-        optimizer.load_state_dict(saved)
-        for t, grad in enumerate(values.grads, 1):
-            optimizer.step([grad], loss=-loss(t) if case.class_options.get("maximize") else loss(t))
-        found = {"param": optimizer.param_groups[0]["params"][0], **optimizer.state["0"]}
-        assert_same(found, wanted.after[-1], f"{case} {dtype} {isa}, a loaded checkpoint")
+    for isa in ISAS:
+        with fs.use_isa(isa):
+            for offset, layout in itertools.product((0, 3), (C, EVERY_2ND)):
+                run_function(wanted, f"{case} {dtype} {isa}, every int8, {layout} {offset=}", layout, offset=offset)
+            for t, grad in enumerate(values.grads, 1):
+                before = {"param": values.param, **values.states}
+                found, expected = ({name: array.copy() for name, array in before.items()} for _ in range(2))
+                case.call({**found, "grad": grad}, t)
+                reference_step(case, expected, grad, t, rose(t))
+                assert_same(found, expected, f"{case} {dtype} {isa}, every int8 before step {t}")
+            param = values.param.copy()
+            optimizer = case.new([np.zeros_like(param)])
+            saved = optimizer.state_dict()
+            saved["params"]["0"], saved["state"]["0"] = param, values.states
+            optimizer.load_state_dict(saved)
+            for t, grad in enumerate(values.grads, 1):
+                optimizer.step([grad], loss=-loss(t) if case.class_options.get("maximize") else loss(t))
+            found = {"param": optimizer.param_groups[0]["params"][0], **optimizer.state["0"]}
+            assert_same(found, wanted.after[-1], f"{case} {dtype} {isa}, a loaded checkpoint")
 
 
 each_stored = pytest.mark.parametrize("case", STORED, ids=str)
@@ -273,13 +274,14 @@ def test_storage_and_values(case: Case) -> None:
                 run_function(wanted, f"{case} {isa}, {kind}", offset=k % 2)
 
 
-@each_isa
 @each_stored_walked
-def test_storage_and_short_lengths(case: Case, isa: str) -> None:
-    """Lengths 0 to two groups of the widest vectors and 1, each at an offset of its own."""
-    with fs.use_isa(isa):
-        for n in (*range(35), 63, 64, 65, 100, 129):
-            run_function(problem(case, compute(case), (n,)), f"{case} {isa}, {n=}", offset=n % 7)
+def test_storage_and_short_lengths(case: Case) -> None:
+    """Lengths 0 to two groups of the widest vectors and 1, each at an offset of its own, and with an instruction set of
+    its own in the two cases of a rule."""
+    k = STORED_WALKED.index(case) // len(STORAGES)
+    for n, wanted in problems(case, compute(case), (*range(35), 63, 64, 65, 100, 129)).items():
+        with fs.use_isa(ISAS[(n + k) % len(ISAS)]):
+            run_function(wanted, f"{case} {fs.isa()}, {n=}", offset=n % 7)
 
 
 @pytest.mark.slow
@@ -303,7 +305,7 @@ def test_storage_and_threads(case: Case) -> None:
     wanted = problem(case, compute(case), LARGE_SHAPE)
     for count, layout in itertools.product((1, 2, 3, 4), (C, LAYOUT["F"], LAYOUTS[k % len(LAYOUTS)])):
         with fs.use_isa(ISAS[(k + count) % len(ISAS)]), threads(count):
-            run_function(wanted, f"{case} {fs.isa()}, {layout}, {count} threads", layout, compare=(1, 5))
+            run_function(wanted, f"{case} {fs.isa()}, {layout}, {count} threads", layout, compare=(1, STEPS))
 
 
 def clipped(array: Any) -> Any:
@@ -327,26 +329,27 @@ def test_gradients_that_are_only_read(case: Case, dtype: np.dtype[Any]) -> None:
             run_function(solve(case, dtype, shape, values), where, layout, grads=grads)
 
 
-@each_isa
 @each_dtype
 @pytest.mark.parametrize("rule", RULES)
-def test_every_combination_of_options(rule: str, dtype: np.dtype[Any], isa: str) -> None:
+def test_every_combination_of_options(rule: str, dtype: np.dtype[Any]) -> None:
     """Each combination of the options that choose a kernel or a prologue."""
-    with fs.use_isa(isa):
-        for case in COMBINATIONS:
-            if case.rule == rule:
-                run_function(problem(case, dtype, (53,)), f"{case} {dtype} {isa}")
+    for case in COMBINATIONS:
+        if case.rule == rule:
+            wanted = problem(case, dtype, (53,))
+            for isa in ISAS:
+                with fs.use_isa(isa):
+                    run_function(wanted, f"{case} {dtype} {isa}")
 
 
 @each_dtype
 @each_case
 def test_random_hyperparameters(case: Case, dtype: np.dtype[Any]) -> None:
-    """20 random draws of all hyperparameters of a case and of the step count: derived constants have the reference's
+    """10 random draws of all hyperparameters of a case and of the step count: derived constants have the reference's
     last bit, too."""
     rng = np.random.default_rng(7)
     values = ordinary(case, dtype, (5,), rng)
     takes = case.reference_takes - SWITCHES | {*case.options}
-    for _ in range(20):
+    for _ in range(10):
         options = {**case.options, **{key: draw(rng) for key, draw in DRAWN.items() if key in takes}}
         before = int(10 ** rng.uniform(0, 5))
 
