@@ -70,7 +70,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-@pytest.mark.parametrize("method", ["irprop+", "irprop-"])
+@pytest.mark.parametrize("method", ["irprop+", pytest.param("irprop-", marks=pytest.mark.slow)])
 def test_published_minima(name: str, method: Any) -> None:
     """Problem 2 has another local minimum, at which a run from the printed start may end, so it starts nearer."""
     fun, x0, bounds, place, minimum = PUBLISHED[name]

@@ -189,7 +189,11 @@ def test_verified_steps(case: Case) -> None:
 SPLIT = tuple(case for case in FULLEST if case.storage and case.storage.stochastic)
 
 
-@pytest.mark.parametrize("case", SPLIT, ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [case if k % 5 == 0 else pytest.param(case, marks=pytest.mark.slow) for k, case in enumerate(SPLIT)],
+    ids=str,
+)
 def test_layout_threads_and_a_resume_change_no_bit(case: Case, tmp_path: Path) -> None:
     """C and Fortran order, 1 to 4 threads, a copy, a pickle and both file formats: all as one run in C order."""
     rng = np.random.default_rng(5)
