@@ -15,6 +15,7 @@
 #include "loops/storage.hpp"
 #include "overlap.hpp"
 #include "parallel.hpp"
+#include "platform.hpp"
 
 namespace fusedstep {
 namespace {
@@ -25,6 +26,10 @@ constexpr std::int64_t most_gathered = 128;
 
 // How many rows before its turn a long row is fetched. Short ones are gathered: the loads do not wait for each other anyway.
 constexpr std::int64_t rows_ahead = 8;
+
+// Sums that stay in the second-level cache with what is added to them.
+constexpr std::int64_t few_sums = 256 * 1024;  // bytes
+constexpr std::int64_t few_values = 256 * 1024;
 
 // Elements that are converted at a time: with their copies they fit in what others take for a block.
 constexpr std::int64_t most_converted = block / 2;
@@ -237,6 +242,7 @@ void RowGradient::sort(int threads) {
     entries_ = digits.passes % 2 == 0 ? to : from;
   }
   find_groups();
+  sum_in_input_order(threads);
 }
 
 // The sums of single elements, and their rows in ascending order. Entries are parted by their highest bits into ranges of
@@ -324,12 +330,19 @@ void RowGradient::sum_elements(std::int64_t group, std::int64_t n, T* sums) cons
 // compute type. It is where they lie, if they are one; `widen` is null where the types are the same.
 template <class F>
 void RowGradient::each_run(std::int64_t place, std::int64_t column, std::int64_t columns, Widen widen, F f) const {
-  const std::int64_t item = values_.item_size();
   const char* const row = values_.data + place * values_.strides[0];
   if (dense_values_ && widen == nullptr) {
-    f(0, columns, row + column * item);
-    return;
+    f(0, columns, row + column * values_.item_size());
+  } else {
+    each_copied_run(place, column, columns, widen, f);
   }
+}
+
+template <class F>
+FUSEDSTEP_NOINLINE void RowGradient::each_copied_run(std::int64_t place, std::int64_t column, std::int64_t columns,
+                                                     Widen widen, F f) const {
+  const std::int64_t item = values_.item_size();
+  const char* const row = values_.data + place * values_.strides[0];
   alignas(cache_line) char gathered[most_converted * sizeof(double)];
   alignas(cache_line) char wide[most_converted * sizeof(double)];
   for (std::int64_t k = 0; k < columns; k += most_converted) {
@@ -375,6 +388,32 @@ void RowGradient::sum_piece(std::int64_t group, std::int64_t n, std::int64_t col
       each_run(entries_[e].place, column, columns, widen,
                [&](std::int64_t from, std::int64_t count, const char* run) { add(count, run, sums + from * item); });
     }
+  }
+}
+
+// Adds the values up as they lie in memory, if all sums stay in the cache. The processor then fetches the values itself (2,048
+// rows of 64: the sums take 0.7 of the time).
+void RowGradient::sum_in_input_order(int threads) {
+  const std::int64_t n = values_.shape[0];
+  const std::int64_t bytes = row_size_ * size_of(compute_);
+  if (row_size_ == 1 || groups_ * bytes > few_sums || (threads > 1 && n * row_size_ > few_values)) return;
+  make(sums_, values_, compute_);
+  std::uint32_t* const group_of = group_of_.of(n);
+  for (std::int64_t group = 0; group < groups_; ++group) {
+    for (std::uint32_t e = first_.data()[group]; e < first_.data()[group + 1]; ++e) {
+      group_of[entries_[e].place] = static_cast<std::uint32_t>(group);
+    }
+  }
+  const DefaultFloatingPoint guard;
+  const auto type = static_cast<std::size_t>(compute_);
+  const auto add = kernels().add[type];
+  const Widen widen = kernels().conversions.widen[type][static_cast<std::size_t>(values_.type)];
+  std::memset(sums_.array.data, 0, static_cast<std::size_t>(groups_ * bytes));
+  for (std::int64_t place = 0; place < n; ++place) {
+    char* const sums = sums_.array.data + group_of[place] * bytes;
+    each_run(place, 0, row_size_, widen, [&](std::int64_t from, std::int64_t count, const char* run) {
+      add(count, run, sums + from * size_of(compute_));
+    });
   }
 }
 

@@ -97,6 +97,9 @@ class RowGradient {
   using Widen = void (*)(std::int64_t n, const void* from, void* to) noexcept;
   template <class F>
   void each_run(std::int64_t place, std::int64_t column, std::int64_t columns, Widen widen, F f) const;
+  template <class F>
+  void each_copied_run(std::int64_t place, std::int64_t column, std::int64_t columns, Widen widen, F f) const;
+  void sum_in_input_order(int threads);
   void sum_piece(std::int64_t group, std::int64_t n, std::int64_t column, std::int64_t columns, char* sums) const;
   template <class F>
   void each_piece(std::int64_t first, std::int64_t last, std::int64_t most_rows, std::int64_t most, F f) const;
@@ -115,6 +118,7 @@ class RowGradient {
   const Entry* entries_ = nullptr;  // by row, those of one row in input order
   Buffer<std::uint32_t> first_;     // entry of each group, which is a distinct row; and one more: how many entries
   Buffer<std::uint32_t> distinct_;  // row of each group
+  Buffer<std::uint32_t> group_of_;  // of each place in the index
   std::int64_t groups_ = 0;
   Dense sums_;
   Dense read_[2];
