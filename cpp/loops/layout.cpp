@@ -11,6 +11,14 @@ namespace {
 // A row of this length is worth a kernel call. Shorter rows are gathered into a tile.
 constexpr std::int64_t long_line = 32;
 
+// Sorts a few dimensions and keeps the order of equal ones. std::stable_sort would allocate memory.
+template <class T, class Less>
+void sort_few(std::vector<T>& few, Less less) {
+  for (auto next = few.begin(); next != few.end(); ++next) {
+    std::rotate(std::upper_bound(few.begin(), next, *next, less), next, next + 1);
+  }
+}
+
 std::int64_t tiles(std::int64_t extent, std::int64_t tile) { return (extent + tile - 1) / tile; }
 
 // The common case. It is found without allocating memory.
@@ -103,8 +111,7 @@ bool arrange(std::span<const std::int64_t> shape, std::span<const StridedView> v
     }
     dimensions.push_back(dimension);
   }
-  std::stable_sort(dimensions.begin(), dimensions.end(),
-                   [](const Dimension& a, const Dimension& b) { return a.stride[0] < b.stride[0]; });
+  sort_few(dimensions, [](const Dimension& a, const Dimension& b) { return a.stride[0] < b.stride[0]; });
 
   std::size_t kept = 0;
   for (std::size_t i = 1; i < dimensions.size(); ++i) {
@@ -173,8 +180,7 @@ std::vector<std::int64_t> dense_strides(std::span<const std::int64_t> shape, con
                                         std::int64_t item_size) {
   std::vector<std::size_t> axes(shape.size());
   std::iota(axes.begin(), axes.end(), std::size_t{0});
-  std::stable_sort(axes.begin(), axes.end(),
-                   [&](std::size_t a, std::size_t b) { return std::abs(strides[a]) > std::abs(strides[b]); });
+  sort_few(axes, [&](std::size_t a, std::size_t b) { return std::abs(strides[a]) > std::abs(strides[b]); });
   std::vector<std::int64_t> dense(shape.size());
   for (std::size_t k = axes.size(); k-- > 0; item_size *= shape[axes[k]]) {
     dense[axes[k]] = strides[axes[k]] < 0 ? -item_size : item_size;
