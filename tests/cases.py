@@ -8,6 +8,7 @@ arrays of 16 bits and gradients of some rows.
 from __future__ import annotations
 
 import dataclasses
+import io
 import struct
 import sys
 from collections.abc import Iterator, Mapping
@@ -149,7 +150,10 @@ def write(file: IO[bytes], problem: Problem) -> None:
 def main(path: str) -> None:
     with Path(path).open("wb") as file:
         for problem in problems():
-            write(file, problem)
+            written = io.BytesIO()
+            write(written, problem)
+            file.write(struct.pack("<q", written.tell()))  # so that it can be skipped
+            file.write(written.getbuffer())
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ namespace fs = fusedstep;
 namespace {
 
 constexpr int steps = 6;
+constexpr std::array<std::int64_t, 2> sizes{100, 40'003};
 
 // An optimizer over two parameters, one large enough to be shared among threads and one strided.
 template <class T>
@@ -33,18 +34,22 @@ struct Run {
         size(n),
         optimizer({rule}, {{"large", fs::span{large}}, {"strided", every_2nd(strided)}}) {}
 
-  static std::vector<T> values(std::int64_t n, std::uint64_t seed) {
-    Lcg random(seed);
-    std::vector<T> made(static_cast<std::size_t>(n));
-    for (T& x : made) x = random.next<T>();
-    return made;
+  // Returns n of the random numbers from this one on. They are drawn once, because emulators and sanitizers draw slowly.
+  static std::vector<T> values(std::int64_t n, std::int64_t first) {
+    static const std::vector<T> drawn = [] {
+      Lcg random(1);
+      std::vector<T> made(static_cast<std::size_t>(2 * sizes.back() + 20 + steps));
+      for (T& x : made) x = random.next<T>();
+      return made;
+    }();
+    return {drawn.begin() + first, drawn.begin() + first + n};
   }
 
   fs::span<T> every_2nd(std::vector<T>& x) const { return fs::span<T>(x.data(), {size}, {2}); }
 
   void step(int t) {
-    std::vector<T> g = values(size, static_cast<std::uint64_t>(10 + t));
-    std::vector<T> h = values(2 * size, static_cast<std::uint64_t>(20 + t));
+    std::vector<T> g = values(size, 10 + t);
+    std::vector<T> h = values(2 * size, 20 + t);
     const std::array<fs::AnySpan, 2> gradients{fs::span{g}, every_2nd(h)};
     optimizer.step(gradients, {.clip_norm = 1.0, .zero_grads = t % 2 == 0, .loss = 1.0 + t % 3});
   }
@@ -67,7 +72,6 @@ const std::vector<fs::AnyRule> rules{
     fs::Rprop{.variant = fs::RpropVariant::irprop_plus},
     fs::Rprop{.variant = fs::RpropVariant::grprop_slr},
 };
-constexpr std::array<std::int64_t, 2> sizes{100, 40'003};
 
 template <class T>
 std::vector<Run<T>> alone() {
