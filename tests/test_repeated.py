@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -166,12 +167,18 @@ def locked_parameter(world: World) -> None:
     world.params[1].flags.writeable = False
 
 
+def changed_in_place(array: Array, attribute: str, value: object) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # since NumPy 2.5
+        setattr(array, attribute, value)
+
+
 def reshaped_parameter(world: World) -> None:
-    world.params[0].shape = (4, 4)
+    changed_in_place(world.params[0], "shape", (4, 4))
 
 
 def retyped_parameter(world: World) -> None:
-    world.params[0].dtype = np.int32
+    changed_in_place(world.params[0], "dtype", np.int32)
 
 
 def locked_state(world: World) -> None:
