@@ -24,8 +24,9 @@ constexpr Kernel kernel() {
     if constexpr (Rule::divides || in_groups<Rule>()) kernel.update_apart = Erased<Rule, T, Before>::update_apart;
     if constexpr (IsRule<Options> && std::is_same_v<Before<T>, NoPrologue<float>>) {
       if constexpr (Narrow<Rule>::has_loop) {
-        kernel.update_narrow[0] = Narrow<Rule>::template update<float>;
-        kernel.update_narrow[1] = Narrow<Rule>::template update<bfloat16>;
+        kernel.update_narrow[0][1] = Narrow<Rule>::template update<float, bfloat16>;
+        kernel.update_narrow[1][0] = Narrow<Rule>::template update<bfloat16, float>;
+        kernel.update_narrow[1][1] = Narrow<Rule>::template update<bfloat16, bfloat16>;
       }
     }
   }

@@ -244,7 +244,7 @@ class Loop:
     """Of AVX-512's vectors: "half", "full" or "both"."""
     loop: str = "update_loop"
     narrow: int = 0
-    """How many of these kernels store one state of floating point, and have loops of their own where it is bfloat16."""
+    """How many of these kernels have one state of floating point, and so loops of their own over bfloat16 streams."""
 
 
 @functools.cache

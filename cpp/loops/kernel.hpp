@@ -157,10 +157,11 @@ struct Kernel {
   // The same for elements that are so many bytes apart in each stream. Null for a rule whose loop would then not be
   // vectorised.
   void (*update_apart)(const Prepared& prepared, std::int64_t n, void* const* streams, const std::int64_t* strides) noexcept;
-  // The same for groups of elements with bfloat16 states, where parameter and gradient are [0] float or [1] bfloat16. It
-  // rounds with one draw of noise for each element, or to nearest if there is none. Null where conversions apart are faster.
-  void (*update_narrow[2])(const Prepared& prepared, std::int64_t n, void* const* streams,
-                           const std::uint32_t* noise) noexcept;
+  // The same for groups of elements, where parameter and gradient are float or [1] bfloat16, and the state is float or
+  // [][1] bfloat16. It rounds with one draw of noise for each element, or to nearest if there is none. Null where
+  // conversions apart are faster.
+  void (*update_narrow[2][2])(const Prepared& prepared, std::int64_t n, void* const* streams,
+                              const std::uint32_t* noise) noexcept;
   Reduced (*reduce)(const Prepared& prepared, std::int64_t n, void* const* streams) noexcept;
   void (*settle)(double sum, std::int64_t n, void* scalar, Prepared& prepared) noexcept;
   void (*update_chosen)(double sum, const Prepared& prepared, void* const* streams) noexcept;

@@ -51,32 +51,29 @@ FUSEDSTEP_NOINLINE void narrow_update_loop(std::index_sequence<k...> states, con
   }
 }
 
-// The states that a rule uses, with those of floating point as bfloat16.
-template <class Rule, class... S, std::size_t... k>
-constexpr auto narrow_states(Types<S...>, std::index_sequence<k...>) {
-  return Types<std::conditional_t<uses<Rule, k>() && std::is_same_v<S, float>, bfloat16, S>...>{};
+// The states that a rule uses, with those of floating point as E.
+template <class Rule, class E, class... S, std::size_t... k>
+constexpr auto states_as(Types<S...>, std::index_sequence<k...>) {
+  return Types<std::conditional_t<uses<Rule, k>() && std::is_same_v<S, float>, E, S>...>{};
 }
 
-template <class... S>
-constexpr int count_narrow(Types<S...>) {
-  return (0 + ... + std::is_same_v<S, bfloat16>);
+template <class Rule, class... S, std::size_t... k>
+constexpr int count_floats(Types<S...>, std::index_sequence<k...>) {
+  return (0 + ... + (uses<Rule, k>() && std::is_same_v<S, float>));
 }
 
 template <class Rule>
 struct Narrow {
-  template <class... S>
-  static constexpr auto stored(Types<S...> states) {
-    return narrow_states<Rule>(states, std::index_sequence_for<S...>{});
-  }
-  using States = decltype(stored(typename Rule::template States<float>{}));
+  using Wide = typename Rule::template States<float>;
+  static constexpr auto numbers = []<class... S>(Types<S...>) { return std::index_sequence_for<S...>{}; }(Wide{});
 
   // One draw of noise has halves for a parameter and one state.
-  static constexpr bool has_loop = widens_groups && count_narrow(States{}) == 1;
+  static constexpr bool has_loop = widens_groups && count_floats<Rule>(Wide{}, numbers) == 1;
 
-  // P is the type of the parameter and the gradient.
-  template <class P>
+  // P is the type of the parameter and the gradient, E that of the state.
+  template <class P, class E>
   static void update(const Prepared& prepared, std::int64_t n, void* const* streams, const std::uint32_t* noise) noexcept {
-    with_types<P>(States{}, streams, [&](auto states, P* p, const P* g, auto*... s) {
+    with_types<P>(states_as<Rule, E>(Wide{}, numbers), streams, [&](auto states, P* p, const P* g, auto*... s) {
       const auto& constants = as<Loop<Rule, float, NoPrologue>>(prepared);
       if (noise == nullptr) {
         narrow_update_loop<Rule, false>(states, constants, n, noise, p, g, s...);

@@ -316,12 +316,14 @@ void update_by_own_constants(const Work& work, std::int64_t begin, std::int64_t 
 }
 
 // The loop over streams as they are stored, if the rule has one.
-auto narrow_update(const Work& work) -> decltype(+work.kernel.update_narrow[0]) {
+auto narrow_update(const Work& work) -> decltype(+work.kernel.update_narrow[0][0]) {
+  const auto known = [](Type type) { return type == Type::float32 || type == Type::bfloat16; };
   const Storage& storage = work.storage;
-  const bool narrow = storage.type[0] == Type::bfloat16;
-  const bool alike = storage.type[0] == storage.type[gradient_stream] && (narrow || storage.type[0] == Type::float32);
-  if (!alike || storage.is_master() || work.own != nullptr || storage.type[first_state] != Type::bfloat16) return nullptr;
-  return work.kernel.update_narrow[narrow];
+  const Type parameter = storage.type[0];
+  const Type state = storage.type[first_state];
+  if (!known(parameter) || storage.type[gradient_stream] != parameter || !known(state)) return nullptr;
+  if (storage.is_master() || work.own != nullptr) return nullptr;
+  return work.kernel.update_narrow[parameter == Type::bfloat16][state == Type::bfloat16];
 }
 
 }  // namespace
