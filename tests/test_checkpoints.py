@@ -801,37 +801,31 @@ class Damage:
 
 @each_ending
 def test_every_byte_and_every_length(ending: str, tmp_path: Path) -> None:
-    """Over 9,000 files: each byte altered, each bit of 250 bytes, each length; pieces moved, lost, zeroed and added."""
+    """Each byte altered, each bit of 60 bytes, each length; pieces moved, lost, zeroed and added."""
     damage = Damage(ending, tmp_path)
     good = damage.good
     rng = random.Random(0)
-    tries = 0
     for at in range(len(good)):
         content = bytearray(good)
         content[at] ^= rng.randrange(1, 256)
         message = damage.refused(bytes(content), f"byte {at}")
         assert "checksum" in message or "not a checkpoint" in message
-        tries += 1
-    for at in rng.sample(range(len(good)), 250):
+    for at in rng.sample(range(len(good)), 60):
         for bit in range(8):
             content = bytearray(good)
             content[at] ^= 1 << bit
             damage.refused(bytes(content), f"bit {bit} of byte {at}")
-            tries += 1
     for length in range(len(good)):
         damage.refused(good[:length], f"cut to {length}")
-        tries += 1
     for extra in (b"\0", b"x", b"0" * 64, good):
         damage.refused(good + extra, "appended")
         damage.refused(extra + good, "prepended")
-    for _ in range(500):
+    for _ in range(150):
         a, b, c = sorted(rng.sample(range(len(good)), 3))
         mixed = good[:a] + good[b:c] + good[a:b] + good[c:]
         for pieces in (mixed, good[:a] + good[b:], good[:b] + good[a:], good[:a] + bytes(b - a) + good[b:]):
             if pieces != good:
                 damage.refused(pieces, f"pieces at {a}, {b}, {c}")
-                tries += 1
-    assert tries > 9_000
     damage.was_good()
 
 
@@ -1233,7 +1227,7 @@ def lines_of(process: subprocess.Popen[bytes]) -> Iterator[Callable[[], str]]:
 
 @each_ending
 def test_killed_while_saving(ending: str, tmp_path: Path) -> None:
-    """Kill 50 processes (SIGKILL) at random moments of a save. The last file or the one before loads, every time."""
+    """Kill 30 processes (SIGKILL) at random moments of a save. The last file or the one before loads, every time."""
     path = tmp_path / f"x{ending}"
     params = {f"p{i}": np.empty(size) for i, size in enumerate((40_000, 3, 20_000))}
     opt = fs.RMSprop(params, momentum=0.5)
@@ -1247,7 +1241,7 @@ def test_killed_while_saving(ending: str, tmp_path: Path) -> None:
     took = 0.01
     with lines_of(process) as line:
         assert process.stdin is not None
-        for kill in range(50):
+        for kill in range(30):
             process.stdin.write(f"{path} {last + 1}\n".encode())
             process.stdin.flush()
             child = int(line().removeprefix("pid "))
@@ -1271,7 +1265,7 @@ def test_killed_while_saving(ending: str, tmp_path: Path) -> None:
             unfinished += bool(left)
             for name in left:
                 (tmp_path / name).unlink()
-    assert unfinished >= 10, "too few kills came in the middle of a save to show anything"
+    assert unfinished >= 6, "too few kills came in the middle of a save to show anything"
 
 
 @each_ending
@@ -1549,7 +1543,7 @@ def partial_load(how: str, opt: Any, source: Any, tmp_path: Path) -> Any:
 
 
 @pytest.mark.parametrize("how", [*ENDINGS, "dict"])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", KEEPING, ids=str)
 def test_partial_loads(case: Case, how: str, tmp_path: Path) -> None:
     """Load names and shapes that match. Others start as in a new optimizer and keep their parameters."""
 
@@ -1795,7 +1789,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
             archive.comment = b"0" * 64
             for name, member in members.items():
                 bomb = name == "params.w.npy"
-                archive.writestr(name, header + bytes(300_000_000 if bomb else 24), method if bomb else None) if (
+                archive.writestr(name, header + bytes(100_000_000 if bomb else 24), method if bomb else None) if (
                     name.startswith("params")
                 ) else archive.writestr(name, member)
         content = bytearray(path.read_bytes())
@@ -1832,12 +1826,12 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
 @each_ending
 def test_memory_is_bounded_in_files_with_a_right_checksum(ending: str, tmp_path: Path) -> None:
     """Never read large arrays that this optimizer has no place for."""
-    large = fs.RMSprop({"w": np.zeros(20_000_000)})
+    large = fs.RMSprop({"w": np.zeros(10_000_000)})
     large.save(tmp_path / f"x{ending}")
     found, megabytes = memory_to_refuse(tmp_path / f"x{ending}")
     assert "expected float64 of shape (3,)" in found
     assert megabytes < 64
-    other = fs.RMSprop({"w": np.zeros(3), "other": np.zeros(20_000_000)})
+    other = fs.RMSprop({"w": np.zeros(3), "other": np.zeros(10_000_000)})
     other.save(tmp_path / f"x{ending}")
     found, megabytes = memory_to_refuse(tmp_path / f"x{ending}")
     assert "unknown" in found
@@ -2029,9 +2023,9 @@ def test_headers_that_are_too_large(ending: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", [*ENDINGS, "dict"])
-def test_100_000_tensors(ending: str, tmp_path: Path) -> None:
-    """Save and load them in under 10 s of processor time each."""
-    params = {f"layers.{i}.w": np.full(4, i, np.float32) for i in range(100_000)}
+def test_very_many_tensors(ending: str, tmp_path: Path) -> None:
+    """Save and load 30,000 in under 3 s of processor time each."""
+    params = {f"layers.{i}.w": np.full(4, i, np.float32) for i in range(30_000)}
     opt = fs.RMSprop(params)
     begin = time.process_time()
     saved = opt.state_dict() if ending == "dict" else opt.save(tmp_path / f"x{ending}")
@@ -2042,8 +2036,8 @@ def test_100_000_tensors(ending: str, tmp_path: Path) -> None:
     opt.load_state_dict(saved) if saved else opt.load(tmp_path / f"x{ending}")
     ended = time.process_time()
     assert all(p[3] == i for i, p in enumerate(params.values()))
-    assert middle - begin < 10
-    assert ended - started < 10
+    assert middle - begin < 3
+    assert ended - started < 3
 
 
 # --------------------------------------------------------------------------------------------------------------- copies

@@ -48,7 +48,6 @@ from registry import (
     SPECIAL_LENGTH,
     STEPS,
     STORAGES,
-    STORED,
     STORED_WALKED,
     SWITCHES,
     THREADS,
@@ -131,13 +130,12 @@ def test_gradients_and_states_in_the_other_order(case: Case, dtype: np.dtype[Any
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mine", LAYOUTS, ids=str)
 @each_dtype
 @each_walked
-def test_each_array_in_a_layout_of_its_own(case: Case, dtype: np.dtype[Any], mine: Layout) -> None:
+def test_each_array_in_a_layout_of_its_own(case: Case, dtype: np.dtype[Any]) -> None:
     """Each pair of layouts of parameter and gradient, with states in others."""
-    shape, i = (5, 7, 3), LAYOUTS.index(mine)
-    for j, theirs in enumerate(LAYOUTS):
+    shape = (5, 7, 3)
+    for (i, mine), (j, theirs) in itertools.product(enumerate(LAYOUTS), repeat=2):
         others = (LAYOUTS[k % len(LAYOUTS)] for k in (i + 2 * j, 2 * i + j, i + j))
         with fs.use_isa(ISAS[(i + j) % len(ISAS)]):
             where = f"{case} {dtype}, {shape}, parameter {mine}, gradient {theirs}"
@@ -254,7 +252,6 @@ def test_every_int8_as_the_last_sign(case: Case, dtype: np.dtype[Any]) -> None:
             assert_same(found, wanted.after[-1], f"{case} {dtype} {isa}, a loaded checkpoint")
 
 
-each_stored = pytest.mark.parametrize("case", STORED, ids=str)
 each_stored_walked = pytest.mark.parametrize("case", STORED_WALKED, ids=str)
 
 
@@ -264,14 +261,15 @@ def compute(case: Case) -> np.dtype[Any]:
 
 
 @pytest.mark.slow
-@each_stored
+@each_case
 def test_storage_and_values(case: Case) -> None:
     """Every storage of every case with ordinary, tiny and special values, and the extremes of 16 bits."""
-    for k, kind in enumerate(VALUES):
-        wanted = problem(case, compute(case), (SPECIAL_LENGTH,) if kind != "ordinary" else (203,), kind)
+    for storage, (k, kind) in itertools.product(STORAGES, enumerate(VALUES)):
+        stored = case.as_stored(storage)
+        wanted = make_problem(stored, storage.compute, (SPECIAL_LENGTH,) if kind != "ordinary" else (203,), kind)
         for isa in ISAS:
             with fs.use_isa(isa):
-                run_function(wanted, f"{case} {isa}, {kind}", offset=k % 2)
+                run_function(wanted, f"{stored} {isa}, {kind}", offset=k % 2)
 
 
 @each_stored_walked
@@ -300,10 +298,11 @@ def test_storage_and_layouts(case: Case) -> None:
 @pytest.mark.slow
 @each_stored_walked
 def test_storage_and_threads(case: Case) -> None:
-    """Work that threads share, dense and in other layouts; 1 to 4 threads."""
+    """Work that threads share; 1 to 4 threads, each dense and in other layouts with neighbouring cases."""
     k = STORED_WALKED.index(case)
-    wanted = problem(case, compute(case), LARGE_SHAPE)
-    for count, layout in itertools.product((1, 2, 3, 4), (C, LAYOUT["F"], LAYOUTS[k % len(LAYOUTS)])):
+    wanted = make_problem(case, compute(case), LARGE_SHAPE)
+    for count in (1, 2, 3, 4):
+        layout = (C, LAYOUT["F"], LAYOUTS[k % len(LAYOUTS)])[(k + count) % 3]
         with fs.use_isa(ISAS[(k + count) % len(ISAS)]), threads(count):
             run_function(wanted, f"{case} {fs.isa()}, {layout}, {count} threads", layout, compare=(1, STEPS))
 
