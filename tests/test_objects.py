@@ -261,7 +261,7 @@ def test_every_global_of_the_extension_is_guarded() -> None:
     assert found == BOUND
 
 
-def test_kernels_stay_out_of_link_time_optimisation(core: dict[str, Object], tmp_path: Path) -> None:
+def test_kernels_stay_out_of_link_time_optimisation(tmp_path: Path) -> None:
     """Distributions switch it on for everything, and it merges code across instruction sets. Each command that compiles
     kernels makes ordinary code, also of a shorter file."""
     tool("ninja")
