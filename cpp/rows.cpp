@@ -29,7 +29,7 @@ constexpr std::int64_t rows_ahead = 8;
 
 // Sums that stay in the second-level cache with what is added to them.
 constexpr std::int64_t few_sums = 256 * 1024;  // bytes
-constexpr std::int64_t few_values = 256 * 1024;
+constexpr std::int64_t few_values = 256 * 1024;  // elements
 
 // Elements that are converted at a time: with their copies they fit in what others take for a block.
 constexpr std::int64_t most_converted = block / 2;
@@ -391,8 +391,8 @@ void RowGradient::sum_piece(std::int64_t group, std::int64_t n, std::int64_t col
   }
 }
 
-// Adds the values up as they lie in memory, if all sums stay in the cache. The processor then fetches the values itself (2,048
-// rows of 64: the sums take 0.7 of the time).
+// Adds the values up as they lie in memory, if all sums stay in the cache. The processor then fetches the values itself: a
+// step of 2,048 word vectors of 64 takes 0.8 of the time. Threads share the sums of a larger batch instead.
 void RowGradient::sum_in_input_order(int threads) {
   const std::int64_t n = values_.shape[0];
   const std::int64_t bytes = row_size_ * size_of(compute_);

@@ -1,4 +1,5 @@
-// Helpers for Python objects: names of their types, dicts that are compared with an earlier state, and objects of classes that pybind11 binds.
+// Helpers for Python objects: names of their types, dicts that are compared with an earlier state, and objects of classes
+// that pybind11 binds.
 #pragma once
 
 #include <pybind11/pybind11.h>
