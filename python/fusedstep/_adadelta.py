@@ -11,8 +11,6 @@ from ._functional import fused
 from ._optimizer import Optimizer, Options
 from .typing import Float, Gradient, Index, Parameter, Params, PerElement, Rounding, StateDtype, Verify
 
-__all__ = ["Adadelta", "AdadeltaOptions", "adadelta_"]
-
 
 class AdadeltaOptions(Options, total=False):
     """The hyperparameters of ``Adadelta``, except ``lr``."""
@@ -23,21 +21,11 @@ class AdadeltaOptions(Options, total=False):
 
 @fused("adadelta")
 def adadelta_(
-    param: Parameter[Float],
-    grad: Gradient[Float],
-    square_avg: NDArray[Float],
-    acc_delta: NDArray[Float],
-    *,
-    lr: float,
-    rho: float = 0.9,
-    eps: float = 1e-6,
-    weight_decay: float = 0.0,
-    decoupled_weight_decay: bool = False,
-    maximize: bool = False,
-    rows: Index | None = None,
-    key: int | None = None,
-    param_low: NDArray[np.uint16] | None = None,
-) -> None:
+    param: Parameter[Float], grad: Gradient[Float], square_avg: NDArray[Float], acc_delta: NDArray[Float], *,
+    lr: float, rho: float = 0.9, eps: float = 1e-6,
+    weight_decay: float = 0.0, decoupled_weight_decay: bool = False, maximize: bool = False,
+    rows: Index | None = None, key: int | None = None, param_low: NDArray[np.uint16] | None = None,
+) -> None:  # fmt: skip
     """Update a parameter in place by Adadelta.
 
     ::
@@ -127,36 +115,19 @@ class Adadelta(Optimizer, rule="adadelta"):
     eps: float
 
     def __init__(
-        self,
-        params: Params,
-        lr: PerElement = 1.0,
-        *,
-        rho: float = 0.9,
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-        decoupled_weight_decay: bool = False,
-        maximize: bool = False,
-        state_dtype: StateDtype = None,
-        rounding: Rounding | None = None,
-        seed: int = 0,
-        master: bool = False,
+        self, params: Params, lr: PerElement = 1.0, *,
+        rho: float = 0.9, eps: float = 1e-6,
+        weight_decay: float = 0.0, decoupled_weight_decay: bool = False, maximize: bool = False,
+        state_dtype: StateDtype = None, rounding: Rounding | None = None, seed: int = 0, master: bool = False,
         verify: Verify = "never",
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._begin(locals())
 
     if TYPE_CHECKING:
 
         @classmethod
         def like(  # type: ignore[override]
-            cls,
-            name: str,
-            params: Params,
-            lr: PerElement | None = None,
-            *,
-            state_dtype: StateDtype = None,
-            rounding: Rounding | None = None,
-            seed: int = 0,
-            master: bool = False,
-            verify: Verify = "never",
-            **overrides: Unpack[AdadeltaOptions],
-        ) -> Self: ...
+            cls, name: str, params: Params, lr: PerElement | None = None, *,
+            state_dtype: StateDtype = None, rounding: Rounding | None = None, seed: int = 0, master: bool = False,
+            verify: Verify = "never", **overrides: Unpack[AdadeltaOptions],
+        ) -> Self: ...  # fmt: skip

@@ -11,8 +11,6 @@ from ._functional import fused
 from ._optimizer import Optimizer, Options
 from .typing import Float, Gradient, Index, Parameter, Params, PerElement, Rounding, StateDtype, Verify
 
-__all__ = ["Adagrad", "AdagradOptions", "adagrad_"]
-
 
 class AdagradOptions(Options, total=False):
     """The hyperparameters of ``Adagrad``, except ``lr``."""
@@ -25,20 +23,11 @@ class AdagradOptions(Options, total=False):
 
 @fused("adagrad")
 def adagrad_(
-    param: Parameter[Float],
-    grad: Gradient[Float],
-    square_sum: NDArray[Float],
-    *,
-    lr: float,
-    eps: float = 1e-10,
-    eps_inside_sqrt: bool = False,
-    weight_decay: float = 0.0,
-    decoupled_weight_decay: bool = False,
-    maximize: bool = False,
-    rows: Index | None = None,
-    key: int | None = None,
-    param_low: NDArray[np.uint16] | None = None,
-) -> None:
+    param: Parameter[Float], grad: Gradient[Float], square_sum: NDArray[Float], *,
+    lr: float, eps: float = 1e-10, eps_inside_sqrt: bool = False,
+    weight_decay: float = 0.0, decoupled_weight_decay: bool = False, maximize: bool = False,
+    rows: Index | None = None, key: int | None = None, param_low: NDArray[np.uint16] | None = None,
+) -> None:  # fmt: skip
     """Update a parameter in place by Adagrad.
 
     ::
@@ -132,38 +121,20 @@ class Adagrad(Optimizer, rule="adagrad"):
     lr_decay: float
 
     def __init__(
-        self,
-        params: Params,
-        lr: PerElement = 1e-2,
-        *,
-        eps: float = 1e-10,
-        eps_inside_sqrt: bool = False,
-        lr_decay: float = 0.0,
+        self, params: Params, lr: PerElement = 1e-2, *,
+        eps: float = 1e-10, eps_inside_sqrt: bool = False, lr_decay: float = 0.0,
         initial_accumulator_value: float = 0.0,
-        weight_decay: float = 0.0,
-        decoupled_weight_decay: bool = False,
-        maximize: bool = False,
-        state_dtype: StateDtype = None,
-        rounding: Rounding | None = None,
-        seed: int = 0,
-        master: bool = False,
+        weight_decay: float = 0.0, decoupled_weight_decay: bool = False, maximize: bool = False,
+        state_dtype: StateDtype = None, rounding: Rounding | None = None, seed: int = 0, master: bool = False,
         verify: Verify = "never",
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._begin(locals())
 
     if TYPE_CHECKING:
 
         @classmethod
         def like(  # type: ignore[override]
-            cls,
-            name: str,
-            params: Params,
-            lr: PerElement | None = None,
-            *,
-            state_dtype: StateDtype = None,
-            rounding: Rounding | None = None,
-            seed: int = 0,
-            master: bool = False,
-            verify: Verify = "never",
-            **overrides: Unpack[AdagradOptions],
-        ) -> Self: ...
+            cls, name: str, params: Params, lr: PerElement | None = None, *,
+            state_dtype: StateDtype = None, rounding: Rounding | None = None, seed: int = 0, master: bool = False,
+            verify: Verify = "never", **overrides: Unpack[AdagradOptions],
+        ) -> Self: ...  # fmt: skip

@@ -1,4 +1,4 @@
-"""Adagrad with dual averaging: its function, its class, and the types of its options."""
+"""Adagrad with dual averaging: its function and its class."""
 
 from __future__ import annotations
 
@@ -6,38 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._functional import fused
-from ._optimizer import Optimizer, Options
+from ._optimizer import Optimizer
 from .typing import Float, Gradient, Index, Parameter, Params, PerElement, Rounding, StateDtype, Verify
-
-__all__ = ["AdagradDA", "AdagradDAOptions", "adagrad_da_"]
-
-
-class AdagradDAOptions(Options, total=False):
-    """The hyperparameters of ``AdagradDA``, except ``lr``."""
-
-    l1: float
-    l2: float
-    initial_accumulator_value: float
 
 
 @fused("adagrad_da")
 def adagrad_da_(
-    param: Parameter[Float],
-    grad: Gradient[Float],
-    grad_sum: NDArray[Float],
-    square_sum: NDArray[Float],
-    *,
-    lr: float,
-    step: int,
-    l1: float = 0.0,
-    l2: float = 0.0,
-    weight_decay: float = 0.0,
-    decoupled_weight_decay: bool = False,
-    maximize: bool = False,
-    rows: Index | None = None,
-    key: int | None = None,
-    param_low: NDArray[np.uint16] | None = None,
-) -> None:
+    param: Parameter[Float], grad: Gradient[Float], grad_sum: NDArray[Float], square_sum: NDArray[Float], *,
+    lr: float, step: int, l1: float = 0.0, l2: float = 0.0,
+    weight_decay: float = 0.0, decoupled_weight_decay: bool = False, maximize: bool = False,
+    rows: Index | None = None, key: int | None = None, param_low: NDArray[np.uint16] | None = None,
+) -> None:  # fmt: skip
     """Update a parameter in place by dual averaging: from the sum of all gradients, not from its last value.
 
     ::
@@ -134,20 +113,10 @@ class AdagradDA(Optimizer, rule="adagrad_da"):
     l2: float
 
     def __init__(
-        self,
-        params: Params,
-        lr: PerElement = 1e-2,
-        *,
-        l1: float = 0.0,
-        l2: float = 0.0,
-        initial_accumulator_value: float = 0.1,
-        weight_decay: float = 0.0,
-        decoupled_weight_decay: bool = False,
-        maximize: bool = False,
-        state_dtype: StateDtype = None,
-        rounding: Rounding | None = None,
-        seed: int = 0,
-        master: bool = False,
+        self, params: Params, lr: PerElement = 1e-2, *,
+        l1: float = 0.0, l2: float = 0.0, initial_accumulator_value: float = 0.1,
+        weight_decay: float = 0.0, decoupled_weight_decay: bool = False, maximize: bool = False,
+        state_dtype: StateDtype = None, rounding: Rounding | None = None, seed: int = 0, master: bool = False,
         verify: Verify = "never",
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._begin(locals())

@@ -9,8 +9,6 @@ from ._functional import fused
 from ._optimizer import Optimizer, Options
 from .typing import Float, Gradient, Index, Parameter, Params, Per, PerElement, Rounding, StateDtype, Verify
 
-__all__ = ["AdagradNorm", "AdagradNormOptions", "adagrad_norm_"]
-
 
 class AdagradNormOptions(Options, total=False):
     """The hyperparameters of ``AdagradNorm``, except ``lr``."""
@@ -23,21 +21,11 @@ class AdagradNormOptions(Options, total=False):
 
 @fused("adagrad_norm")
 def adagrad_norm_(
-    param: Parameter[Float],
-    grad: Gradient[Float],
-    square_sum: NDArray[Float],
-    *,
-    lr: float,
-    eps: float = 1e-10,
-    per: Per = "array",
-    mean: bool = False,
-    weight_decay: float = 0.0,
-    decoupled_weight_decay: bool = False,
-    maximize: bool = False,
-    rows: Index | None = None,
-    key: int | None = None,
-    param_low: NDArray[np.uint16] | None = None,
-) -> None:
+    param: Parameter[Float], grad: Gradient[Float], square_sum: NDArray[Float], *,
+    lr: float, eps: float = 1e-10, per: Per = "array", mean: bool = False,
+    weight_decay: float = 0.0, decoupled_weight_decay: bool = False, maximize: bool = False,
+    rows: Index | None = None, key: int | None = None, param_low: NDArray[np.uint16] | None = None,
+) -> None:  # fmt: skip
     """Update a parameter in place by Adagrad-Norm: one step size for the whole array.
 
     ::
@@ -132,21 +120,10 @@ class AdagradNorm(Optimizer, rule="adagrad_norm"):
     mean: bool
 
     def __init__(
-        self,
-        params: Params,
-        lr: PerElement = 1e-2,
-        *,
-        eps: float = 1e-10,
-        per: Per = "array",
-        mean: bool = False,
-        initial_accumulator_value: float = 0.0,
-        weight_decay: float = 0.0,
-        decoupled_weight_decay: bool = False,
-        maximize: bool = False,
-        state_dtype: StateDtype = None,
-        rounding: Rounding | None = None,
-        seed: int = 0,
-        master: bool = False,
+        self, params: Params, lr: PerElement = 1e-2, *,
+        eps: float = 1e-10, per: Per = "array", mean: bool = False, initial_accumulator_value: float = 0.0,
+        weight_decay: float = 0.0, decoupled_weight_decay: bool = False, maximize: bool = False,
+        state_dtype: StateDtype = None, rounding: Rounding | None = None, seed: int = 0, master: bool = False,
         verify: Verify = "never",
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._begin(locals())

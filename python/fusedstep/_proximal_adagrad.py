@@ -1,4 +1,4 @@
-"""Proximal Adagrad: its function, its class, and the types of its options."""
+"""Proximal Adagrad: its function and its class."""
 
 from __future__ import annotations
 
@@ -6,36 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._functional import fused
-from ._optimizer import Optimizer, Options
+from ._optimizer import Optimizer
 from .typing import Float, Gradient, Index, Parameter, Params, PerElement, Rounding, StateDtype, Verify
-
-__all__ = ["ProximalAdagrad", "ProximalAdagradOptions", "proximal_adagrad_"]
-
-
-class ProximalAdagradOptions(Options, total=False):
-    """The hyperparameters of ``ProximalAdagrad``, except ``lr``."""
-
-    l1: float
-    l2: float
-    initial_accumulator_value: float
 
 
 @fused("proximal_adagrad")
 def proximal_adagrad_(
-    param: Parameter[Float],
-    grad: Gradient[Float],
-    square_sum: NDArray[Float],
-    *,
-    lr: float,
-    l1: float = 0.0,
-    l2: float = 0.0,
-    weight_decay: float = 0.0,
-    decoupled_weight_decay: bool = False,
-    maximize: bool = False,
-    rows: Index | None = None,
-    key: int | None = None,
-    param_low: NDArray[np.uint16] | None = None,
-) -> None:
+    param: Parameter[Float], grad: Gradient[Float], square_sum: NDArray[Float], *,
+    lr: float, l1: float = 0.0, l2: float = 0.0,
+    weight_decay: float = 0.0, decoupled_weight_decay: bool = False, maximize: bool = False,
+    rows: Index | None = None, key: int | None = None, param_low: NDArray[np.uint16] | None = None,
+) -> None:  # fmt: skip
     """Update a parameter in place by proximal Adagrad: a step, then the closest point under L1 and L2 penalties.
 
     ::
@@ -128,20 +109,10 @@ class ProximalAdagrad(Optimizer, rule="proximal_adagrad"):
     l2: float
 
     def __init__(
-        self,
-        params: Params,
-        lr: PerElement = 1e-2,
-        *,
-        l1: float = 0.0,
-        l2: float = 0.0,
-        initial_accumulator_value: float = 0.1,
-        weight_decay: float = 0.0,
-        decoupled_weight_decay: bool = False,
-        maximize: bool = False,
-        state_dtype: StateDtype = None,
-        rounding: Rounding | None = None,
-        seed: int = 0,
-        master: bool = False,
+        self, params: Params, lr: PerElement = 1e-2, *,
+        l1: float = 0.0, l2: float = 0.0, initial_accumulator_value: float = 0.1,
+        weight_decay: float = 0.0, decoupled_weight_decay: bool = False, maximize: bool = False,
+        state_dtype: StateDtype = None, rounding: Rounding | None = None, seed: int = 0, master: bool = False,
         verify: Verify = "never",
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._begin(locals())

@@ -11,8 +11,6 @@ from ._functional import fused
 from ._optimizer import Optimizer, Options
 from .typing import Float, Gradient, Index, MomentumForm, Parameter, Params, PerElement, Rounding, StateDtype, Verify
 
-__all__ = ["RMSprop", "RMSpropOptions", "rmsprop_"]
-
 
 class RMSpropOptions(Options, total=False):
     """The hyperparameters of ``RMSprop``, except ``lr``."""
@@ -30,27 +28,13 @@ class RMSpropOptions(Options, total=False):
 
 @fused("rmsprop")
 def rmsprop_(
-    param: Parameter[Float],
-    grad: Gradient[Float],
-    square_avg: NDArray[Float],
-    *,
-    lr: float,
-    alpha: float = 0.9,
-    eps: float = 1e-8,
-    eps_inside_sqrt: bool = False,
-    grad_avg: NDArray[Float] | None = None,
-    momentum_buffer: NDArray[Float] | None = None,
-    momentum: float = 0.0,
-    nesterov: bool = False,
-    momentum_form: MomentumForm = "torch",
-    step: int | None = None,
-    weight_decay: float = 0.0,
-    decoupled_weight_decay: bool = False,
-    maximize: bool = False,
-    rows: Index | None = None,
-    key: int | None = None,
-    param_low: NDArray[np.uint16] | None = None,
-) -> None:
+    param: Parameter[Float], grad: Gradient[Float], square_avg: NDArray[Float], *,
+    lr: float, alpha: float = 0.9, eps: float = 1e-8, eps_inside_sqrt: bool = False,
+    grad_avg: NDArray[Float] | None = None, momentum_buffer: NDArray[Float] | None = None, momentum: float = 0.0,
+    nesterov: bool = False, momentum_form: MomentumForm = "torch", step: int | None = None,
+    weight_decay: float = 0.0, decoupled_weight_decay: bool = False, maximize: bool = False,
+    rows: Index | None = None, key: int | None = None, param_low: NDArray[np.uint16] | None = None,
+) -> None:  # fmt: skip
     """Update a parameter in place by RMSprop.
 
     ::
@@ -178,43 +162,21 @@ class RMSprop(Optimizer, rule="rmsprop"):
     bias_correction: bool
 
     def __init__(
-        self,
-        params: Params,
-        lr: PerElement = 1e-2,
-        *,
-        alpha: float = 0.9,
-        eps: float = 1e-8,
-        eps_inside_sqrt: bool = False,
-        centered: bool = False,
-        momentum: float = 0.0,
-        nesterov: bool = False,
-        momentum_form: MomentumForm = "torch",
-        bias_correction: bool = False,
-        initial_square_avg: float = 0.0,
-        weight_decay: float = 0.0,
-        decoupled_weight_decay: bool = False,
-        maximize: bool = False,
-        state_dtype: StateDtype = None,
-        rounding: Rounding | None = None,
-        seed: int = 0,
-        master: bool = False,
+        self, params: Params, lr: PerElement = 1e-2, *,
+        alpha: float = 0.9, eps: float = 1e-8, eps_inside_sqrt: bool = False, centered: bool = False,
+        momentum: float = 0.0, nesterov: bool = False, momentum_form: MomentumForm = "torch",
+        bias_correction: bool = False, initial_square_avg: float = 0.0,
+        weight_decay: float = 0.0, decoupled_weight_decay: bool = False, maximize: bool = False,
+        state_dtype: StateDtype = None, rounding: Rounding | None = None, seed: int = 0, master: bool = False,
         verify: Verify = "never",
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._begin(locals())
 
     if TYPE_CHECKING:
 
         @classmethod
         def like(  # type: ignore[override]
-            cls,
-            name: str,
-            params: Params,
-            lr: PerElement | None = None,
-            *,
-            state_dtype: StateDtype = None,
-            rounding: Rounding | None = None,
-            seed: int = 0,
-            master: bool = False,
-            verify: Verify = "never",
-            **overrides: Unpack[RMSpropOptions],
-        ) -> Self: ...
+            cls, name: str, params: Params, lr: PerElement | None = None, *,
+            state_dtype: StateDtype = None, rounding: Rounding | None = None, seed: int = 0, master: bool = False,
+            verify: Verify = "never", **overrides: Unpack[RMSpropOptions],
+        ) -> Self: ...  # fmt: skip

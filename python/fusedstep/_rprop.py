@@ -12,8 +12,6 @@ from ._functional import fused
 from ._optimizer import Optimizer, Options
 from .typing import Float, Gradient, Parameter, Params, PerElement, Rounding, StateDtype, Variant, Verify
 
-__all__ = ["Rprop", "RpropOptions", "StepSizeStats", "rprop_"]
-
 
 class RpropOptions(Options, total=False):
     """The hyperparameters of ``Rprop``, except ``lr``."""
@@ -25,22 +23,12 @@ class RpropOptions(Options, total=False):
 
 @fused("rprop")
 def rprop_(
-    param: Parameter[Float],
-    grad: Gradient[Float],
-    step_size: NDArray[Float],
-    prev_sign: NDArray[np.int8],
-    *,
-    etas: tuple[float, float] = (0.5, 1.2),
-    step_sizes: tuple[float, float] = (1e-6, 50.0),
-    variant: Variant = "rprop-",
-    loss_increased: bool = False,
-    lr: float | None = None,
-    weight_decay: float = 0.0,
-    decoupled_weight_decay: bool = False,
-    maximize: bool = False,
-    key: int | None = None,
-    param_low: NDArray[np.uint16] | None = None,
-) -> None:
+    param: Parameter[Float], grad: Gradient[Float], step_size: NDArray[Float], prev_sign: NDArray[np.int8], *,
+    etas: tuple[float, float] = (0.5, 1.2), step_sizes: tuple[float, float] = (1e-6, 50.0), variant: Variant = "rprop-",
+    loss_increased: bool = False, lr: float | None = None,
+    weight_decay: float = 0.0, decoupled_weight_decay: bool = False, maximize: bool = False,
+    key: int | None = None, param_low: NDArray[np.uint16] | None = None,
+) -> None:  # fmt: skip
     """Update a parameter in place by Rprop: each element moves by its own step size and the sign of its gradient.
 
     ::
@@ -157,40 +145,23 @@ class Rprop(Optimizer, rule="rprop"):
     variant: Variant
 
     def __init__(
-        self,
-        params: Params,
-        lr: PerElement = 1e-2,
-        *,
-        etas: tuple[float, float] = (0.5, 1.2),
-        step_sizes: tuple[PerElement, PerElement] = (1e-6, 50.0),
+        self, params: Params, lr: PerElement = 1e-2, *,
+        etas: tuple[float, float] = (0.5, 1.2), step_sizes: tuple[PerElement, PerElement] = (1e-6, 50.0),
         variant: Variant = "rprop-",
-        weight_decay: float = 0.0,
-        decoupled_weight_decay: bool = False,
-        maximize: bool = False,
-        state_dtype: StateDtype = None,
-        rounding: Rounding | None = None,
-        seed: int = 0,
-        master: bool = False,
+        weight_decay: float = 0.0, decoupled_weight_decay: bool = False, maximize: bool = False,
+        state_dtype: StateDtype = None, rounding: Rounding | None = None, seed: int = 0, master: bool = False,
         verify: Verify = "never",
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._begin(locals())
 
     if TYPE_CHECKING:
 
         @classmethod
         def like(  # type: ignore[override]
-            cls,
-            name: str,
-            params: Params,
-            lr: PerElement | None = None,
-            *,
-            state_dtype: StateDtype = None,
-            rounding: Rounding | None = None,
-            seed: int = 0,
-            master: bool = False,
-            verify: Verify = "never",
-            **overrides: Unpack[RpropOptions],
-        ) -> Self: ...
+            cls, name: str, params: Params, lr: PerElement | None = None, *,
+            state_dtype: StateDtype = None, rounding: Rounding | None = None, seed: int = 0, master: bool = False,
+            verify: Verify = "never", **overrides: Unpack[RpropOptions],
+        ) -> Self: ...  # fmt: skip
 
     def step_size_stats(self) -> dict[str, StepSizeStats]:
         """Return the smallest, largest and mean step size of each parameter: training is done when all are small.

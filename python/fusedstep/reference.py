@@ -25,34 +25,17 @@ import functools
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "adadelta_",
-    "adagrad_",
-    "adagrad_da_",
-    "adagrad_norm_",
-    "gradient",
-    "grprop_choice",
-    "join_master",
-    "noise",
-    "noise_key",
-    "norm",
-    "proximal_adagrad_",
-    "rmsprop_",
-    "rprop_",
-    "split_master",
-    "stored",
-    "summed",
-    "to_bfloat16",
-    "to_float16",
-    "widened",
-]
+    "adadelta_", "adagrad_", "adagrad_da_", "adagrad_norm_", "gradient", "grprop_choice", "join_master", "noise",
+    "noise_key", "norm", "proximal_adagrad_", "rmsprop_", "rprop_", "split_master", "stored", "summed", "to_bfloat16",
+    "to_float16", "widened",
+]  # fmt: skip
 
 Array = NDArray[Any]
 
@@ -75,7 +58,8 @@ def compute_type(param: Array) -> Any:
 def stored(rule: _Rule) -> _Rule:
     """Let a rule update arrays of any storage: widen them, update once, round what was written.
 
-    The rule computes in float64 for a parameter of float64, else in float32. Two arguments are added: ``key``, for
+    The rule computes in float64 for a parameter of float64, else in float32. One that declares ``rows`` gets copies of
+    these rows, which are then written back, and the sums of their gradients. Two arguments are added: ``key``, for
     stochastic rounding with ``noise(key, i)``, where None rounds to nearest; and ``param_low``, the low halves of a
     bfloat16 parameter. The parameter is rounded by the lower 16 bits of the noise, the first state of floating point by
     the upper ones; a second and a third state by those of ``noise(mix64(key), i)``.
@@ -86,9 +70,10 @@ def stored(rule: _Rule) -> _Rule:
     def update(*args: Any, key: int | None = None, param_low: Array | None = None, **options: Any) -> None:
         given = signature.bind(*args, **options).arguments
         given |= given.pop("prologue", {})
+        rows = given.pop("rows", None)
         given = {name: _number(each) for name, each in given.items()} | {"grad": np.asarray(given["grad"])}
         param, T = given["param"], compute_type(given["param"])
-        given |= {name: _of_elements(given[name], param, given.get("rows")) for name in PER_ELEMENT if name in given}
+        given |= {name: _of_elements(given[name], param, rows) for name in PER_ELEMENT if name in given}
         arrays = {
             name: each for name, each in given.items() if isinstance(each, np.ndarray) and name not in PER_ELEMENT
         }
@@ -96,7 +81,14 @@ def stored(rule: _Rule) -> _Rule:
             wide = {name: widened(array, T) for name, array in arrays.items()}
             if param_low is not None:
                 wide["param"] = join_master(param, param_low)
-            rule(**given | wide)
+            if rows is None:
+                rule(**given | wide)
+            else:
+                distinct, sums = summed(param, wide.pop("grad"), rows)
+                parts = {name: array[distinct] for name, array in wide.items() if array.ndim > 0}
+                rule(**given | wide | parts | {"grad": sums})
+                for name, part in parts.items():
+                    wide[name][distinct] = part
             if param_low is not None:
                 param[...], param_low[...] = split_master(wide["param"])
             index = np.arange(param.size, dtype=np.uint64).reshape(param.shape)
@@ -228,17 +220,11 @@ def split_master(x: Array) -> tuple[Array, Array]:
 
 
 def gradient(
-    param: Array,
-    grad: Array,
-    *,
-    lr: float | Array | None = None,
-    weight_decay: float = 0.0,
-    decoupled_weight_decay: bool = False,
+    param: Array, grad: Array, *,
+    lr: float | Array | None = None, weight_decay: float = 0.0, decoupled_weight_decay: bool = False,
     maximize: bool = False,
-    grad_scale: float | None = None,
-    clip_value: float | None = None,
-    clip_coef: float = 1.0,
-) -> Array:
+    grad_scale: float | None = None, clip_value: float | None = None, clip_coef: float = 1.0,
+) -> Array:  # fmt: skip
     """Return the gradient that the rule uses; decoupled decay shrinks ``param`` in place.
 
     ::
@@ -314,213 +300,135 @@ def summed(param: Array, values: Array, rows: Array) -> tuple[Array, Array]:
     return distinct, sums
 
 
-@contextmanager
-def _touched(rows: Array | None, param: Array, grad: Array, *states: Array | None) -> Iterator[list[Any]]:
-    """Yield parameter, gradient and states: all of them, or copies of the touched rows, which are then written back."""
-    with np.errstate(all="ignore"):
-        if rows is None:
-            yield [param, grad, *states]
-            return
-        distinct, sums = summed(param, grad, rows)
-        arrays = [param, *states]
-        parts = [array if array is None or array.ndim == 0 else array[distinct] for array in arrays]
-        yield [parts[0], sums, *parts[1:]]
-        for array, part in zip(arrays, parts, strict=True):
-            if array is not None and array.ndim > 0:
-                array[distinct] = part
-
-
 @stored
 def rmsprop_(
-    param: Array,
-    grad: Array,
-    square_avg: Array,
-    *,
-    lr: float | Array,
-    alpha: float = 0.9,
-    eps: float = 1e-8,
-    eps_inside_sqrt: bool = False,
-    grad_avg: Array | None = None,
-    momentum_buffer: Array | None = None,
-    momentum: float = 0.0,
-    nesterov: bool = False,
-    momentum_form: str = "torch",
-    step: int | None = None,
-    rows: Array | None = None,
-    **prologue: Any,
-) -> None:
+    param: Array, grad: Array, square_avg: Array, *,
+    lr: float | Array, alpha: float = 0.9, eps: float = 1e-8, eps_inside_sqrt: bool = False,
+    grad_avg: Array | None = None, momentum_buffer: Array | None = None, momentum: float = 0.0, nesterov: bool = False,
+    momentum_form: str = "torch", step: int | None = None,
+    rows: Array | None = None, **prologue: Any,
+) -> None:  # fmt: skip
     """Update in place by RMSprop (Hinton, lecture 6e; centred: Graves 2013).
 
     Centred (``grad_avg`` given), ``square_avg`` holds the variance: the difference of two averages would cancel.
     """
     T = param.dtype.type
-    arrays = (param, grad, square_avg, grad_avg, momentum_buffer)
-    with _touched(rows, *arrays) as (param, grad, square_avg, grad_avg, momentum_buffer):
-        g = gradient(param, grad, lr=lr, **prologue)
-        correction = 1.0 if step is None else 1.0 - _power(alpha, step)
-        if grad_avg is None:
-            v = T(alpha) * square_avg + T(1.0 - alpha) * g * g
-            r = v if step is None else v / T(correction)
-        else:
-            w = (1.0 - alpha) / correction
-            e = g - grad_avg
-            v = T(alpha if step is None else 1.0 - w) * (square_avg + T(w) * e * e)
-            r = v
-            grad_avg[...] = grad_avg + T(w) * e
-        square_avg[...] = v
-        d = np.sqrt(r + T(eps)) if eps_inside_sqrt else np.sqrt(r) + T(eps)
-        if momentum == 0.0:
-            param[...] = param - T(lr) * g / d
-            return
-        assert momentum_buffer is not None
-        u = g / d if momentum_form == "torch" else T(lr) * g / d
-        b = T(momentum) * momentum_buffer + u
-        momentum_buffer[...] = b
-        move = T(momentum) * b + u if nesterov else b
-        param[...] = param - T(lr) * move if momentum_form == "torch" else param - move
+    g = gradient(param, grad, lr=lr, **prologue)
+    correction = 1.0 if step is None else 1.0 - _power(alpha, step)
+    if grad_avg is None:
+        v = T(alpha) * square_avg + T(1.0 - alpha) * g * g
+        r = v if step is None else v / T(correction)
+    else:
+        w = (1.0 - alpha) / correction
+        e = g - grad_avg
+        v = T(alpha if step is None else 1.0 - w) * (square_avg + T(w) * e * e)
+        r = v
+        grad_avg[...] = grad_avg + T(w) * e
+    square_avg[...] = v
+    d = np.sqrt(r + T(eps)) if eps_inside_sqrt else np.sqrt(r) + T(eps)
+    if momentum == 0.0:
+        param[...] = param - T(lr) * g / d
+        return
+    assert momentum_buffer is not None
+    u = g / d if momentum_form == "torch" else T(lr) * g / d
+    b = T(momentum) * momentum_buffer + u
+    momentum_buffer[...] = b
+    move = T(momentum) * b + u if nesterov else b
+    param[...] = param - T(lr) * move if momentum_form == "torch" else param - move
 
 
 @stored
 def adagrad_(
-    param: Array,
-    grad: Array,
-    square_sum: Array,
-    *,
-    lr: float | Array,
-    eps: float = 1e-10,
-    eps_inside_sqrt: bool = False,
-    lr_decay: float = 0.0,
-    step: int = 1,
-    rows: Array | None = None,
-    **prologue: Any,
-) -> None:
+    param: Array, grad: Array, square_sum: Array, *,
+    lr: float | Array, eps: float = 1e-10, eps_inside_sqrt: bool = False, lr_decay: float = 0.0, step: int = 1,
+    rows: Array | None = None, **prologue: Any,
+) -> None:  # fmt: skip
     """Update in place by Adagrad (Duchi, Hazan & Singer 2011)."""
     T = param.dtype.type
-    with _touched(rows, param, grad, square_sum) as (param, grad, square_sum):
-        g = gradient(param, grad, lr=lr, **prologue)
-        s = square_sum + g * g
-        square_sum[...] = s
-        clr = lr / (1.0 + (step - 1) * lr_decay)
-        d = np.sqrt(s + T(eps)) if eps_inside_sqrt else np.sqrt(s) + T(eps)
-        param[...] = param - T(clr) * g / d
+    g = gradient(param, grad, lr=lr, **prologue)
+    s = square_sum + g * g
+    square_sum[...] = s
+    clr = lr / (1.0 + (step - 1) * lr_decay)
+    d = np.sqrt(s + T(eps)) if eps_inside_sqrt else np.sqrt(s) + T(eps)
+    param[...] = param - T(clr) * g / d
 
 
 @stored
 def proximal_adagrad_(
-    param: Array,
-    grad: Array,
-    square_sum: Array,
-    *,
-    lr: float | Array,
-    l1: float = 0.0,
-    l2: float = 0.0,
-    rows: Array | None = None,
-    **prologue: Any,
-) -> None:
+    param: Array, grad: Array, square_sum: Array, *,
+    lr: float | Array, l1: float = 0.0, l2: float = 0.0,
+    rows: Array | None = None, **prologue: Any,
+) -> None:  # fmt: skip
     """Update in place by proximal Adagrad (FOBOS; Duchi & Singer 2009)."""
     T = param.dtype.type
-    with _touched(rows, param, grad, square_sum) as (param, grad, square_sum):
-        g = gradient(param, grad, lr=lr, **prologue)
-        s = square_sum + g * g
-        square_sum[...] = s
-        a = T(lr) / np.sqrt(s)
-        q = param - a * g
-        moved = _sign(q) * _positive_part(_magnitude(q) - a * T(l1)) / (T(1) + T(l2) * a)
-        param[...] = np.where(s == T(0), param, moved)
+    g = gradient(param, grad, lr=lr, **prologue)
+    s = square_sum + g * g
+    square_sum[...] = s
+    a = T(lr) / np.sqrt(s)
+    q = param - a * g
+    moved = _sign(q) * _positive_part(_magnitude(q) - a * T(l1)) / (T(1) + T(l2) * a)
+    param[...] = np.where(s == T(0), param, moved)
 
 
 @stored
 def adagrad_da_(
-    param: Array,
-    grad: Array,
-    grad_sum: Array,
-    square_sum: Array,
-    *,
-    lr: float | Array,
-    step: int,
-    l1: float = 0.0,
-    l2: float = 0.0,
-    rows: Array | None = None,
-    **prologue: Any,
-) -> None:
+    param: Array, grad: Array, grad_sum: Array, square_sum: Array, *,
+    lr: float | Array, step: int, l1: float = 0.0, l2: float = 0.0,
+    rows: Array | None = None, **prologue: Any,
+) -> None:  # fmt: skip
     """Update in place by Adagrad with dual averaging (Duchi, Hazan & Singer 2011)."""
     T = param.dtype.type
-    with _touched(rows, param, grad, grad_sum, square_sum) as (param, grad, grad_sum, square_sum):
-        g = gradient(param, grad, lr=lr, **prologue)
-        G = grad_sum + g
-        grad_sum[...] = G
-        s = square_sum + g * g
-        square_sum[...] = s
-        moved = -_sign(G) * T(lr) * _positive_part(_magnitude(G) - T(l1 * step)) / (T(l2 * step * lr) + np.sqrt(s))
-        param[...] = np.where(s == T(0), param, moved)
+    g = gradient(param, grad, lr=lr, **prologue)
+    G = grad_sum + g
+    grad_sum[...] = G
+    s = square_sum + g * g
+    square_sum[...] = s
+    moved = -_sign(G) * T(lr) * _positive_part(_magnitude(G) - T(l1 * step)) / (T(l2 * step * lr) + np.sqrt(s))
+    param[...] = np.where(s == T(0), param, moved)
 
 
 @stored
 def adagrad_norm_(
-    param: Array,
-    grad: Array,
-    square_sum: Array,
-    *,
-    lr: float | Array,
-    eps: float = 1e-10,
-    per: str = "array",
-    mean: bool = False,
-    rows: Array | None = None,
-    **prologue: Any,
-) -> None:
+    param: Array, grad: Array, square_sum: Array, *,
+    lr: float | Array, eps: float = 1e-10, per: str = "array", mean: bool = False,
+    rows: Array | None = None, **prologue: Any,
+) -> None:  # fmt: skip
     """Update in place by Adagrad-Norm, one step size for the array or for each row (Ward, Wu & Bottou 2019)."""
     T = param.dtype.type
-    with _touched(rows, param, grad, square_sum) as (param, grad, square_sum):
-        g = gradient(param, grad, lr=lr, **prologue)
-        x = g.astype(np.float64)
-        parts = [x] if per == "array" else list(x)
-        totals = np.array([_tree_sum(_block_sums(part * part)) for part in parts])
-        totals = totals / max(x.size // max(len(parts), 1), 1) if mean else totals
-        square_sum[...] = square_sum + totals.astype(T).reshape(square_sum.shape)
-        d = np.sqrt(square_sum) + T(eps)
-        d = d if per == "array" else d.reshape(-1, *(1,) * (x.ndim - 1))
-        param[...] = param - T(lr) * g / d
+    g = gradient(param, grad, lr=lr, **prologue)
+    x = g.astype(np.float64)
+    parts = [x] if per == "array" else list(x)
+    totals = np.array([_tree_sum(_block_sums(part * part)) for part in parts])
+    totals = totals / max(x.size // max(len(parts), 1), 1) if mean else totals
+    square_sum[...] = square_sum + totals.astype(T).reshape(square_sum.shape)
+    d = np.sqrt(square_sum) + T(eps)
+    d = d if per == "array" else d.reshape(-1, *(1,) * (x.ndim - 1))
+    param[...] = param - T(lr) * g / d
 
 
 @stored
 def adadelta_(
-    param: Array,
-    grad: Array,
-    square_avg: Array,
-    acc_delta: Array,
-    *,
-    lr: float | Array,
-    rho: float = 0.9,
-    eps: float = 1e-6,
-    rows: Array | None = None,
-    **prologue: Any,
-) -> None:
+    param: Array, grad: Array, square_avg: Array, acc_delta: Array, *,
+    lr: float | Array, rho: float = 0.9, eps: float = 1e-6,
+    rows: Array | None = None, **prologue: Any,
+) -> None:  # fmt: skip
     """Update in place by Adadelta (Zeiler 2012)."""
     T = param.dtype.type
-    with _touched(rows, param, grad, square_avg, acc_delta) as (param, grad, square_avg, acc_delta):
-        g = gradient(param, grad, lr=lr, **prologue)
-        s = T(rho) * square_avg + T(1.0 - rho) * g * g
-        square_avg[...] = s
-        d = np.sqrt(acc_delta + T(eps)) / np.sqrt(s + T(eps)) * g
-        acc_delta[...] = T(rho) * acc_delta + T(1.0 - rho) * d * d
-        param[...] = param - T(lr) * d
+    g = gradient(param, grad, lr=lr, **prologue)
+    s = T(rho) * square_avg + T(1.0 - rho) * g * g
+    square_avg[...] = s
+    d = np.sqrt(acc_delta + T(eps)) / np.sqrt(s + T(eps)) * g
+    acc_delta[...] = T(rho) * acc_delta + T(1.0 - rho) * d * d
+    param[...] = param - T(lr) * d
 
 
 @stored
 def rprop_(
-    param: Array,
-    grad: Array,
-    step_size: Array,
-    prev_sign: Array,
-    *,
-    etas: tuple[float, float] = (0.5, 1.2),
-    step_sizes: tuple[float | Array, float | Array] = (1e-6, 50.0),
-    variant: str = "rprop-",
-    loss_increased: bool = False,
-    lr: float | Array | None = None,
-    chosen: tuple[float, int | None] | None = None,
-    **prologue: Any,
-) -> None:
+    param: Array, grad: Array, step_size: Array, prev_sign: Array, *,
+    etas: tuple[float, float] = (0.5, 1.2), step_sizes: tuple[float | Array, float | Array] = (1e-6, 50.0),
+    variant: str = "rprop-", loss_increased: bool = False, lr: float | Array | None = None,
+    chosen: tuple[float, int | None] | None = None, **prologue: Any,
+) -> None:  # fmt: skip
     """Update in place by Rprop (Riedmiller & Braun 1993) or a variant of it (Igel & Hüsken 2000, 2003).
 
     GRprop's sum and chosen element are those of the whole list: ``chosen``, or of only this array if not given.
@@ -528,39 +436,38 @@ def rprop_(
     """
     T = param.dtype.type
     lo, hi = _limits(T, step_sizes, None if variant.startswith("grprop") else lr)
-    with np.errstate(all="ignore"):
-        g = gradient(param, grad, lr=lr, **prologue)
-        sg = _sign(g)
-        ps = np.sign(prev_sign).astype(T)
-        flip = sg * ps < T(0)
-        D = step_size
-        Dn = _resized(g, D, prev_sign, etas, (lo, hi))
-        moved = param - sg * Dn
-        undone = param + ps * D
-        sign = np.where(np.isnan(sg), T(0), sg).astype(np.int8)
-        if variant == "rprop-":
-            p, ps = moved, sign
-        elif variant == "irprop-move":
-            p, ps = moved, np.where(flip, np.int8(0), sign)
-        elif variant == "rprop+" or (variant == "irprop+" and loss_increased):
-            p, ps = np.where(flip, undone, moved), np.where(flip, np.int8(0), sign)
-        elif variant in ("irprop-", "irprop+"):
-            p, ps = np.where(flip, param, moved), np.where(flip, np.int8(0), sign)
-        elif variant in ("grprop-slr", "grprop-sag"):
-            total, k = chosen if chosen is not None else _grprop_total([(g, Dn)], variant)[0]
-            if k is not None:
-                at = np.unravel_index(k, param.shape)
-                rest = total - float(Dn[at]) * float(g[at])
-                Dk = T(-(rest + GRPROP_DELTA) / float(g[at]))
-                Dk = lo if Dk < lo else Dk
-                Dn[at] = hi if Dk > hi else Dk
-                moved = param - sg * Dn
-            p, ps = moved, sign
-        else:
-            raise ValueError(f"variant: {variant!r} is not known")
-        param[...] = p
-        step_size[...] = Dn
-        prev_sign[...] = ps
+    g = gradient(param, grad, lr=lr, **prologue)
+    sg = _sign(g)
+    ps = np.sign(prev_sign).astype(T)
+    flip = sg * ps < T(0)
+    D = step_size
+    Dn = _resized(g, D, prev_sign, etas, (lo, hi))
+    moved = param - sg * Dn
+    undone = param + ps * D
+    sign = np.where(np.isnan(sg), T(0), sg).astype(np.int8)
+    if variant == "rprop-":
+        p, ps = moved, sign
+    elif variant == "irprop-move":
+        p, ps = moved, np.where(flip, np.int8(0), sign)
+    elif variant == "rprop+" or (variant == "irprop+" and loss_increased):
+        p, ps = np.where(flip, undone, moved), np.where(flip, np.int8(0), sign)
+    elif variant in ("irprop-", "irprop+"):
+        p, ps = np.where(flip, param, moved), np.where(flip, np.int8(0), sign)
+    elif variant in ("grprop-slr", "grprop-sag"):
+        total, k = chosen if chosen is not None else _grprop_total([(g, Dn)], variant)[0]
+        if k is not None:
+            at = np.unravel_index(k, param.shape)
+            rest = total - float(Dn[at]) * float(g[at])
+            Dk = T(-(rest + GRPROP_DELTA) / float(g[at]))
+            Dk = lo if Dk < lo else Dk
+            Dn[at] = hi if Dk > hi else Dk
+            moved = param - sg * Dn
+        p, ps = moved, sign
+    else:
+        raise ValueError(f"variant: {variant!r} is not known")
+    param[...] = p
+    step_size[...] = Dn
+    prev_sign[...] = ps
 
 
 GRPROP_DELTA = 1e-6
