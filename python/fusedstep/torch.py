@@ -36,7 +36,7 @@ import functools
 import operator
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, ClassVar, Self, TypeVar, cast
 
 from numpy.typing import NDArray
@@ -64,25 +64,15 @@ class _Bound:
     """The parameters with a state, bound to a core. Valid while the memory of all their tensors stays in place."""
 
     def __init__(
-        self,
-        rule: str,
-        states: Sequence[str],
-        groups: list[Group],
-        params: list[Tensor],
-        entries: list[Entry | None],
+        self, rule: str, states: Sequence[str], groups: list[Group], params: list[Tensor], entries: list[Entry | None],
         options: list[Group],
-    ) -> None:
-        self._sizes = _sizes(groups)
-        self._state_names = states
-        self._storage = _storage_of(groups)
+    ) -> None:  # fmt: skip
         self._params = params
         self._entries = entries
+        self._held = (*states, _LOW)
+        self._sizes = [len(group["params"]) for group in groups]
         self.members = [i for i, entry in enumerate(entries) if entry]
         mine = [entry for entry in entries if entry]
-        names = _names(groups)
-        self.names = [names[i] for i in self.members]
-        of_all = [group for group, size in enumerate(self._sizes) for _ in range(size)]
-        self._groups = [of_all[i] for i in self.members]
         counts = [entry["step"] for entry in mine]
         double = any(isinstance(count, Tensor) and count.dtype == torch.float64 for count in counts)
         steps = torch.tensor(list(map(float, counts)), dtype=torch.float64 if double else torch.float32)
@@ -90,10 +80,11 @@ class _Bound:
         """The memory of the states ``step``."""
         self._core = _core.OptimizerCore(rule)
         self._core.seed = groups[0]["seed"] if groups else 0
-        end = 0
-        for group, size, values in zip(groups, self._sizes, options, strict=True):
-            start, end = end, end + size
-            its = [(names[i], params[i], entry) for i in range(start, end) if (entry := entries[i])]
+        self._places: list[tuple[str, int]] = []
+        """The name and the group of each member."""
+        everyone = zip(_names(groups), params, entries, strict=True)
+        for k, (group, values) in enumerate(zip(groups, options, strict=True)):
+            its = [(name, param, entry) for name, param, entry in islice(everyone, self._sizes[k]) if entry]
             self._core.add_group(
                 [name for name, _, _ in its],
                 [_array(param, f"parameter {name!r}") for name, param, _ in its],
@@ -101,14 +92,15 @@ class _Bound:
                 [_state_arrays(name, param, entry, states, group) for name, param, entry in its],
                 **_checked_storage(group, groups[0]),
             )
+            self._places += [(name, k) for name, _, _ in its]
         self._core.set_tree(list(range(len(mine))))
         self._core.counts = [int(step) for step in steps.tolist()]
         for i, entry in enumerate(mine):
             entry["step"] = steps[i]
         self._values = _values(entries)
-        held = (*states, _LOW)
-        self._states = [state for entry in mine for state in _found(entry, held) if state is not None]
-        self._places = self._places_now()
+        states_in_use = [state for entry in mine for state in _found(entry, self._held) if state is not None]
+        self._tensors = [*params, *states_in_use]
+        self._seen = self._sight(groups, params, entries)
         self._counted = self._steps.copy()
         self._again: _core.TensorStep | None = None
 
@@ -117,32 +109,28 @@ class _Bound:
         if _COMPARED is None:
             return None
         if self._again is None:
-            held = (*self._state_names, _LOW)
-            states = [[*_found(entry, held), entry["step"]] for entry in filter(None, self._entries)]
-            self._again = _core.TensorStep(
-                self._core,
-                lock,
-                self._params,
-                self._entries,
-                self._sizes,
-                states,
-                self._steps,
-                self._counted,
-                _COMPARED,
-            )
+            states = [[*_found(entry, self._held), entry["step"]] for entry in filter(None, self._entries)]
+            about = (self._params, self._entries, self._sizes, states, self._steps, self._counted)
+            self._again = _core.TensorStep(self._core, lock, *about, _COMPARED)
         return self._again if self._again.remember(groups, state) else None
 
     def is_current(self, groups: list[Group], params: list[Tensor], entries: list[Entry | None]) -> bool:
         """Whether groups, tensors, their memory and the step counts are unchanged."""
-        return (
-            _sizes(groups) == self._sizes
-            and _storage_of(groups) == self._storage
-            and _same(params, self._params)
-            and _same(entries, self._entries)
-            and _same(_values(entries), self._values)
-            and self._places_now() == self._places
-            and self._steps.tobytes() == self._counted.tobytes()
-        )
+        return self._sight(groups, params, entries) == self._seen and self._steps.tobytes() == self._counted.tobytes()
+
+    def _sight(self, groups: list[Group], params: list[Tensor], entries: list[Entry | None]) -> list[Any]:
+        """Return what the core relies on: all that is not the same object, or in the same place, was changed."""
+        return [
+            [
+                (len(each["params"]), each["state_dtype"], each["rounding"], each["master"], each["seed"])
+                for each in groups
+            ],
+            *map(id, chain(params, entries, _values(entries))),
+            *map(Tensor.data_ptr, self._tensors),
+            *map(Tensor.size, self._tensors),
+            *map(Tensor.stride, self._tensors),
+            *map(operator.attrgetter("dtype"), self._tensors),
+        ]
 
     def step(self, grads: list[Tensor | None], options: list[Group], grad_scale: float | None) -> None:
         """Update the parameters whose gradient is not None; the gradients are those of all parameters."""
@@ -162,32 +150,16 @@ class _Bound:
         self._counted[...] = self._steps
         torch.autograd.graph.increment_version(params)
 
-    def _places_now(self) -> list[Any]:
-        bound = [*self._params, *self._states]
-        return [
-            *map(Tensor.data_ptr, bound),
-            *map(Tensor.size, bound),
-            *map(Tensor.stride, bound),
-            *map(_dtype, bound),
-        ]
-
     def _arrays(self, grads: list[Tensor | None], options: list[Group]) -> list[NDArray[Any] | Rows | None]:
         try:
             if all(grad is None or grad.untyped_storage().nbytes() >= grad.nbytes for grad in grads):
                 return [None if grad is None else grad.numpy() for grad in grads]
-        except (
-            TypeError,
-            RuntimeError,
-            NotImplementedError,
-        ):  # not on the CPU, in a graph, lazily negative, sparse
+        except (TypeError, RuntimeError):  # not on the CPU, in a graph, lazily negative, sparse
             pass
         return [
             None if grad is None else _gradient(grad, f"gradient of parameter {name!r}", options[group])
-            for name, grad, group in zip(self.names, grads, self._groups, strict=True)
+            for (name, group), grad in zip(self._places, grads, strict=True)
         ]
-
-
-_dtype = operator.attrgetter("dtype")
 
 
 def _found(entry: Entry, names: Sequence[str]) -> list[Tensor | None]:
@@ -227,10 +199,6 @@ def _state_arrays(
     return arrays
 
 
-def _storage_of(groups: list[Group]) -> list[Any]:
-    return [(group["state_dtype"], group["rounding"], group["master"], group["seed"]) for group in groups]
-
-
 def _checked_storage(group: Group, first: Group) -> dict[str, Any]:
     """Return how the arrays of a group are stored, as the core takes it."""
     if _storage.checked_seed(group["seed"]) != first["seed"]:
@@ -258,10 +226,6 @@ def _keep_as_saved(_: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
     return {**state_dict, "state": {**state_dict["state"], **kept}}
 
 
-def _sizes(groups: list[Group]) -> list[int]:
-    return [len(group["params"]) for group in groups]
-
-
 def _names(groups: list[Group]) -> list[str]:
     """Return the names of all parameters: running numbers, unless the caller gave names."""
     names: list[str] = []
@@ -272,10 +236,6 @@ def _names(groups: list[Group]) -> list[str]:
 
 def _values(entries: list[Entry | None]) -> list[Any]:
     return list(chain.from_iterable(map(dict.values, filter(None, entries))))
-
-
-def _same(a: list[Any], b: list[Any]) -> bool:
-    return len(a) == len(b) and all(map(operator.is_, a, b))
 
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -455,7 +415,11 @@ class _Optimizer(torch.optim.Optimizer):
         entries = [self.state.get(param) for param in params]
         if any(grad is not None and not entry for grad, entry in zip(grads, entries, strict=True)):
             with torch.inference_mode(False):  # states are to be of use outside of it, too
-                entries = self._with_new_entries(params, grads)
+                for group in self.param_groups:
+                    for param in group["params"]:
+                        if param.grad is not None and not self.state.get(param):
+                            self._begin(param, group)
+            entries = [self.state.get(param) for param in params]
         options = [self._options(group) for group in self.param_groups]
         bound = self._bound
         if bound is None or not bound.is_current(self.param_groups, params, entries):
@@ -463,13 +427,6 @@ class _Optimizer(torch.optim.Optimizer):
                 bound = self._bound = _Bound(self._rule, self._states, self.param_groups, params, entries, options)
         bound.step(grads, options, None if grad_scale is None else float(grad_scale))
         self._again = bound.again(self._lock, self.param_groups, self.state)
-
-    def _with_new_entries(self, params: list[Tensor], grads: list[Tensor | None]) -> list[Entry | None]:
-        groups = [group for group in self.param_groups for _ in group["params"]]
-        for group, param, grad in zip(groups, params, grads, strict=True):
-            if grad is not None and not self.state.get(param):
-                self._begin(param, group)
-        return [self.state.get(param) for param in params]
 
     def _begin(self, param: Tensor, group: Group) -> None:
         """Give a parameter its states."""
@@ -622,6 +579,11 @@ class _Optimizer(torch.optim.Optimizer):
         return entry
 
 
+def _exchanged(entry: Entry, old: str, new: str, state: Tensor) -> Entry:
+    """Return an entry with another state in the place of one."""
+    return {new if name == old else name: state if name == old else each for name, each in entry.items()}
+
+
 class RMSprop(_Optimizer):
     """Divide each step by a moving average of the gradient's magnitude.
 
@@ -664,24 +626,12 @@ class RMSprop(_Optimizer):
     _states = ("square_avg|variance", "grad_avg", "momentum_buffer")
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float | Tensor = 1e-2,
-        alpha: float = 0.99,
-        eps: float = 1e-8,
-        weight_decay: float = 0,
-        momentum: float = 0,
-        centered: bool = False,
-        capturable: bool = False,
-        foreach: bool | None = None,
-        maximize: bool = False,
-        differentiable: bool = False,
-        *,
-        state_dtype: torch.dtype | str | None = None,
-        rounding: Rounding = "nearest",
-        seed: int = 0,
+        self, params: Iterable[Any], lr: float | Tensor = 1e-2, alpha: float = 0.99, eps: float = 1e-8,
+        weight_decay: float = 0, momentum: float = 0, centered: bool = False, capturable: bool = False,
+        foreach: bool | None = None, maximize: bool = False, differentiable: bool = False, *,
+        state_dtype: torch.dtype | str | None = None, rounding: Rounding = "nearest", seed: int = 0,
         master: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(params, _defaults(locals()))
 
     def _new_entry(self, param: Tensor, group: Group) -> Entry:
@@ -698,20 +648,14 @@ class RMSprop(_Optimizer):
             return entry
         wide = torch.promote_types(entry["variance"].dtype, torch.float32)
         variance, mean = entry["variance"].to(wide), entry["grad_avg"].to(wide)
-        square = variance + mean * mean
-        return {
-            ("square_avg" if key == "variance" else key): value for key, value in (entry | {"variance": square}).items()
-        }
+        return _exchanged(entry, "variance", "square_avg", variance + mean * mean)
 
     @staticmethod
     def _from_torch(entry: Entry) -> Entry:
         if "grad_avg" not in entry or "square_avg" not in entry:
             return entry
         variance = (entry["square_avg"] - entry["grad_avg"] * entry["grad_avg"]).clamp(min=0)
-        return {
-            ("variance" if key == "square_avg" else key): value
-            for key, value in (entry | {"square_avg": variance}).items()
-        }
+        return _exchanged(entry, "square_avg", "variance", variance)
 
 
 class Adagrad(_Optimizer):
@@ -752,23 +696,12 @@ class Adagrad(_Optimizer):
     _states = ("sum",)
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float | Tensor = 1e-2,
-        lr_decay: float = 0,
-        weight_decay: float = 0,
-        initial_accumulator_value: float = 0,
-        eps: float = 1e-10,
-        foreach: bool | None = None,
-        *,
-        maximize: bool = False,
-        differentiable: bool = False,
-        fused: bool | None = None,
-        state_dtype: torch.dtype | str | None = None,
-        rounding: Rounding = "nearest",
-        seed: int = 0,
+        self, params: Iterable[Any], lr: float | Tensor = 1e-2, lr_decay: float = 0, weight_decay: float = 0,
+        initial_accumulator_value: float = 0, eps: float = 1e-10, foreach: bool | None = None, *,
+        maximize: bool = False, differentiable: bool = False, fused: bool | None = None,
+        state_dtype: torch.dtype | str | None = None, rounding: Rounding = "nearest", seed: int = 0,
         master: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if not 0.0 <= initial_accumulator_value < float("inf"):
             raise ValueError(
                 f"initial_accumulator_value: expected a finite number >= 0, got {initial_accumulator_value!r}"
@@ -843,21 +776,12 @@ class Rprop(_Optimizer):
     _fixed: ClassVar = {"variant": "irprop-"}
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float | Tensor = 1e-2,
-        etas: tuple[float, float] = (0.5, 1.2),
-        step_sizes: tuple[float, float] = (1e-6, 50),
-        *,
-        capturable: bool = False,
-        foreach: bool | None = None,
-        maximize: bool = False,
-        differentiable: bool = False,
-        state_dtype: torch.dtype | str | None = None,
-        rounding: Rounding = "nearest",
-        seed: int = 0,
+        self, params: Iterable[Any], lr: float | Tensor = 1e-2, etas: tuple[float, float] = (0.5, 1.2),
+        step_sizes: tuple[float, float] = (1e-6, 50), *,
+        capturable: bool = False, foreach: bool | None = None, maximize: bool = False, differentiable: bool = False,
+        state_dtype: torch.dtype | str | None = None, rounding: Rounding = "nearest", seed: int = 0,
         master: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(params, _defaults(locals()))
 
     def _new_entry(self, param: Tensor, group: Group) -> Entry:
