@@ -22,51 +22,23 @@ from ._config import (
 )
 from ._core import StepReport
 from ._dialects import dialects
-from ._load_report import LoadReport
 from ._minimize import minimize, scipy_method
 from ._optimizer import Optimizer
 from ._proximal_adagrad import ProximalAdagrad, proximal_adagrad_
 from ._rmsprop import RMSprop, rmsprop_
 from ._rows import Rows
 from ._rprop import Rprop, rprop_
+from ._run import LoadReport
 from ._storage import noise_key
 from ._verification import VerificationError
 
 __version__: str = _core.version
 __all__ = [
-    "Adadelta",
-    "Adagrad",
-    "AdagradDA",
-    "AdagradNorm",
-    "LoadReport",
-    "Optimizer",
-    "ProximalAdagrad",
-    "RMSprop",
-    "Rows",
-    "Rprop",
-    "StepReport",
-    "VerificationError",
-    "adadelta_",
-    "adagrad_",
-    "adagrad_da_",
-    "adagrad_norm_",
-    "available_isas",
-    "c_functions",
-    "dialects",
-    "get_cmake_dir",
-    "get_include",
-    "get_num_threads",
-    "isa",
-    "minimize",
-    "noise_key",
-    "proximal_adagrad_",
-    "reference",
-    "rmsprop_",
-    "rprop_",
-    "scipy_method",
-    "set_num_threads",
-    "show_config",
-    "use_isa",
-]
+    "Adadelta", "Adagrad", "AdagradDA", "AdagradNorm", "LoadReport", "Optimizer", "ProximalAdagrad", "RMSprop", "Rows",
+    "Rprop", "StepReport", "VerificationError", "adadelta_", "adagrad_", "adagrad_da_", "adagrad_norm_",
+    "available_isas", "c_functions", "dialects", "get_cmake_dir", "get_include", "get_num_threads", "isa", "minimize",
+    "noise_key", "proximal_adagrad_", "reference", "rmsprop_", "rprop_", "scipy_method", "set_num_threads",
+    "show_config", "use_isa",
+]  # fmt: skip
 
 read_environment()

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from . import _core, get_num_threads, reference, set_num_threads, show_config
+from ._schema import SCHEMAS, Schema
 from ._terminal import add_rules, cannot_write, progress
 
 HELP = "measure every rule, and compare it with NumPy and with what the machine can do"
@@ -82,20 +83,20 @@ class Case:
     def name(self) -> str:
         return f"{self.class_.__name__}, {self.label}".rstrip(", ")
 
-    @cached_property
-    def schema(self) -> Any:
-        return _core.rules()[self.rule]
+    @property
+    def schema(self) -> Schema:
+        return SCHEMAS[self.rule]
 
     @cached_property
     def values(self) -> dict[str, Any]:
         """All options by name."""
-        return {name: each["default"] for name, each in self.schema["fields"].items()} | dict(self.options)
+        return self.schema.arguments | dict(self.options)
 
     @cached_property
     def storage(self) -> dict[str, str]:
         """The states in use: "parameter", "int8" or "scalar", by the names that the function has for them."""
         used = _core.used_states(self.rule, dict(self.options))
-        states = self.schema["states"].items()
+        states = self.schema.states.items()
         return {name: state["storage"] for name, state in states if name in used or state["renamed"] in used}
 
     @property
@@ -104,15 +105,16 @@ class Case:
 
     @property
     def class_(self) -> Any:
-        return next(getattr(PACKAGE, name) for name in dir(PACKAGE) if name.lower() == self.rule.replace("_", ""))
+        return getattr(PACKAGE, self.schema.class_name)
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
         """The keywords of the function: the options, arguments without a default, and the step count if it is used."""
         takes = inspect.signature(self.function).parameters
         needed = {name for name in takes if takes[name].default is inspect.Parameter.empty} | {*self.options}
-        used_with = self.schema["step"]  # "": always
-        step = {"step": 1} if "step" in takes and (used_with == "" or self.values.get(used_with)) else {}
+        used_with = self.schema.step  # "": always
+        counts = used_with == "" or (used_with is not None and self.values[used_with])
+        step = {"step": 1} if "step" in takes and counts else {}
         return {name: self.values[name] for name in takes if name in self.values and name in needed} | step
 
     def bytes_per_element(self, dtype: np.dtype[Any]) -> int:
@@ -375,12 +377,8 @@ FULL = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``bench``."""
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="only three sizes of float32 on one thread; takes ten seconds instead of minutes",
-    )
+    quick = "only three sizes of float32 on one thread; takes ten seconds instead of minutes"
+    parser.add_argument("--quick", action="store_true", help=quick)
     add_rules(parser)
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write all rows to a JSON file")
 

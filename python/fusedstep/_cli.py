@@ -14,8 +14,6 @@ from . import _bench, _core, _demo
 from ._config import get_cmake_dir, get_include, show_config
 from ._verification import _selfcheck
 
-__all__ = ["COMMANDS", "main", "make_parser"]
-
 
 class Command(NamedTuple):
     """A subcommand: its line of help, its arguments, what it does, and an example; ``run`` returns the exit code."""
@@ -38,12 +36,10 @@ FOLDERS = {
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``info``."""
     only = parser.add_mutually_exclusive_group()
     for option, (purpose, find) in FOLDERS.items():
-        only.add_argument(
-            option, dest="find", action="store_const", const=find, help=f"only print the folder for {purpose}"
-        )
+        about = f"only print the folder for {purpose}"
+        only.add_argument(option, dest="find", action="store_const", const=find, help=about)
     only.add_argument("--json", action="store_true", help="print the same as JSON")
 
 
@@ -70,7 +66,6 @@ PACKAGES = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line, made from ``COMMANDS``."""
     parser = argparse.ArgumentParser(
         prog="python -m fusedstep",
         description="Check and measure fusedstep on this machine, or see it train a network.",

@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import operator
 import os
 from collections.abc import Iterator
 from typing import Any
 
 from . import _core
-
-__all__ = [
-    "Config",
-    "available_isas",
-    "c_functions",
-    "get_cmake_dir",
-    "get_include",
-    "get_num_threads",
-    "isa",
-    "set_num_threads",
-    "show_config",
-    "use_isa",
-]
-
-
-MAX_THREADS = 256
+from ._storage import whole
 
 
 class Config(dict[str, Any]):
@@ -138,12 +122,7 @@ def set_num_threads(n: int) -> None:
     2
     >>> fs.set_num_threads(before)
     """
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise TypeError(f"num_threads: expected a whole number, got {n!r} ({type(n).__name__})")
-    n = operator.index(n)
-    if not 1 <= n <= MAX_THREADS:
-        raise ValueError(f"num_threads: expected a whole number from 1 to {MAX_THREADS}, got {n}")
-    _core.set_num_threads(n)
+    _core.set_num_threads(whole("num_threads", n, 1, 256))
 
 
 def show_config() -> Config:

@@ -25,13 +25,8 @@ def noise_key(seed: int, step: int, name: str) -> int: ...
 def used_states(rule: str, values: dict[str, Any]) -> list[str]: ...
 def register_rows(rows: type) -> None: ...
 def check_parameter(
-    array: Any,
-    name: str,
-    group: int,
-    state_dtype: str | None = None,
-    nearest: bool = False,
-    master: bool = False,
-) -> NDArray[Any]: ...
+    array: Any, name: str, group: int, state_dtype: str | None = None, nearest: bool = False, master: bool = False,
+) -> NDArray[Any]: ...  # fmt: skip
 def repeated_kernel(rule: str, values: dict[str, Any], arrays: list[NDArray[Any]]) -> Repeated: ...
 def repeated_step(rule: str, values: dict[str, Any], arrays: list[NDArray[Any]]) -> Repeated: ...
 def repeated_optimizer(
@@ -70,17 +65,9 @@ class Repeated(metaclass=_PybindType):
 
 class TensorStep(metaclass=_PybindType):
     def __init__(
-        self,
-        core: OptimizerCore,
-        lock: Any,
-        params: list[Any],
-        entries: list[Any],
-        sizes: list[int],
-        states: list[list[Any]],
-        steps: NDArray[Any],
-        counted: NDArray[Any],
-        torch: dict[str, Any],
-    ) -> None: ...
+        self, core: OptimizerCore, lock: Any, params: list[Any], entries: list[Any], sizes: list[int],
+        states: list[list[Any]], steps: NDArray[Any], counted: NDArray[Any], torch: dict[str, Any],
+    ) -> None: ...  # fmt: skip
     def remember(self, groups: list[dict[str, Any]], state: Any) -> bool: ...
 
 class OptimizerCore(metaclass=_PybindType):
@@ -92,15 +79,10 @@ class OptimizerCore(metaclass=_PybindType):
     def __enter__(self) -> None: ...
     def __exit__(self, *args: object) -> None: ...
     def add_group(
-        self,
-        names: list[str],
-        arrays: list[Any],
-        options: dict[str, Any],
-        states: Sequence[Sequence[NDArray[Any] | None]] | None = None,
-        state_dtype: str | None = None,
-        nearest: bool = False,
-        master: bool = False,
-    ) -> tuple[list[NDArray[Any]], list[dict[str, NDArray[Any]]]]: ...
+        self, names: list[str], arrays: list[Any], options: dict[str, Any],
+        states: Sequence[Sequence[NDArray[Any] | None]] | None = None, state_dtype: str | None = None,
+        nearest: bool = False, master: bool = False,
+    ) -> tuple[list[NDArray[Any]], list[dict[str, NDArray[Any]]]]: ...  # fmt: skip
     def check_options(self, group: int, values: dict[str, Any]) -> None: ...
     def sync_master(self, parameter: int) -> None: ...
     def set_tree(self, tree: Any, plain: bool = False) -> None: ...
@@ -112,16 +94,7 @@ class OptimizerCore(metaclass=_PybindType):
     ) -> list[NDArray[Any] | tuple[NDArray[Any], NDArray[Any]] | None]: ...
     def share(self, pieces: list[tuple[int, int]], gather: Callable[[NDArray[Any]], Any]) -> None: ...
     def step(
-        self,
-        grads: Any,
-        groups: list[dict[str, Any]],
-        loss: float | None,
-        grad_scale: float | None,
-        clip_norm: float | None,
-        clip_value: float | None,
-        zero_grads: bool,
-        nonfinite: str,
-        clip_norm_each: float | None,
-        frozen: Sequence[NDArray[Any] | None] | None = None,
-        /,
-    ) -> StepReport: ...
+        self, grads: Any, groups: list[dict[str, Any]], loss: float | None, grad_scale: float | None,
+        clip_norm: float | None, clip_value: float | None, zero_grads: bool, nonfinite: str,
+        clip_norm_each: float | None, frozen: Sequence[NDArray[Any] | None] | None = None, /,
+    ) -> StepReport: ...  # fmt: skip

@@ -23,8 +23,6 @@ from ._rprop import Rprop
 from ._terminal import cannot_write, progress
 from ._verification._step import differing
 
-__all__ = ["HELP", "RULES", "Comparison", "Digits", "Rule", "add_arguments", "compare", "load_digits", "run"]
-
 HELP = "train a small network on handwritten digits twice, with fusedstep and with the NumPy reference"
 
 Array = NDArray[Any]
@@ -76,11 +74,6 @@ def forward(network: Arrays, x: Array) -> tuple[Array, Array]:
     return hidden, z - np.log(np.exp(z).sum(axis=1, keepdims=True))
 
 
-def weight_count(network: Arrays) -> int:
-    """Return how many weights and biases there are."""
-    return sum(array.size for array in network.values())
-
-
 def gradients(network: Arrays, x: Array, y: Array) -> Arrays:
     """Return the gradient of the mean cross-entropy, by backpropagation."""
     hidden, log_p = forward(network, x)
@@ -92,7 +85,6 @@ def gradients(network: Arrays, x: Array, y: Array) -> Arrays:
 
 
 def mean_loss(network: Arrays, x: Array, y: Array) -> float:
-    """Return the mean cross-entropy."""
     return -float(forward(network, x)[1][np.arange(len(y)), y].mean())
 
 
@@ -138,6 +130,11 @@ class Training(NamedTuple):
     losses: list[float]
     times: list[float]
 
+    @property
+    def time(self) -> float:
+        """The median of the updates, in microseconds."""
+        return statistics.median(self.times)
+
 
 class Comparison(NamedTuple):
     """A rule trained by the fused step and by the reference."""
@@ -148,16 +145,6 @@ class Comparison(NamedTuple):
     test_accuracy: float
 
     @property
-    def fused_time(self) -> float:
-        """Median of the fused updates, in microseconds."""
-        return statistics.median(self.fused.times)
-
-    @property
-    def reference_time(self) -> float:
-        """Median of the reference's updates, in microseconds."""
-        return statistics.median(self.reference.times)
-
-    @property
     def differing_weights(self) -> int:
         """How many final weights differ in a bit."""
         pairs = ((self.fused.network[name], expected) for name, expected in self.reference.network.items())
@@ -165,14 +152,9 @@ class Comparison(NamedTuple):
 
 
 def train(
-    network: Arrays,
-    step: Step,
-    digits: Digits,
-    batch: int | None,
-    epochs: int,
-    seed: int,
+    network: Arrays, step: Step, digits: Digits, batch: int | None, epochs: int, seed: int,
     after_epoch: Callable[[], object],
-) -> Training:
+) -> Training:  # fmt: skip
     """Train a network in place, and time only the update step."""
     rng = np.random.default_rng(seed)
     images = len(digits.train_y)
@@ -192,14 +174,9 @@ def train(
 
 
 def compare(
-    rule: Rule,
-    digits: Digits,
-    *,
-    epochs: int = EPOCHS,
-    hidden: int = HIDDEN,
-    seed: int = 0,
-    after_epoch: Callable[[], object] = lambda: None,
-) -> Comparison:
+    rule: Rule, digits: Digits, *,
+    epochs: int = EPOCHS, hidden: int = HIDDEN, seed: int = 0, after_epoch: Callable[[], object] = lambda: None,
+) -> Comparison:  # fmt: skip
     """Train two equal networks, one by the fused step and one by the reference."""
     trainings: list[Training] = []
     for fused in (True, False):
@@ -213,34 +190,25 @@ def compare(
 
 # What the user sees.
 
-COLUMNS = (
-    ("rule", "", 9),
-    ("images", "per step", 9),
-    ("test", "accuracy", 10),
-    ("final", "loss", 9),
-    ("us per step", "fused", 13),
-    ("us per step", "reference", 13),
-    ("speed-up", "", 10),
-    ("final weights", "equal bit for bit", 0),
-)
+COLUMNS: tuple[tuple[str, str, int, Callable[[Comparison], str]], ...] = (
+    ("rule", "", 9, lambda c: c.rule.name),
+    ("images", "per step", 9, lambda c: str(c.rule.batch or "all")),
+    ("test", "accuracy", 10, lambda c: f"{c.test_accuracy:.1%}"),
+    ("final", "loss", 9, lambda c: f"{c.fused.losses[-1]:.1e}"),
+    ("us per step", "fused", 13, lambda c: f"{c.fused.time:.1f}"),
+    ("us per step", "reference", 13, lambda c: f"{c.reference.time:.1f}"),
+    ("speed-up", "", 10, lambda c: f"{c.reference.time / c.fused.time:.1f}x"),
+    ("final weights", "equal bit for bit", 0,
+     lambda c: f"no: {c.differing_weights:,} differ" if c.differing_weights else "yes"),
+)  # fmt: skip
+"""Two lines of a heading, the width, and what a training has there."""
 
 
 def show_table(comparisons: list[Comparison]) -> None:
-    """Print the results of each training."""
     for line in (0, 1):
         print("".join(f"{column[line]:<{column[2]}}" for column in COLUMNS).rstrip())
     for c in comparisons:
-        cells = (
-            c.rule.name,
-            str(c.rule.batch or "all"),
-            f"{c.test_accuracy:.1%}",
-            f"{c.fused.losses[-1]:.1e}",
-            f"{c.fused_time:.1f}",
-            f"{c.reference_time:.1f}",
-            f"{c.reference_time / c.fused_time:.1f}x",
-            f"no: {c.differing_weights:,} differ" if c.differing_weights else "yes",
-        )
-        print("".join(f"{cell:<{column[2]}}" for cell, column in zip(cells, COLUMNS, strict=True)))
+        print("".join(f"{text(c):<{width}}" for *_, width, text in COLUMNS))
 
 
 # Colours that the colour-blind tell apart (Okabe & Ito 2008), and dashes for those who see none.
@@ -280,22 +248,23 @@ def draw_curves(axes: Any, comparisons: list[Comparison]) -> None:
 def draw_times(axes: Any, comparisons: list[Comparison]) -> None:
     """Draw the median time of an update, fused and by the reference."""
     for row, (c, colour) in enumerate(zip(comparisons, COLOURS, strict=True)):
-        fused, slow = c.fused_time, c.reference_time
+        fused, slow = c.fused.time, c.reference.time
         axes.plot([fused, slow], [row, row], color=colour, linewidth=2.2)
         axes.plot(fused, row, "o", color=colour, markersize=12)
         axes.plot(slow, row, "o", color=colour, markersize=12, markerfacecolor="white", markeredgewidth=2.2)
         write(axes, f"{fused:.1f}", (fused, row), (-13, 0), ha="right", va="center")
         write(axes, f"{slow:.0f} ({slow / fused:.1f}x)", (slow, row), (13, 0), ha="left", va="center")
-    write(axes, "fused", (comparisons[0].fused_time, 0), (0, 14), ha="center")
-    write(axes, "NumPy reference", (comparisons[0].reference_time, 0), (0, 14), ha="center")
-    times = [time for c in comparisons for time in (c.fused_time, c.reference_time)]
+    write(axes, "fused", (comparisons[0].fused.time, 0), (0, 14), ha="center")
+    write(axes, "NumPy reference", (comparisons[0].reference.time, 0), (0, 14), ha="center")
+    times = [time for c in comparisons for time in (c.fused.time, c.reference.time)]
     axes.set_xscale("log")
     axes.set_xlim(min(times) / 4, max(times) * 14)  # room for the numbers
     axes.set_ylim(len(comparisons) - 0.4, -0.6)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_yticks(range(len(comparisons)), [c.rule.name for c in comparisons])
     axes.set_xlabel("microseconds per step (median)")
-    axes.set_title(f"One update of {weight_count(comparisons[0].fused.network):,} weights")
+    weights = sum(array.size for array in comparisons[0].fused.network.values())
+    axes.set_title(f"One update of {weights:,} weights")
     axes.grid(axis="x", alpha=0.3)
 
 
@@ -305,13 +274,10 @@ def write(axes: Any, text: str, point: tuple[float, float], offset: tuple[float,
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of ``demo``."""
-    parser.add_argument(
-        "--out", type=Path, default=Path(), metavar="DIR", help="folder for the picture (default: this one)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of the first weights and the batches (default: 0)"
-    )
+    folder = "folder for the picture (default: this one)"
+    seed = "seed of the first weights and the batches (default: 0)"
+    parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help=folder)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help=seed)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -8,8 +8,6 @@ from typing import Any
 from . import _core
 from ._hints import did_you_mean
 
-__all__ = ["dialect_arguments", "dialects"]
-
 
 def dialects() -> dict[str, dict[str, dict[str, Any]]]:
     """Return the dialects of each rule as plain data that JSON can hold, in a new copy.
@@ -27,15 +25,11 @@ def dialects() -> dict[str, dict[str, dict[str, Any]]]:
     >>> fs.dialects()["rmsprop"]["lasagne"]["defaults"]
     {'lr': 1.0, 'alpha': 0.9, 'eps': 1e-06}
     """
-    return {
-        rule: {
-            row["name"]: {
-                part: _plain(value) if isinstance(value, Mapping) else value for part, value in _parts(row).items()
-            }
-            for row in rows
-        }
-        for rule, rows in _core.dialects().items()
-    }
+    import json
+
+    found = {rule: {row["name"]: _parts(row) for row in rows} for rule, rows in _core.dialects().items()}
+    plain: dict[str, dict[str, dict[str, Any]]] = json.loads(json.dumps(found))
+    return plain
 
 
 def _parts(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,10 +42,6 @@ def _parts(row: Mapping[str, Any]) -> dict[str, Any]:
         "defaults": {key: values[key] for key in takes if key not in required},
         "fixed": {key: value for key, value in values.items() if key not in (*takes, "loss_increased")},
     }
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 def dialect_arguments(

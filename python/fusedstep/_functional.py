@@ -12,8 +12,7 @@ from types import FunctionType
 from typing import TypeVar, cast
 
 from . import _core
-
-__all__ = ["fused"]
+from ._hints import parameters
 
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -23,14 +22,12 @@ def fused(rule: str) -> Callable[[F], F]:
 
     def make(declared: F) -> F:
         function = cast(FunctionType, declared)
-        code = function.__code__
-        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        name, positional = function.__name__, function.__code__.co_argcount
         defaults = function.__kwdefaults__ or {}
-        parameters = [(name, defaults.get(name), name not in defaults) for name in names]
-        shown = [name if required else f"{name}={default!r}" for name, default, required in parameters]
-        shown = ["$module", *shown[: code.co_argcount], "*", *shown[code.co_argcount :]]
-        name = function.__name__
+        takes = [(each, defaults.get(each), each not in defaults) for each in parameters(function)]
+        shown = [each if required else f"{each}={default!r}" for each, default, required in takes]
+        shown = ["$module", *shown[:positional], "*", *shown[positional:]]
         documentation = f"{name}({', '.join(shown)})\n--\n\n{cleandoc(function.__doc__ or '')}"
-        return cast(F, _core.make_function(rule, name, documentation, parameters, code.co_argcount))
+        return cast(F, _core.make_function(rule, name, documentation, takes, positional))
 
     return make

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-__all__ = ["check_keywords", "did_you_mean", "elsewhere", "parameters"]
-
 _ELSEWHERE: dict[str, tuple[str, ...]] = {
     # hyperparameters: Keras, TensorFlow, optax, MLX, Lasagne, timm, Caffe, Shark, Encog, OpenCV, neuralnet
     "learning_rate": ("lr",),

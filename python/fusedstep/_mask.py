@@ -10,18 +10,17 @@ from numpy.typing import NDArray
 
 from ._core import StepReport
 from ._rows import Rows
-from ._run import Run
+from ._run import Run, StepOptions
 from ._tree import filled, is_masked, parse
-
-__all__ = ["frozen_in", "masked_step"]
 
 Array = NDArray[Any]
 
 
 def masked_step(
-    run: Run, grads: Any, mask: Any, zero_grads: bool, step: Callable[[Any, bool, list[Array | None]], StepReport]
-) -> StepReport:
-    """Do ``step(grads, zero_grads, frozen)``, which leaves frozen elements as they are.
+    run: Run, grads: Any, mask: Any, options: StepOptions,
+    step: Callable[[Run, Any, StepOptions, list[Array | None]], StepReport],
+) -> StepReport:  # fmt: skip
+    """Do ``step(run, grads, options, frozen)``, which leaves frozen elements as they are.
 
     In copies of the gradients a frozen element is 0, so that it adds nothing to a norm and is never the one that GRprop
     chooses.
@@ -30,18 +29,18 @@ def masked_step(
         grad if isinstance(grad, tuple) else (grad, None) for grad in run.core.gradients(grads)
     ]
     frozen = _frozen(run, mask)
-    if zero_grads is True:
+    if options.zero_grads is True:
         for name, (grad, _) in zip(run.params, own, strict=True):
             if grad is not None and not grad.flags.writeable:
                 raise ValueError(f"gradient of parameter {name!r}: is read-only, so that it can't be set to 0")
     given = [_zeroed(grad, index, still) for (grad, index), still in zip(own, frozen, strict=True)]
     pairs = zip(own, given, strict=True)
-    to_zero = [grad for (grad, _), (copied, _) in pairs if zero_grads and copied is not grad]
+    to_zero = [grad for (grad, _), (copied, _) in pairs if options.zero_grads and copied is not grad]
     leaves = iter([grad if index is None else Rows(index, grad) for grad, index in given])
     trees = [filled(tree, leaves) for tree in run.trees]
     # Options of the step may be numbers that lock or resize an array when they are read.
     memory = [np.asarray(grad)[...] for grad in to_zero]
-    report = step(trees if run.grouped else trees[0], zero_grads, frozen)
+    report = step(run, trees if run.grouped else trees[0], options, frozen)
     for grad, seen in zip(to_zero, memory, strict=True):
         if _place(grad) == _place(seen):
             seen[...] = 0

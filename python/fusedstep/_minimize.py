@@ -20,8 +20,6 @@ from ._rprop import Rprop, RpropOptions
 from ._tree import is_masked, parse
 from .typing import Method, MinimizeResult, PerElement, Tree, Variant
 
-__all__ = ["minimize", "scipy_method"]
-
 Array = NDArray[Any]
 
 RULES: dict[str, type[Optimizer]] = {
@@ -30,7 +28,6 @@ RULES: dict[str, type[Optimizer]] = {
     "adagrad": Adagrad,
     "adagrad-norm": AdagradNorm,
 }
-STOPS = ("maxiter", "xtol", "gtol", "ftol", "patience", "target")
 
 
 class RuleOptions(RpropOptions, RMSpropOptions, AdagradOptions, AdagradNormOptions, total=False):
@@ -40,21 +37,12 @@ class RuleOptions(RpropOptions, RMSpropOptions, AdagradOptions, AdagradNormOptio
 
 
 def minimize(
-    fun: Callable[..., Any],
-    x0: Tree | ArrayLike,
-    method: Method = "irprop+",
-    jac: Literal[True] | Callable[..., Any] = True,
-    args: Any = (),
-    bounds: Any = None,
+    fun: Callable[..., Any], x0: Tree | ArrayLike, method: Method = "irprop+",
+    jac: Literal[True] | Callable[..., Any] = True, args: Any = (), bounds: Any = None,
     callback: Callable[..., object] | None = None,
-    maxiter: int = 10_000,
-    xtol: float = 1e-6,
-    gtol: float = 1e-5,
-    ftol: float = 1e-9,
-    patience: int = 50,
-    target: float | None = None,
-    **options: Unpack[RuleOptions],
-) -> MinimizeResult:
+    maxiter: int = 10_000, xtol: float = 1e-6, gtol: float = 1e-5, ftol: float = 1e-9, patience: int = 50,
+    target: float | None = None, **options: Unpack[RuleOptions],
+) -> MinimizeResult:  # fmt: skip
     """Minimise a function whose full gradient is known.
 
     An iteration moves ``x`` by the rule and then evaluates ``fun`` and its gradient ``g`` once. With bounds::
@@ -225,23 +213,16 @@ def scipy_method(method: Method = "irprop+") -> Callable[..., Any]:
 
 
 def _through_scipy(
-    method: Method,
-    fun: Callable[..., Any],
-    x0: ArrayLike,
-    *,
-    jac: Any = None,
-    hess: Any = None,
-    hessp: Any = None,
-    constraints: Any = (),
-    tol: float | None = None,
+    method: Method, fun: Callable[..., Any], x0: ArrayLike, *,
+    jac: Any = None, hess: Any = None, hessp: Any = None, constraints: Any = (), tol: float | None = None,
     **options: Any,
-) -> Any:
+) -> Any:  # fmt: skip
     import warnings
 
     ignored = {"constraints": constraints, "hess": hess, "hessp": hessp}
     if names := [name for name, value in ignored.items() if value is not None and np.size(value) > 0]:
         warnings.warn(f"{method} takes no notice of {', '.join(names)}", RuntimeWarning, stacklevel=3)
-    known = {"args", "bounds", "callback", *STOPS, *_options(method)}
+    known = {*parameters(minimize)[4:], *_options(method)}  # the first four come by place
     if unknown := sorted(options.keys() - known):
         hints = ", ".join(f"{name}{did_you_mean(name, known)}" for name in unknown)
         warnings.warn(f"Unknown solver options: {hints}", _scipy_optimize().OptimizeWarning, stacklevel=3)
@@ -308,7 +289,6 @@ class _Objective:
         return copy.deepcopy(self._x0, copies)
 
     def __call__(self, x: list[Array]) -> _Point:
-        """Evaluate the function and its gradient."""
         if self._jac is True:
             both = self._fun(self.filled(x), *self._args)
             if not isinstance(both, tuple | list) or len(both) != 2:

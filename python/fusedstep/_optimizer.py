@@ -10,14 +10,12 @@ from numpy.typing import NDArray
 
 from . import _storage
 from ._core import OptimizerCore, StepReport, step_method
+from ._dialects import dialect_arguments
 from ._hints import check_keywords, did_you_mean, elsewhere
-from ._load_report import LoadReport
-from ._run import Run
+from ._run import LoadReport, Run, StepOptions
 from ._schema import SCHEMAS, Schema
-from ._tree import ungrouped
+from ._tree import entries, ungrouped
 from .typing import Grads, Nonfinite, PerElement, Verify
-
-__all__ = ["Optimizer", "Options"]
 
 
 class Options(TypedDict, total=False):
@@ -256,14 +254,11 @@ class Optimizer:
         >>> fs.RMSprop.like("keras", np.zeros(3), weight_decay=0.004)
         RMSprop(1 parameters of 3 elements; lr=0.001, alpha=0.9, eps=1e-07, ..., decoupled_weight_decay=True, ...)
         """
-        from ._dialects import dialect_arguments
-        from ._tree import entries
-
         if lr is not None:
             overrides["lr"] = lr
         ours = {key: overrides.pop(key) for key in ("verify", "seed", *_storage.DEFAULTS) if key in overrides}
-        apart = ("params", "mask", *_storage.DEFAULTS)
-        groups = [{key: value for key, value in group.items() if key not in apart} for group in entries(params)[0]]
+        apart = ("mask", *_storage.DEFAULTS)
+        groups = [{key: value for key, value in own.items() if key not in apart} for _, own in entries(params)[0]]
         arguments = dialect_arguments(cls._schema.rule, cls.__name__, name, overrides, groups)
         made: Self = cast(Any, cls)(params, **arguments, **ours)
         return made
@@ -328,18 +323,11 @@ class Optimizer:
 
     @step_method
     def step(
-        self,
-        grads: Grads,
-        *,
-        loss: float | None = None,
-        grad_scale: float | None = None,
-        clip_norm: float | None = None,
-        clip_value: float | None = None,
-        zero_grads: bool = False,
-        nonfinite: Nonfinite = "propagate",
-        clip_norm_each: float | None = None,
-        mask: Grads = None,
-    ) -> StepReport:
+        self, grads: Grads, *,
+        loss: float | None = None, grad_scale: float | None = None, clip_norm: float | None = None,
+        clip_value: float | None = None, zero_grads: bool = False, nonfinite: Nonfinite = "propagate",
+        clip_norm_each: float | None = None, mask: Grads = None,
+    ) -> StepReport:  # fmt: skip
         """Update every parameter in place from its gradient, in one call.
 
         ::
@@ -409,40 +397,24 @@ class Optimizer:
             return run.core.step(
                 given, run.groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite, clip_norm_each
             )
-        return self._other_step(
-            given, mask, zero_grads, loss, grad_scale, clip_norm, clip_value, nonfinite, clip_norm_each
-        )
+        options = StepOptions(loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite, clip_norm_each)
+        return self._other_step(given, mask, options)
 
-    def _other_step(
-        self,
-        grads: Any,
-        mask: Any,
-        zero_grads: bool,
-        loss: float | None,
-        grad_scale: float | None,
-        clip_norm: float | None,
-        clip_value: float | None,
-        nonfinite: str,
-        clip_norm_each: float | None,
-    ) -> StepReport:
+    def _other_step(self, grads: Any, mask: Any, options: StepOptions) -> StepReport:
         """Do a step beside the reference, or with a mask."""
         run = self._run
-
-        def step(grads: Any, zero_grads: bool, frozen: Any = None) -> StepReport:
-            options = (loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite, clip_norm_each)
-            if self._verify == "never":
-                return run.core.step(grads, run.groups, *options, frozen)
-            from ._verification import _step
-
-            return _step.verified_step(run, grads, *options, frozen)
-
+        step: Any = Run.step
         with run.core:
-            if mask is None and not run.masked:
-                report = step(grads, zero_grads)
-            else:
-                from . import _mask
+            if self._verify != "never":
+                from ._verification import _step
 
-                report = _mask.masked_step(run, grads, mask, zero_grads, step)
+                step = _step.verified_step
+            if mask is None and not run.masked:
+                report: StepReport = step(run, grads, options)
+            else:
+                from ._mask import masked_step
+
+                report = masked_step(run, grads, mask, options, step)
         if self._verify == "first":
             self._verify = "never"
         return report

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     Index: TypeAlias = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.uint32] | NDArray[np.uint64]
     """Which rows of a parameter: one dimension, any stride."""
 
-__all__ = ["Rows"]
-
 
 @final
 class Rows:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +15,51 @@ from numpy.typing import NDArray
 from . import _core, _storage
 from ._hints import did_you_mean
 from ._schema import SCHEMAS, Schema
-from ._tree import Leaves, entries, no_params, parse
-
-__all__ = ["Run"]
+from ._tree import Leaves, entries, no_params, parse, split
 
 Array = NDArray[Any]
+
+_KEPT = ("name", "_defaults", "groups", "names", "trees", "grouped", "_unnamed", "begun", "masks", "storage")
+_COUNTED = ("seed", "steps", "counts", "last_loss")
+"""Attributes of a run and of its core that a copy has, too."""
+
+
+class LoadReport(NamedTuple):
+    """The names of parameters in a partial load.
+
+    Attributes
+    ----------
+    loaded : tuple of str
+        Parameters that were loaded, with their states.
+    fresh : tuple of str
+        The other parameters of this optimizer: they keep their values, and their states start anew.
+    unused : tuple of str
+        The other parameters of the checkpoint.
+
+    Examples
+    --------
+    >>> import numpy as np, fusedstep as fs
+    >>> old, new = fs.RMSprop({"w": np.zeros(3)}), fs.RMSprop({"w": np.zeros(3), "b": np.zeros(2)})
+    >>> report = new.load_state_dict(old.state_dict(), strict=False)
+    >>> report.loaded, report.fresh
+    (('w',), ('b',))
+    """
+
+    loaded: tuple[str, ...]
+    fresh: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+class StepOptions(NamedTuple):
+    """The options of a step, in the core's order."""
+
+    loss: float | None = None
+    grad_scale: float | None = None
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    zero_grads: bool = False
+    nonfinite: str = "propagate"
+    clip_norm_each: float | None = None
 
 
 class Run:
@@ -45,14 +85,10 @@ class Run:
         The arguments of each group that are where its states started, and are no options.
     starts : list of (dict, str, value)
         Options of the groups at which states started, where a later change is without effect.
-    masks : list
-        Which elements of a group are updated: an array of bool, or None for all.
-    masked : bool
-        Whether a group has a mask.
+    masks, masked : list, bool
+        Which elements of each group are updated: an array of bool, or None for all; whether any group has one.
     storage : list of dict
         How the arrays of each group are stored, as arguments of the core's ``add_group``.
-    leaves : int
-        How many parameters there are.
     """
 
     def __init__(self, schema: Schema, params: Any, options: Mapping[str, Any], name: str, seed: int = 0) -> None:
@@ -60,16 +96,12 @@ class Run:
         self.core.seed = seed
         self._defaults = {**schema.arguments, **_storage.DEFAULTS, **options}
         groups, self.grouped = entries(params)
-        parsed: list[tuple[Leaves, dict[str, Any]]] = []
-        for group in groups:
-            found = self._parsed(group["params"], [leaves for leaves, _ in parsed])
-            parsed.append((found, {key: value for key, value in group.items() if key != "params"}))
-        if not any(leaves.names for leaves, _ in parsed):
+        for members, own in groups:
+            self._add(self._parsed(members), own)
+        if not self.params:
             raise ValueError("params: expected at least one array, got none")
-        for leaves, own in parsed:
-            self._add(leaves, own)
         self._bind(has_their_values=False)
-        self.remember_starts()
+        self.starts += self._starts_of(self.groups)
 
     def _begin(self, schema: Schema, name: str) -> None:
         self.schema = schema
@@ -80,7 +112,6 @@ class Run:
         self.trees: list[Any] = []
         self.grouped = False
         self.storage: list[dict[str, Any]] = []
-        self.leaves = 0
         self._params: dict[str, Array] = {}
         self._state: dict[str, Mapping[str, Array]] = {}
         self.params = MappingProxyType(self._params)
@@ -101,20 +132,19 @@ class Run:
         if "params" not in group:
             raise TypeError(no_params("param_group", group))
         self.check_groups()
-        leaves = self._parsed(group["params"], [])
+        members, own = split(group)
+        leaves = self._parsed(members)
         if not leaves.names:
             raise ValueError("param_group: expected at least one array, got none")
-        self._add(leaves, {key: value for key, value in group.items() if key != "params"})
+        self._add(leaves, own)
         self.grouped = True
         self._bind(has_their_values=True)
         self.starts += self._starts_of(self.groups[-1:])
 
-    def _parsed(self, members: Any, before: list[Leaves]) -> Leaves:
-        taken = {*self._params, *(name for leaves in before for name in leaves.names)}
-        return parse(members, taken, len(taken), before[-1].unnamed if before else self._unnamed)
+    def _parsed(self, members: Any) -> Leaves:
+        return parse(members, self.params, self.leaves, self._unnamed)
 
     def _add(self, leaves: Leaves, own: dict[str, Any]) -> None:
-        own = dict(own)
         mask = own.pop("mask", None)
         for key in own:
             if key not in self._defaults:
@@ -126,19 +156,23 @@ class Run:
         for key, state in self.schema.starting.items():
             for each in states if isinstance(arguments[key], np.ndarray) else ():
                 np.copyto(each[state], arguments[key], casting="unsafe")
+        self._keep(leaves.names, arrays, states)
         self.storage.append(storage)
-        self._keep(leaves.names, leaves.tree, arrays, states)
+        self.names.append(leaves.names)
+        self.trees.append(leaves.tree)
         self._unnamed = leaves.unnamed
         self.masks.append(mask)
         self.groups.append({"params": tuple(arrays), **{key: options[key] for key in self.schema.options}})
         self.begun.append({key: options[key] for key in self.schema.arguments if key not in self.schema.options})
 
-    def _keep(self, names: list[str], tree: Any, arrays: list[Array], states: list[dict[str, Array]]) -> None:
-        self.names.append(names)
-        self.trees.append(tree)
+    def _keep(self, names: list[str], arrays: list[Array], states: list[dict[str, Array]]) -> None:
         self._params.update(zip(names, arrays, strict=True))
         self._state.update(zip(names, map(MappingProxyType, states), strict=True))
-        self.leaves += len(names)
+
+    @property
+    def leaves(self) -> int:
+        """How many parameters there are."""
+        return len(self.params)
 
     def _bind(self, *, has_their_values: bool) -> None:
         self.masked = any(mask is not None for mask in self.masks)
@@ -199,11 +233,8 @@ class Run:
         for group in self.groups:
             group[key] = value
 
-    def remember_starts(self) -> None:
-        """Remember the present values of ``schema.starting`` as those that the states started with."""
-        self.starts = self._starts_of(self.groups)
-
     def _starts_of(self, groups: list[dict[str, Any]]) -> list[tuple[dict[str, Any], str, Any]]:
+        """Return the present values of ``schema.starting`` as those that the states started with."""
         return [(group, key, _kept(group[key])) for group in groups for key in self.schema.starting]
 
     def check_starts(self) -> None:
@@ -225,7 +256,11 @@ class Run:
             f'decay); change opt.state[name]["{state}"] instead'
         )
 
-    # ------------------------------------------------------------------------------------------------------- storage
+    # --------------------------------------------------------------------------------------------------------- steps
+
+    def step(self, grads: Any, options: StepOptions, frozen: list[Array | None] | None = None) -> _core.StepReport:
+        """Take a step, which leaves frozen elements as they are."""
+        return self.core.step(grads, self.groups, *options, frozen)
 
     def sync_master(self, name: str | None) -> None:
         """Set the low halves of a master parameter, or of all, to 0."""
@@ -254,22 +289,10 @@ class Run:
             self.core.check_states(written=False)
             return {
                 "rule": self.schema.rule,
-                "name": self.name,
-                "defaults": self._defaults,
-                "groups": self.groups,
-                "names": self.names,
-                "trees": self.trees,
-                "grouped": self.grouped,
-                "unnamed": self._unnamed,
-                "begun": self.begun,
-                "masks": self.masks,
-                "storage": self.storage,
-                "seed": self.core.seed,
                 "starts": [value for _, _, value in self.starts],
                 "state": {name: dict(states) for name, states in self._state.items()},
-                "steps": self.core.steps,
-                "counts": self.core.counts,
-                "last_loss": self.core.last_loss,
+                "own": {key: getattr(self, key) for key in _KEPT},
+                "core": {key: getattr(self.core, key) for key in _COUNTED},
             }
 
     @classmethod
@@ -280,35 +303,22 @@ class Run:
         file's, that is read-only or not aligned.
         """
         run = cls.__new__(cls)
-        run._begin(SCHEMAS[parts["rule"]], parts["name"])
-        run.storage = parts["storage"]
-        for group, names, tree, storage in zip(
-            parts["groups"], parts["names"], parts["trees"], run.storage, strict=True
-        ):
+        run._begin(SCHEMAS[parts["rule"]], parts["own"]["name"])
+        vars(run).update(parts["own"])
+        for group, names, storage in zip(run.groups, run.names, run.storage, strict=True):
             saved = [parts["state"][name] for name in names]
             options = run._options_with(saved[0] if saved else {}, group)
-            given = group["params"]
-            usable = tuple(map(_usable, given))
-            if any(array is not one for array, one in zip(usable, given, strict=True)):
-                group["params"] = usable
-            arrays, states = run.core.add_group(names, list(usable), options, **storage)
+            group["params"] = tuple(map(_usable, group["params"]))
+            arrays, states = run.core.add_group(names, list(group["params"]), options, **storage)
             for live, values in zip(states, saved, strict=True):
                 for key, array in live.items():
                     np.copyto(array, values[key])
-            run._keep(names, tree, arrays, states)
-        run._defaults = parts["defaults"]
-        run.groups = parts["groups"]
-        run.grouped = parts["grouped"]
-        run._unnamed = parts["unnamed"]
-        run.begun = parts["begun"]
-        run.masks = parts["masks"]
+            run._keep(names, arrays, states)
         run._bind(has_their_values=False)
         starts = run._starts_of(run.groups)
         run.starts = [(*start[:2], value) for start, value in zip(starts, parts["starts"], strict=True)]
-        run.core.seed = parts["seed"]
-        run.core.steps = parts["steps"]
-        run.core.counts = parts["counts"]
-        run.core.last_loss = parts["last_loss"]
+        for key, value in parts["core"].items():
+            setattr(run.core, key, value)
         return run
 
     def _options_with(self, states: Collection[str], group: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,6 @@ import numpy as np
 
 from . import _core
 
-__all__ = ["SCHEMAS", "Schema"]
-
 
 class Schema:
     """The hyperparameters and states of one rule.

@@ -11,8 +11,8 @@ import pickle
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
-from typing import Any, NamedTuple
+from itertools import accumulate, zip_longest
+from typing import Any
 
 import numpy as np
 from mpi4py import MPI
@@ -22,8 +22,6 @@ from . import _core
 from ._tree import entries, parse, ungrouped
 from ._verification._step import default_floating_point
 
-__all__ = ["Cut", "Exchange", "Front", "Node", "Peers", "add", "flat", "quiet", "sum_type"]
-
 Array = NDArray[Any]
 Flat = Any
 """An array of one dimension, or an iterator over another array that is sliced in its C order."""
@@ -31,6 +29,8 @@ Node = tuple[int, int]
 """A part of the tree of lanes: its first lane, and how many it has."""
 Segment = tuple[int, int, int]
 """Elements of one parameter: its number, the first one, and the one after the last."""
+Travelling = tuple[MPI.Request, Array]
+"""What says that all bytes are here, and where they are."""
 
 _BUCKET = 2**24
 """Bytes that a rank has under way at once, about: twice, because the next ones travel while these are worked on."""
@@ -117,13 +117,13 @@ class Front:
     def __init__(self, params: Any) -> None:
         groups, self.grouped = entries(params)
         self.names_of_groups: list[list[str]] = []
-        self.options = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+        self.options = [own for _, own in groups]
         self.arrays: list[Array] = []
         self.trees: list[Any] = []
         self._core = _core.OptimizerCore("traffic")  # the rule that has no state; it makes no step
         unnamed = 0
-        for group in groups:
-            leaves = parse(group["params"], self.names, len(self.arrays), unnamed)
+        for members, _ in groups:
+            leaves = parse(members, self.names, len(self.arrays), unnamed)
             unnamed = leaves.unnamed
             arrays, _ = self._core.add_group(leaves.names, leaves.arrays, {"lr": 0.0, "states": "none"})
             self.names_of_groups.append(leaves.names)
@@ -175,11 +175,6 @@ def sum_type(kind: np.dtype[Any]) -> np.dtype[Any]:
     return kind if kind.itemsize > 4 else np.dtype(np.float32)
 
 
-def add(a: Array, b: Array, kind: np.dtype[Any], out: Array | None = None) -> Array:
-    """Return the sum of two arrays in a type."""
-    return np.asarray(np.add(a, b, out, dtype=kind))
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Add as kernels do: by the defaults of IEEE 754, whatever the caller has set, and without warnings."""
@@ -207,35 +202,16 @@ def _within(node: Node, lanes: range) -> list[Node]:
     return [part for half in _halves(node) for part in _within(half, lanes)]
 
 
-class _Travelling(NamedTuple):
-    request: MPI.Request
-    received: Array
-    counts: list[int]
-
-
 class Exchange:
     """What travels in a step whose gradients have certain types, None where there is no gradient.
 
-    Parameters
-    ----------
-    peers, cut
-        The ranks, and what each has.
-    params : sequence of dtype
-        The types of the parameters.
-    grads : sequence of (dtype or None)
-        The types of the gradients.
-    lanes : list of range
-        The lanes of each rank.
+    ``cut`` is what each rank has, ``params`` and ``grads`` are the types, ``lanes`` are those of each rank.
     """
 
     def __init__(
-        self,
-        peers: Peers,
-        cut: Cut,
-        params: Sequence[np.dtype[Any]],
-        grads: Sequence[np.dtype[Any] | None],
+        self, peers: Peers, cut: Cut, params: Sequence[np.dtype[Any]], grads: Sequence[np.dtype[Any] | None],
         lanes: list[range],
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._peers = peers
         self._begin = [begin for begin, _ in cut.pieces(peers.rank)]
         self._params = params
@@ -245,8 +221,7 @@ class Exchange:
         self._nodes = [_within(self._root, each) for each in lanes]
         room = max(_BUCKET // peers.size, 2**12)
         by_rank = [list(self._buckets(cut.pieces(rank), room)) for rank in range(peers.size)]
-        rounds = max(map(len, by_rank))
-        self._rounds = [[buckets[k] if k < len(buckets) else [] for buckets in by_rank] for k in range(rounds)]
+        self._rounds = list(map(list, zip_longest(*by_rank, fillvalue=[])))
 
     def _buckets(self, pieces: list[tuple[int, int]], room: int) -> Iterator[list[Segment]]:
         """Yield a rank's elements that have a gradient, so many bytes of parameters at once."""
@@ -282,7 +257,7 @@ class Exchange:
             parts = ((node, part) for node in self._nodes[rank] for part in segments[owner])
             return sum((end - begin) * self._type_of_sum(node, i).itemsize for node, (i, begin, end) in parts)
 
-        def post(segments: list[list[Segment]]) -> _Travelling:
+        def post(segments: list[list[Segment]]) -> Travelling:
             everyone = range(self._peers.size)
             sent = [size(owner, me, segments) for owner in everyone]
             counts = [size(me, rank, segments) for rank in everyone]
@@ -298,16 +273,16 @@ class Exchange:
             )
             received = np.empty(sum(counts), np.uint8)
             request = self._peers.comm.Ialltoallv([message, sent, MPI.BYTE], [received, counts, MPI.BYTE])
-            return _Travelling(request, received, counts)
+            return request, received
 
-        def use(segments: list[list[Segment]], travelling: _Travelling) -> None:
+        def use(segments: list[list[Segment]], received: Array) -> None:
             mine = segments[me]
             values = {node: [sums[node][i][begin:end] for i, begin, end in mine] for node in self._nodes[me]}
             place = 0
             for rank, nodes in enumerate(self._nodes):
                 for node in nodes if rank != me else ():
                     types = [(self._type_of_sum(node, i), end - begin) for i, begin, end in mine]
-                    values[node], place = _unpacked(travelling.received, place, types)
+                    values[node], place = _unpacked(received, place, types)
             for k, (i, begin, end) in enumerate(mine):
                 target = out[i][begin - self._begin[i] : end - self._begin[i]]
                 total = self._total(self._root, {node: arrays[k] for node, arrays in values.items()}, i, target)
@@ -319,37 +294,32 @@ class Exchange:
         if node in values:
             return values[node]
         left, right = (self._total(half, values, i) for half in _halves(node))
-        return add(left, right, self._sums[i], out)
+        return np.asarray(np.add(left, right, out, dtype=self._sums[i]))
 
     def spread_parameters(self, pieces: Sequence[Array], params: Sequence[Flat]) -> None:
         """Send this rank's pieces to all, and write those of the others into the parameters."""
         me = self._peers.rank
 
-        def post(segments: list[list[Segment]]) -> _Travelling:
+        def post(segments: list[list[Segment]]) -> Travelling:
             counts = [sum((e - b) * self._params[i].itemsize for i, b, e in each) for each in segments]
             own = ((i, begin - self._begin[i], end - self._begin[i]) for i, begin, end in segments[me])
             message = _packed(counts[me], ((self._params[i], pieces[i][begin:end]) for i, begin, end in own))
             received = np.empty(sum(counts), np.uint8)
             request = self._peers.comm.Iallgatherv([message, MPI.BYTE], [received, counts, MPI.BYTE])
-            return _Travelling(request, received, counts)
+            return request, received
 
-        def use(segments: list[list[Segment]], travelling: _Travelling) -> None:
+        def use(segments: list[list[Segment]], received: Array) -> None:
             place = 0
             for rank, each in enumerate(segments):
-                if rank == me:
-                    place += travelling.counts[me]
-                    continue
                 types = [(self._params[i], end - begin) for i, begin, end in each]
-                arrays, place = _unpacked(travelling.received, place, types)
-                for (i, begin, end), array in zip(each, arrays, strict=True):
+                arrays, place = _unpacked(received, place, types)
+                for (i, begin, end), array in zip(each, arrays, strict=True) if rank != me else ():
                     params[i][begin:end] = array
 
         self._in_rounds(post, use)
 
     def _in_rounds(
-        self,
-        post: Callable[[list[list[Segment]]], _Travelling],
-        use: Callable[[list[list[Segment]], _Travelling], None],
+        self, post: Callable[[list[list[Segment]]], Travelling], use: Callable[[list[list[Segment]], Array], None]
     ) -> None:
         """Send and receive in rounds; the next one travels while one is used.
 
@@ -361,10 +331,10 @@ class Exchange:
         try:
             posted = deque(map(post, self._rounds[:1]))
             for k, segments in enumerate(self._rounds):
-                travelling = posted.popleft()
-                travelling.request.Wait()
+                request, received = posted.popleft()
+                request.Wait()
                 posted += map(post, self._rounds[k + 1 : k + 2])
-                use(segments, travelling)
+                use(segments, received)
         except BaseException:
             if self._peers.size == 1:
                 raise
@@ -372,8 +342,8 @@ class Exchange:
             self._peers.comm.Abort(1)
 
 
-def _nothing_travels(segments: list[list[Segment]]) -> _Travelling:
-    return _Travelling(MPI.Request(), np.empty(0, np.uint8), [0])
+def _nothing_travels(segments: list[list[Segment]]) -> Travelling:
+    return MPI.Request(), np.empty(0, np.uint8)
 
 
 def _packed(size: int, parts: Iterable[tuple[np.dtype[Any], Array]]) -> NDArray[np.uint8]:

@@ -12,8 +12,6 @@ import numpy as np
 from . import _core
 from .typing import Rounding
 
-__all__ = ["DEFAULTS", "bfloat16", "checked", "checked_seed", "noise_key"]
-
 DEFAULTS: dict[str, Any] = {"state_dtype": None, "rounding": None, "master": False}
 
 
@@ -57,18 +55,19 @@ def _state_dtype(value: Any) -> str | None:
 
 def checked_seed(value: Any) -> int:
     """Return a seed as an int; TypeError or ValueError if it is none."""
-    return _whole("seed", value, 0, 64)
+    return whole("seed", value, 0, 2**64 - 1, "2^64 - 1")
 
 
-def _whole(name: str, value: Any, least: int, bits: int) -> int:
+def whole(name: str, value: Any, least: int, most: int, shown: str = "") -> int:
+    """Return a whole number in a range as an int; TypeError or ValueError if it is none."""
     try:
         number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = None
     if number is None:
         raise TypeError(f"{name}: expected a whole number, got {value!r} ({type(value).__name__})")
-    if not least <= number < 2**bits:
-        raise ValueError(f"{name}: expected a whole number from {least} to 2^{bits} - 1, got {number}")
+    if not least <= number <= most:
+        raise ValueError(f"{name}: expected a whole number from {least} to {shown or most}, got {number}")
     return number
 
 
@@ -104,4 +103,4 @@ def noise_key(seed: int, step: int, name: str) -> int:
     """
     if not isinstance(name, str):
         raise TypeError(f"name: expected a str, got {name!r} ({type(name).__name__})")
-    return _core.noise_key(checked_seed(seed), _whole("step", step, 1, 63), name)
+    return _core.noise_key(checked_seed(seed), whole("step", step, 1, 2**63 - 1, "2^63 - 1"), name)

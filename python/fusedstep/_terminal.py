@@ -12,8 +12,6 @@ from pathlib import Path
 from . import _core
 from ._hints import did_you_mean
 
-__all__ = ["add_rules", "cannot_write", "progress"]
-
 
 def cannot_write(command: str, path: Path) -> bool:
     """Return whether no file can be written at ``path``, and say why. What is there stays."""
@@ -44,7 +42,6 @@ def progress() -> Callable[[float, str], None]:
 
 
 def add_rules(parser: argparse.ArgumentParser) -> None:
-    """Add ``--rules`` to the arguments of a command."""
     parser.add_argument("--rules", metavar="RULE", nargs="+", type=rule_name, help="only these rules (default: all)")
 
 

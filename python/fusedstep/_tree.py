@@ -12,8 +12,6 @@ import numpy as np
 
 from ._hints import did_you_mean
 
-__all__ = ["Leaves", "entries", "filled", "is_masked", "no_params", "numbered_names", "parse", "ungrouped"]
-
 _KEEPERS = (dict, list, tuple, OrderedDict, defaultdict)
 """Containers that return the same object each time it is read."""
 
@@ -37,17 +35,22 @@ class Leaves(NamedTuple):
     """How many numbers are in use for entries of outermost sequences, which have no other name."""
 
 
-def entries(params: Any) -> tuple[list[Mapping[str, Any]], bool]:
-    """Return the groups of ``params``, and whether it is a list of groups."""
+def entries(params: Any) -> tuple[list[tuple[Any, dict[str, Any]]], bool]:
+    """Return members and options of each group of ``params``, and whether it is a list of groups."""
     if isinstance(params, list | tuple) and params and all(isinstance(e, Mapping) for e in params):
         if all("params" in e for e in params):
-            return list(params), True
+            return list(map(split, params)), True
         for index, group in enumerate(params):
             if "params" not in group and _has_options(group):
                 raise TypeError(no_params(f"params[{index}]", group))
     elif isinstance(params, Mapping) and "params" in params and _has_options(params):
         raise TypeError("params: expected a list of groups, got one group; pass [group]")
-    return [{"params": params}], False
+    return [(params, {})], False
+
+
+def split(group: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the members of a group, and its options."""
+    return group["params"], {key: value for key, value in group.items() if key != "params"}
 
 
 def _has_options(group: Mapping[Any, Any]) -> bool:
@@ -69,10 +72,7 @@ def parse(members: Any, taken: Collection[str] = (), first: int = 0, unnamed: in
     """
     walker = _Walker(taken, first)
     tree = walker.walk(members, "", unnamed)
-    if isinstance(members, list | tuple) and not _is_named_tuple(members):
-        unnamed += len(members)
-    elif not is_container(members):
-        unnamed += 1
+    unnamed += 1 if isinstance(tree, int) else len(tree) if isinstance(tree, list) else 0
     return Leaves(tree, list(walker.found), list(walker.found.values()), unnamed)
 
 
@@ -127,14 +127,10 @@ class _Walker:
         return self._first + len(self.found) - 1
 
 
-def _is_named_tuple(value: Any) -> bool:
-    return isinstance(value, tuple) and hasattr(type(value), "_fields")
-
-
 def _field_names(value: Any) -> tuple[str, ...]:
     """Return the names of the fields of a NamedTuple, a dataclass or an attrs class; empty for anything else."""
     kind = type(value)
-    if _is_named_tuple(value):
+    if isinstance(value, tuple) and hasattr(kind, "_fields"):
         return tuple(kind._fields)
     if hasattr(kind, "__dlpack__") or isinstance(value, np.ndarray):
         return ()
@@ -187,26 +183,21 @@ def numbered_names(trees: list[Any]) -> list[str]:
     """Return the names of all leaves as checkpoints of 0.1.0 have them: fields of NamedTuples by number."""
     names: list[str] = []
 
-    def walk(tree: Any, path: str, first: int = 0) -> None:
+    def walk(tree: Any, path: str, first: int = 0) -> int:
+        """Name the leaves; return how many numbers an outermost tree takes."""
+        if isinstance(tree, tuple):
+            _, kind, children = tree
+            tree = children if kind is None else list(children.values())
         if isinstance(tree, int):
             names.append(path.removesuffix(".") or str(first))
-            return
-        children = tree[2] if isinstance(tree, tuple) else tree
-        if isinstance(tree, list) or (isinstance(tree, tuple) and tree[1] is not None):
-            values = children if isinstance(tree, list) else children.values()
-            children = {first + i: child for i, child in enumerate(values)}
-        for key, child in children.items():
+            return 1
+        for key, child in tree.items() if isinstance(tree, dict) else enumerate(tree, first):
             walk(child, f"{path}{key}.")
+        return len(tree) if isinstance(tree, list) else 0
 
     unnamed = 0
     for tree in trees:
-        walk(tree, "", unnamed)
-        if isinstance(tree, int):
-            unnamed += 1
-        elif isinstance(tree, list):
-            unnamed += len(tree)
-        elif isinstance(tree, tuple) and tree[1] is not None:
-            unnamed += len(tree[2])
+        unnamed += walk(tree, "", unnamed)
     return names
 
 

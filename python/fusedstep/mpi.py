@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, Literal, cast, overload
 
@@ -23,10 +24,9 @@ except ImportError as error:
 
 from ._checkpoint import _files, _state
 from ._core import StepReport
-from ._load_report import LoadReport
 from ._optimizer import Optimizer
-from ._run import Run
-from ._shards import Cut, Exchange, Front, Node, Peers, add, flat, quiet, sum_type
+from ._run import LoadReport, Run
+from ._shards import Cut, Exchange, Front, Node, Peers, flat, quiet, sum_type
 from .typing import Grads, Nonfinite, Params
 
 __all__ = ["Sharded"]
@@ -100,15 +100,9 @@ class Sharded:
     """
 
     def __init__(
-        self,
-        cls: type[Optimizer],
-        params: Params,
-        *,
-        comm: MPI.Intracomm,
-        lanes: int | None = None,
-        reduce: Literal["mean", "sum"] = "mean",
-        **options: Any,
-    ) -> None:
+        self, cls: type[Optimizer], params: Params, *,
+        comm: MPI.Intracomm, lanes: int | None = None, reduce: Literal["mean", "sum"] = "mean", **options: Any,
+    ) -> None:  # fmt: skip
         self._peers = peers = Peers(comm)
         with peers.telling():
             if not (isinstance(cls, type) and issubclass(cls, Optimizer)):
@@ -118,7 +112,13 @@ class Sharded:
             if options.get("verify", "never") != "never":
                 raise ValueError(f"verify: expected 'never', got {options['verify']!r}; verify in one process")
             self._has_lanes = lanes is not None
-            count = peers.size if lanes is None else _checked_lanes(lanes, peers.size)
+            if isinstance(lanes, bool) or not isinstance(lanes, int | np.integer | None):
+                raise TypeError(f"lanes: expected an int or None, got {type(lanes).__name__}")
+            count = peers.size if lanes is None else int(lanes)
+            if lanes is not None and (count < peers.size or count & (count - 1)):
+                raise ValueError(
+                    f"lanes: expected a power of two, at least the number of ranks ({peers.size}), got {lanes}"
+                )
             ranks = range(peers.size)
             self._held = [range(r * count // peers.size, (r + 1) * count // peers.size) for r in ranks]
             self._divisor = count if reduce == "mean" else 1
@@ -127,10 +127,9 @@ class Sharded:
             self._front = front = Front(params)
             if any(own.get("mask") is not None for own in front.options):
                 raise ValueError("mask: expected none, got one in a group; elements are masked in one process only")
-            for key, value in ((key, value) for own in (options, *front.options) for key, value in own.items()):
-                if any(
-                    isinstance(each, np.ndarray) for each in (value if isinstance(value, tuple | list) else [value])
-                ):
+            for key, value in chain.from_iterable(own.items() for own in (options, *front.options)):
+                numbers = value if isinstance(value, tuple | list) else [value]
+                if any(isinstance(number, np.ndarray) for number in numbers):
                     raise ValueError(f"{key}: expected a number over several processes, got an array")
             self._cut = Cut([array.size for array in front.arrays], peers.size)
             self._places = self._cut.pieces(peers.rank)
@@ -266,22 +265,16 @@ class Sharded:
         with quiet():
             while sibling := self._sums.pop((first ^ n, n), None):
                 pairs = zip(sums, sibling, self._summed, strict=True)
-                sums = [None if a is None else add(a, b, out.dtype) for a, b, out in pairs]
+                sums = [None if a is None else np.add(a, b, dtype=out.dtype) for a, b, out in pairs]
                 first, n = min(first, first ^ n), 2 * n
         self._sums[first, n] = sums
 
     def step(
-        self,
-        grads: Grads = None,
-        *,
-        loss: float | None = None,
-        grad_scale: float | None = None,
-        clip_norm: float | None = None,
-        clip_value: float | None = None,
-        zero_grads: bool = False,
-        nonfinite: Nonfinite = "propagate",
+        self, grads: Grads = None, *,
+        loss: float | None = None, grad_scale: float | None = None, clip_norm: float | None = None,
+        clip_value: float | None = None, zero_grads: bool = False, nonfinite: Nonfinite = "propagate",
         clip_norm_each: float | None = None,
-    ) -> StepReport:
+    ) -> StepReport:  # fmt: skip
         """Update every parameter on all ranks, from the gradients of all.
 
         Each rank sends every other rank that rank's share of the gradients. The rank adds them in a fixed binary tree
@@ -499,14 +492,6 @@ class Sharded:
         counts = peers.comm.gather(piece.nbytes)
         peers.comm.Gatherv([piece, MPI.BYTE], [whole, counts, MPI.BYTE] if peers.rank == 0 else None)
         return whole
-
-
-def _checked_lanes(lanes: Any, ranks: int) -> int:
-    if isinstance(lanes, bool) or not isinstance(lanes, int | np.integer):
-        raise TypeError(f"lanes: expected an int or None, got {type(lanes).__name__}")
-    if lanes < 1 or lanes & (lanes - 1) or lanes < ranks:
-        raise ValueError(f"lanes: expected a power of two, at least the number of ranks ({ranks}), got {lanes}")
-    return int(lanes)
 
 
 def _made(cls: Any, front: Front, pieces: list[Array], options: dict[str, Any]) -> Optimizer:

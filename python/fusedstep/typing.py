@@ -7,28 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, T
 import numpy as np
 
 __all__ = [
-    "AttrsInstance",
-    "DataclassInstance",
-    "Float",
-    "Gradient",
-    "Grads",
-    "Index",
-    "Leaf",
-    "Method",
-    "MinimizeResult",
-    "MomentumForm",
-    "Nonfinite",
-    "Parameter",
-    "Params",
-    "Per",
-    "PerElement",
-    "Rounding",
-    "StateDtype",
-    "SupportsDLPack",
-    "Tree",
-    "Variant",
-    "Verify",
-]
+    "AttrsInstance", "DataclassInstance", "Float", "Gradient", "Grads", "Index", "Leaf", "Method", "MinimizeResult",
+    "MomentumForm", "Nonfinite", "Parameter", "Params", "Per", "PerElement", "Rounding", "StateDtype", "SupportsDLPack",
+    "Tree", "Variant", "Verify",
+]  # fmt: skip
 
 Float = TypeVar("Float", np.float32, np.float64)
 """The type that a function computes in, which its states have, and its other arrays unless they are narrower."""

@@ -21,8 +21,6 @@ from numpy.typing import NDArray
 
 from .._storage import bfloat16
 
-__all__ = ["BLANK", "CONTAINERS", "Container", "Stored"]
-
 Array = NDArray[Any]
 
 BLANK = b"0" * 64
@@ -177,21 +175,19 @@ def _index_npz(file: BufferedIOBase, size: int) -> tuple[Any, dict[str, Stored]]
 def _stored(file: BufferedIOBase, member: zipfile.ZipInfo, size: int) -> Stored:
     """Return the array in a member, checking its header against the bytes that are there."""
     file.seek(member.header_offset)
-    start = file.read(512)  # nearly always enough for all of the headers
-    name, extra = _LOCAL.unpack_from(start)
-    begin = _LOCAL.size + name + extra
-    if len(start) < begin + len(_MAGIC) + 2:
-        start += file.read(begin + len(_MAGIC) + 2 - len(start))
-    if start[begin : begin + len(_MAGIC)] != _MAGIC:
+    name, extra = _LOCAL.unpack(file.read(_LOCAL.size))
+    begin = member.header_offset + _LOCAL.size + name + extra
+    file.seek(begin)
+    start = file.read(len(_MAGIC) + 2)
+    if not start.startswith(_MAGIC):
         raise ValueError(f"{member.filename!r} is no array of version 1.0")
-    length = int.from_bytes(start[begin + len(_MAGIC) : begin + len(_MAGIC) + 2], "little")
-    end = begin + len(_MAGIC) + 2 + length
-    if len(start) < end:
-        start += file.read(end - len(start))
-    shape, dtype = _parsed_header(start[begin + len(_MAGIC) : end])
-    stored = Stored(file, member.header_offset + end, dtype, shape)
+    length = start[len(_MAGIC) :]
+    header = file.read(int.from_bytes(length, "little"))
+    shape, dtype = _parsed_header(length + header)
+    end = begin + len(start) + len(header)
+    stored = Stored(file, end, dtype, shape)
     there = member.file_size - (end - begin)
-    if min(shape, default=0) < 0 or stored.nbytes != there or member.header_offset + end + there > size:
+    if min(shape, default=0) < 0 or stored.nbytes != there or end + there > size:
         raise ValueError(f"{member.filename!r}: an array of {dtype}, shape {shape} and {there} bytes")
     return stored
 
@@ -202,10 +198,6 @@ def _parsed_header(header: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
     if fortran_order:
         raise ValueError("an array in Fortran order")
     return tuple(map(int, shape)), dtype
-
-
-def _place_in_npz(file: BufferedIOBase, size: int) -> int:
-    return size - len(BLANK)
 
 
 # .safetensors: the checksum opens the JSON, which is the one entry of the metadata.
@@ -225,7 +217,8 @@ def _write_safetensors(file: BufferedIOBase, description: dict[str, Any], arrays
     from safetensors.numpy import save
 
     text = json.dumps({"sha256": BLANK.decode(), **description}, separators=(",", ":"))
-    _check_memory(sum(array.nbytes for array in arrays.values()))
+    # MemoryError if the three copies that safetensors makes do not fit, which would kill the process.
+    np.empty(3 * sum(array.nbytes for array in arrays.values()) + 2**20, np.uint8)
     ordered = {key: np.asarray(array, order="C") for key, array in arrays.items()}
     try:
         content = save(ordered, {"fusedstep": text})  # save_file makes temporaries and modes of its own
@@ -245,11 +238,6 @@ def _check_safetensors(path: str) -> None:
             f"{path}: to write this format needs a package: pip install safetensors; .npz needs none",
             name="safetensors",
         ) from error
-
-
-def _check_memory(size: int) -> None:
-    """Raise MemoryError if the three copies that safetensors makes do not fit, which would kill the process."""
-    np.empty(3 * size + 2**20, np.uint8)
 
 
 def _index_safetensors(file: BufferedIOBase, size: int) -> tuple[Any, dict[str, Stored]]:
@@ -293,5 +281,5 @@ def _header(file: BufferedIOBase, size: int) -> bytes:
 
 CONTAINERS = {
     ".safetensors": Container(_write_safetensors, _index_safetensors, _place_in_safetensors, _check_safetensors),
-    ".npz": Container(_write_npz, _index_npz, _place_in_npz),
+    ".npz": Container(_write_npz, _index_npz, lambda file, size: size - len(BLANK)),
 }

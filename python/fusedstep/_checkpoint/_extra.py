@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from .._tree import is_masked
 
-__all__ = ["packed", "unpacked"]
-
 Array = NDArray[Any]
 
 _DTYPES = tuple(map(np.dtype, ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")))
@@ -40,7 +38,8 @@ def _pack(value: Any, pointer: str, where: str, arrays: dict[str, Array], depth:
         for key, child in value.items():
             if not isinstance(key, str):
                 raise TypeError(f"{where}: expected keys that are strings, got {key!r} ({type(key).__name__})")
-            packed[key] = _pack(child, f"{pointer}/{_escaped(key)}", f"{where}[{key!r}]", arrays, depth + 1)
+            escaped = key.replace("~", "~0").replace("/", "~1")
+            packed[key] = _pack(child, f"{pointer}/{escaped}", f"{where}[{key!r}]", arrays, depth + 1)
         return packed
     if isinstance(value, list | tuple):
         return [_pack(child, f"{pointer}/{i}", f"{where}[{i}]", arrays, depth + 1) for i, child in enumerate(value)]
@@ -76,7 +75,3 @@ def unpacked(value: Any, arrays: Mapping[str, Array]) -> Any:
             raise ValueError(f"no place for the array {pointer!r}")
         at[key] = array
     return root[0]
-
-
-def _escaped(key: str) -> str:
-    return key.replace("~", "~0").replace("/", "~1")

@@ -9,16 +9,14 @@ import os
 import re
 import secrets
 import stat
+from collections.abc import Mapping
 from io import BufferedIOBase
 from typing import Any
 
-from .._load_report import LoadReport
-from .._run import Run
+from .._run import LoadReport, Run
 from ._containers import BLANK, CONTAINERS, Container, Stored
 from ._extra import packed, unpacked
 from ._state import Restore, checked, description, write
-
-__all__ = ["load", "read", "save"]
 
 _PIECE = 2**20
 """Bytes of a file that are read at once where all of it is read."""
@@ -49,7 +47,9 @@ def _save(container: Container, path: str, about: dict[str, Any], arrays: dict[s
     target = os.path.realpath(path)
     directory = os.path.dirname(target)
     temporary = os.path.join(directory, f".fusedstep-{secrets.token_hex(8)}.tmp")
-    old = _status(target)
+    old = None
+    with contextlib.suppress(OSError):
+        old = os.stat(target)
     try:
         # What replaces a file is readable by nobody else until it has that file's mode.
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600 if old else 0o666)
@@ -78,13 +78,6 @@ def _save(container: Container, path: str, about: dict[str, Any], arrays: dict[s
             raise type(error)(error.errno, error.strerror, path) from None
         raise
     _sync_directory(directory)
-
-
-def _status(path: str) -> os.stat_result | None:
-    try:
-        return os.stat(path)
-    except OSError:
-        return None
 
 
 def _keep_owner_and_mode(descriptor: int, old: os.stat_result) -> None:
@@ -116,12 +109,12 @@ def read(run: Run, path: str | os.PathLike[str], strict: bool = True) -> tuple[R
         try:
             before = _version(file)
             checksum, about, arrays = _parsed(container, file)
-            values = about.pop("extra", None)
-            pointers = _pointers("extra", arrays)
-            if of_groups := _pointers("groups", arrays):
+            values, found = about.pop("extra", None), _by_kind(arrays)
+            if of_groups := found.pop("groups"):
                 about["groups"] = _unpacked("groups", about.get("groups"), of_groups)
-            restore = checked(run, about | _by_name(arrays), strict).read()
-            extra = _unpacked("extra", values, pointers)
+            of_extra = found.pop("extra")
+            restore = checked(run, about | found, strict).read()
+            extra = _unpacked("extra", values, of_extra)
             if _version(file) != before:
                 raise ValueError("the file was changed while it was read")
         except ValueError as error:
@@ -171,34 +164,27 @@ def _parsed(container: Container, file: BufferedIOBase) -> tuple[str, dict[str, 
         raise ValueError(f"not a checkpoint of fusedstep: {error}") from error
 
 
-def _pointers(kind: str, arrays: dict[str, Stored]) -> dict[str, Stored]:
-    """Take out the arrays that belong into some JSON, by pointer."""
-    keys = [key for key in arrays if key.startswith(f"{kind}.")]
-    return {_name(key.removeprefix(f"{kind}.")): arrays.pop(key) for key in keys}
-
-
-def _unpacked(kind: str, values: Any, pointers: dict[str, Stored]) -> Any:
+def _unpacked(kind: str, values: Any, pointers: Mapping[str, Stored]) -> Any:
     try:
         return unpacked(values, {pointer: stored.read() for pointer, stored in pointers.items()})
     except (LookupError, TypeError) as error:
         raise ValueError(f"not a checkpoint of fusedstep: {kind}: {error}") from error
 
 
-def _by_name(arrays: dict[str, Stored]) -> dict[str, dict[str, Any]]:
-    params: dict[str, Stored] = {}
-    state: dict[str, dict[str, Stored]] = {}
+def _by_kind(arrays: Mapping[str, Stored]) -> dict[str, dict[str, Any]]:
+    """Return parameters by name, their states by name and name, and what belongs into some JSON by pointer."""
+    found: dict[str, dict[str, Any]] = {kind: {} for kind in ("params", "state", "groups", "extra")}
     for key, array in arrays.items():
-        kind, _, rest = key.partition(".")
-        if kind == "params":
-            name = _name(rest)
-            params[name] = array
-            state.setdefault(name, {})
-        elif kind == "state":
-            name, _, of = rest.rpartition(".")
-            state.setdefault(_name(name), {})[of] = array
+        kind, _, name = key.partition(".")
+        if kind == "state":
+            name, _, state = name.rpartition(".")
+            found[kind].setdefault(_name(name), {})[state] = array
+        elif kind in found:
+            found[kind][_name(name)] = array
         else:
             raise ValueError(f"not a checkpoint of fusedstep: unknown array {key!r}")
-    return {"params": params, "state": state}
+    found["state"] = {**{name: {} for name in found["params"]}, **found["state"]}
+    return found
 
 
 def _key(name: str) -> str:

@@ -12,15 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .._load_report import LoadReport
 from .._mask import frozen_in
-from .._run import Run
+from .._run import LoadReport, Run
 from .._storage import checked_seed
 from .._tree import is_masked
 from . import _version1
 from ._containers import Stored
-
-__all__ = ["Piece", "Restore", "checked", "description", "load_state_dict", "reset", "state_dict", "write"]
 
 Array = NDArray[Any]
 
@@ -106,8 +103,9 @@ def _hyperparameters(run: Run, index: int, group: Mapping[str, Any]) -> dict[str
 
 def _restored(run: Run, index: int, saved: Mapping[str, Any]) -> dict[str, Any]:
     """Return the hyperparameters of a saved group, and its mask if it has one, for the group ``index``."""
-    mask = saved.get("mask")
-    values = _hyperparameters(run, index, {key: value for key, value in saved.items() if key != "mask"})
+    options = {key: value for key, value in saved.items() if key != "mask"}
+    _check_names(f"group {index}", ("params", *run.schema.options), options)
+    values, mask = _hyperparameters(run, index, options), saved.get("mask")
     if mask is None:
         return values
     try:
@@ -193,55 +191,45 @@ def checked(run: Run, saved: Any, strict: bool = True) -> Restore:
         raise ValueError(f"class: expected {own[0]}, as this optimizer is, got {saved['class']!r}")
     run.check_groups()
     run.core.check_states(written=True)
+    for key in ("params", "state", "times"):
+        _check_mapping(key, saved[key])
+    if not isinstance(saved["groups"], list | tuple):
+        raise ValueError(f"groups: expected a list, got {type(saved['groups']).__name__}")
+    for index, group in enumerate(saved["groups"]):
+        names = group.get("params") if isinstance(group, Mapping) else None
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"group {index}: expected a mapping with a list of names 'params'")
     if version == 1:
         saved = _version1.upgraded(run, saved)
-    restore = _all_of(run, saved) if strict else _what_fits(run, saved)
+    restore = _matched(run, saved, strict)
     _check_groups_with(run, restore.groups)
     return restore
 
 
-def _check_groups_with(run: Run, restored: list[dict[str, Any] | None]) -> None:
+def _check_groups_with(run: Run, groups: list[dict[str, Any] | None]) -> None:
     """Check the groups as they will be: a restored one keeps keys that nobody saved, another one all of its own."""
-    for index, (group, values) in enumerate(zip(run.groups, restored, strict=True)):
-        _hyperparameters(
-            run, index, {**group, **{key: value for key, value in (values or {}).items() if key != "mask"}}
-        )
+    for index, (group, values) in enumerate(zip(run.groups, groups, strict=True)):
+        restored = {key: value for key, value in (values or {}).items() if key != "mask"}
+        _hyperparameters(run, index, {**group, **restored})
 
 
-def _all_of(run: Run, saved: Mapping[str, Any]) -> Restore:
-    groups = _checked_groups(run, saved["groups"])
+def _matched(run: Run, saved: Mapping[str, Any], strict: bool) -> Restore:
+    """Return what goes where; not strict, the states of a parameter that does not fit start anew."""
+    groups = _groups(run, saved, strict)
+    for key in ("params", "state", "times") if strict else ():
+        _check_names(key, run.params, saved[key])
     arrays: list[tuple[Array, Any]] = []
-    arrays += _pairs("params", run.params, saved["params"])
-    _check_names("state", run.params, saved["state"])
-    for name, states in run.state.items():
-        arrays += _pairs(f"state of {name!r}", states, saved["state"][name])
-    _check_names("times", run.params, saved["times"])
-    return Restore(
-        arrays,
-        list(groups),
-        _count("step", saved["step"]),
-        [_count(f"times of {name!r}", saved["times"][name]) for name in run.params],
-        _loss(saved["last_loss"]),
-        _seed(saved["seed"]),
-        LoadReport(tuple(run.params), (), ()),
-    )
-
-
-def _what_fits(run: Run, saved: Mapping[str, Any]) -> Restore:
-    for key in ("params", "state", "times"):
-        _check_mapping(key, saved[key])
-    groups = _groups_that_fit(run, saved)
-    arrays: list[tuple[Array, Any]] = []
-    times = []
-    loaded, fresh = [], []
+    times, loaded, fresh = [], [], []
     for index, names in enumerate(run.names):
         options = {**run.groups[index], **(groups[index] or {})}
         for name in names:
             states = run.state[name]
             try:
                 found = _pairs("params", {name: run.params[name]}, {name: saved["params"].get(name)})
-                found += _pairs("state", states, saved["state"].get(name))
+                found += _pairs(f"state of {name!r}", states, saved["state"].get(name))
             except ValueError:
+                if strict:
+                    raise
                 arrays += [(array, _start(run, index, state, options)) for state, array in states.items()]
                 times.append(0)
                 fresh.append(name)
@@ -265,49 +253,31 @@ def _start(run: Run, index: int, state: str, options: Mapping[str, Any]) -> Any:
     return 0 if at is None else {**run.begun[index], **options}[at]
 
 
-def _groups_that_fit(run: Run, saved: Mapping[str, Any]) -> list[dict[str, Any] | None]:
-    """Return the hyperparameters of the saved groups with the same names and the same states as the live ones."""
-    by_names = _groups_by_names(run, saved["groups"])
+def _groups(run: Run, saved: Mapping[str, Any], strict: bool) -> list[dict[str, Any] | None]:
+    """Return the hyperparameters for each group of ``run``: those of the saved group with the same parameters.
+
+    Not strict, None where no group has the same parameters and states.
+    """
+    older = {key: value for key, value in _LATER.items() if key in run.schema.options}
+    by_names: dict[frozenset[str], list[Mapping[str, Any]]] = {}
+    for group in saved["groups"]:
+        by_names.setdefault(frozenset(group["params"]), []).append({**older, **group})
+    if strict:
+        _check_names("groups", run.params, dict.fromkeys(name for names in by_names for name in names))
     found: list[dict[str, Any] | None] = []
     for index, own in enumerate(run.names):
         matches = by_names.get(frozenset(own))
-        fits = matches and all(
-            isinstance(states := saved["state"].get(name), Mapping) and set(states) == set(run.state[name])
-            for name in own
-        )
-        found.append(_restored(run, index, matches.pop(0)) if matches and fits else None)
-    return found
-
-
-def _groups_by_names(run: Run, saved: Any) -> dict[frozenset[str], list[Mapping[str, Any]]]:
-    if not isinstance(saved, list | tuple):
-        raise ValueError(f"groups: expected a list, got {type(saved).__name__}")
-    older = {key: value for key, value in _LATER.items() if key in run.schema.options}
-    by_names: dict[frozenset[str], list[Mapping[str, Any]]] = {}
-    for index, group in enumerate(saved):
-        names = group.get("params") if isinstance(group, Mapping) else None
-        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"group {index}: expected a mapping with a list of names 'params'")
-        by_names.setdefault(frozenset(names), []).append({**older, **group})
-    return by_names
-
-
-def _checked_groups(run: Run, saved: Any) -> list[dict[str, Any]]:
-    """Return the hyperparameters for each group of ``run``: those of the saved group with the same parameters."""
-    by_names = _groups_by_names(run, saved)
-    _check_names("groups", run.params, dict.fromkeys(name for names in by_names for name in names))
-    found = []
-    for index, own in enumerate(run.names):
-        matches = by_names.get(frozenset(own))
-        if not matches:
+        if strict and not matches:
             raise ValueError(f"groups: expected one of {_listed(own)}, as group {index} of this optimizer is")
-        group = matches.pop(0)
-        options = {key: value for key, value in group.items() if key != "mask"}
-        _check_names(f"group {index}", ("params", *run.schema.options), options)
-        found.append(_restored(run, index, group))
-    if any(by_names.values()):
-        raise ValueError(f"groups: expected {len(found)}, as in this optimizer, got {len(saved)}")
+        fits = matches and (strict or all(_has_states(saved["state"].get(name), run.state[name]) for name in own))
+        found.append(_restored(run, index, matches.pop(0)) if matches and fits else None)
+    if strict and any(by_names.values()):
+        raise ValueError(f"groups: expected {len(found)}, as in this optimizer, got {len(saved['groups'])}")
     return found
+
+
+def _has_states(saved: Any, states: Mapping[str, Array]) -> bool:
+    return isinstance(saved, Mapping) and set(saved) == set(states)
 
 
 def _pairs(what: str, live: Mapping[str, Array], saved: Any) -> list[tuple[Array, Any]]:
@@ -323,15 +293,10 @@ def _pairs(what: str, live: Mapping[str, Array], saved: Any) -> list[tuple[Array
                 f"{what}: {name!r}: expected {array.dtype} of shape {array.shape}, as in this optimizer, "
                 f"got {value.dtype} of shape {value.shape}"
             )
-        pairs.append((array, value))
-    _check_writeable(what, live)
-    return pairs
-
-
-def _check_writeable(what: str, live: Mapping[str, Array]) -> None:
-    for name, array in live.items():
         if not array.flags.writeable:
             raise ValueError(f"{what}: {name!r}: the array of this optimizer is read-only")
+        pairs.append((array, value))
+    return pairs
 
 
 def _check_names(what: str, expected: Iterable[str], found: Any) -> None:

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from .._run import Run
 from .._tree import numbered_names
 
-__all__ = ["Computed", "upgraded"]
-
 Array = NDArray[Any]
 
 
@@ -30,59 +28,47 @@ class Computed:
         self._compute = compute
 
     def read(self) -> Array:
-        """Return the array."""
-        return self._compute().astype(self.dtype).reshape(self.shape)
+        with np.errstate(all="ignore"):
+            return self._compute().astype(self.dtype).reshape(self.shape)
 
 
 def upgraded(run: Run, saved: Mapping[str, Any]) -> dict[str, Any]:
     """Convert a state dict from version 1 to version 2. Invalid parts stay invalid, and are refused later."""
     made = {**saved, **_renamed(run, saved)}
     if run.schema.rule == "rmsprop":
-        made["state"] = _with_variance(made)
+        made["state"] = {**made["state"], **_with_variance(made)}
     return made
 
 
 def _renamed(run: Run, saved: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entries under today's parameter names."""
     fields = {old: new for old, new in zip(numbered_names(run.trees), run.params, strict=True) if old != new}
-    maps = {key: saved[key] for key in ("params", "state", "times") if isinstance(saved[key], Mapping)}
-    if any(new in maps.get("params", ()) for new in fields.values() if new not in fields):
+    if any(new in saved["params"] for new in fields.values() if new not in fields):
         return {}  # named by field: saved from another container
-    made: dict[str, Any] = {
-        key: {fields.get(name, name): value for name, value in named.items()} for key, named in maps.items()
+    return {
+        "groups": [
+            {**group, "params": [fields.get(name, name) for name in group["params"]]} for group in saved["groups"]
+        ],
+        **{
+            key: {fields.get(name, name): value for name, value in saved[key].items()}
+            for key in ("params", "state", "times")
+        },
     }
-    if isinstance(saved["groups"], list | tuple):
-        made["groups"] = [_renamed_group(group, fields) for group in saved["groups"]]
-    return made
 
 
-def _renamed_group(group: Any, fields: Mapping[str, str]) -> Any:
-    names = group.get("params") if isinstance(group, Mapping) else None
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        return group
-    return {**group, "params": [fields.get(name, name) for name in names]}
-
-
-def _with_variance(saved: Mapping[str, Any]) -> Any:
-    state, times, groups = saved["state"], saved["times"], saved["groups"]
-    if not isinstance(state, Mapping) or not isinstance(times, Mapping) or not isinstance(groups, list | tuple):
-        return state
-    made: dict[Any, Any] = dict(state)
-    for group in groups:
-        names = group.get("params") if isinstance(group, Mapping) else None
-        if not isinstance(names, list | tuple):
-            continue
-        for name in names:
-            states = state.get(name) if isinstance(name, str) else None
+def _with_variance(saved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the states of parameters that have both averages: centred with the variance, else without ``grad_avg``."""
+    made: dict[str, dict[str, Any]] = {}
+    for group in saved["groups"]:
+        for name in group["params"]:
+            states = saved["state"].get(name)
             if not isinstance(states, Mapping) or not {"square_avg", "grad_avg"} <= set(states):
                 continue
-            made[name] = {key: value for key, value in states.items() if key not in ("square_avg", "grad_avg")}
-            if group.get("centered") is not True:
-                made[name]["square_avg"] = states["square_avg"]
-                continue
-            correction = _correction(group, times.get(name))
-            variance, average = _averages(states["square_avg"], states["grad_avg"], correction)
-            made[name] |= {"variance": variance, "grad_avg": average}
+            made[name] = rest = {key: value for key, value in states.items() if key != "grad_avg"}
+            if group.get("centered") is True:
+                correction = _correction(group, saved["times"].get(name))
+                average = states["grad_avg"]
+                rest["variance"], rest["grad_avg"] = _averages(rest.pop("square_avg"), average, correction)
     return made
 
 
@@ -100,12 +86,10 @@ def _averages(square_avg: Any, grad_avg: Any, correction: float) -> tuple[Any, A
         return square_avg, grad_avg
 
     def average() -> Array:
-        with np.errstate(all="ignore"):
-            return np.divide(_double(grad_avg), correction)
+        return np.divide(_double(grad_avg), correction)
 
     def variance() -> Array:
-        with np.errstate(all="ignore"):
-            return np.maximum(_double(square_avg) / correction - np.square(average()), 0)
+        return np.maximum(_double(square_avg) / correction - np.square(average()), 0)
 
     return Computed(square_avg, variance), Computed(grad_avg, average)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import random
 import time
@@ -16,12 +17,10 @@ from numpy.typing import NDArray
 
 from .. import _core, reference
 from .._config import available_isas, get_num_threads, set_num_threads, use_isa
-from .._run import Run
+from .._run import Run, StepOptions
 from .._schema import SCHEMAS, Schema
 from .._terminal import add_rules, progress
-from ._step import Snapshot, apply_reference, differing
-
-__all__ = ["HELP", "Case", "Outcome", "add_arguments", "cases", "check", "run"]
+from ._step import Snapshot, apply_reference, differing, first_difference
 
 HELP = "compare every kernel with the NumPy reference on this machine, bit for bit"
 
@@ -96,17 +95,9 @@ def cases(quick: bool = False) -> Iterator[Case]:
             if quick and count > 1:
                 continue
             merged |= decays | options
-            if accepts(schema, merged):
+            with contextlib.suppress(ValueError):  # of what does not go together
+                _core.check_hyperparameters(schema.rule, merged)
                 yield Case(schema, merged, step_options, count > 1)
-
-
-def accepts(schema: Schema, options: Options) -> bool:
-    """Whether these hyperparameters go together."""
-    try:
-        _core.check_hyperparameters(schema.rule, options)
-    except ValueError:
-        return False
-    return True
 
 
 class Outcome(NamedTuple):
@@ -209,7 +200,6 @@ class Written:
 
 
 def new_run(case: Case, params: Arrays) -> Run:
-    """Return a new run of a case."""
     return Run(case.schema, params, case.options, case.schema.rule)
 
 
@@ -217,11 +207,10 @@ def run_fused(case: Case, inputs: Inputs) -> Written:
     """Return what the kernels write in some steps."""
     around, params = inputs.parameters()
     run = new_run(case, params)
-    scale, clip, value, zero = map(case.step_options.get, ("grad_scale", "clip_norm", "clip_value", "zero_grads"))
     grads, norm = {}, None
     for step, loss in enumerate(LOSSES):
         grads = inputs.gradients(case, step)
-        norm = run.core.step(grads, run.groups, loss, scale, clip, value, bool(zero), "propagate", None).grad_norm
+        norm = run.step(grads, StepOptions(loss, **case.step_options)).grad_norm
     return Written(around, run.state, grads, norm)
 
 
@@ -259,17 +248,8 @@ def compare(found: Written, expected: Written) -> tuple[int, list[str]]:
     count = sum(int(differing(found.joined[dtype], x).sum()) for dtype, x in expected.joined.items())
     if count == 0:
         return 0, []
-    return count, [
-        line for name, array in expected.arrays.items() for line in first_difference(name, found.arrays[name], array)
-    ]
-
-
-def first_difference(name: str, found: Array, expected: Array) -> Iterator[str]:
-    """Yield where an array first differs, if it does, and both values."""
-    where = np.argwhere(differing(found, expected))
-    if len(where) > 0:
-        index = tuple(int(i) for i in where[0])
-        yield f"{name}, element {index}: {found[index]!r} instead of {expected[index]!r}"
+    firsts = {name: first_difference(found.arrays[name], array) for name, array in expected.arrays.items()}
+    return count, [f"{name}, element {first}" for name, first in firsts.items() if first]
 
 
 def check(selected: Iterable[Case]) -> Iterator[Outcome]:
@@ -282,23 +262,18 @@ def check(selected: Iterable[Case]) -> Iterator[Outcome]:
             inputs = Inputs(dtype)
             for case in selected:
                 expected = run_reference(case, inputs)
-                for isa, threads in settings(case, draw):
-                    set_num_threads(threads)
-                    with use_isa(isa):
-                        count, places = compare(run_fused(case, inputs), expected)
-                    where = [f"{isa}, threads: {threads}, {dtype}, {case}: {place}" for place in places]
-                    arrays, elements = len(expected.arrays), expected.elements
-                    yield Outcome(isa, case.schema.rule, arrays, elements, count, where)
+                arrays, elements = len(expected.arrays), expected.elements
+                for isa in available_isas():
+                    # One number for combined options, because all take a minute.
+                    for threads in (draw.choice(THREADS),) if case.combined else THREADS:
+                        set_num_threads(threads)
+                        with use_isa(isa):
+                            count, places = compare(run_fused(case, inputs), expected)
+                        where = [f"{isa}, threads: {threads}, {dtype}, {case}: {place}" for place in places]
+                        yield Outcome(isa, case.schema.rule, arrays, elements, count, where)
     finally:
         _core.share_all_work(shared)
         set_num_threads(before)
-
-
-def settings(case: Case, draw: random.Random) -> Iterator[tuple[str, int]]:
-    """Yield instruction sets and numbers of threads; for combined options one number, because all take a minute."""
-    for isa in available_isas():
-        for threads in (draw.choice(THREADS),) if case.combined else THREADS:
-            yield isa, threads
 
 
 def show_table(isa: str, totals: dict[tuple[str, str], Counter[str]]) -> None:
@@ -312,10 +287,8 @@ def show_table(isa: str, totals: dict[tuple[str, str], Counter[str]]) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of ``verify``."""
-    parser.add_argument(
-        "--quick", action="store_true", help="try one option at a time; takes seconds instead of half a minute"
-    )
+    quick = "try one option at a time; takes seconds instead of half a minute"
+    parser.add_argument("--quick", action="store_true", help=quick)
     add_rules(parser)
 
 

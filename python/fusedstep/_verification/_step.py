@@ -17,12 +17,10 @@ from numpy.typing import NDArray
 from .. import _core, reference
 from .._core import StepReport
 from .._rows import Rows
-from .._run import Run
+from .._run import Run, StepOptions
 from .._schema import Schema
 from .._tree import filled
 from . import VerificationError
-
-__all__ = ["Snapshot", "apply_reference", "default_floating_point", "differing", "verified_step"]
 
 Array = NDArray[Any]
 
@@ -32,6 +30,15 @@ def differing(found: Array, expected: Array) -> NDArray[np.bool_]:
     bits = np.dtype(f"u{found.dtype.itemsize}")
     different = np.asarray(found.copy().view(bits) != expected.copy().view(bits))
     return np.asarray(different & ~(np.isnan(found) & np.isnan(expected)), bool)
+
+
+def first_difference(found: Array, expected: Array) -> str:
+    """Return where two arrays first differ in a bit, and both values; empty if they don't."""
+    places = np.argwhere(differing(found, expected))
+    if len(places) == 0:
+        return ""
+    index = tuple(map(int, places[0]))
+    return f"{index}: {found[index]!r} instead of {expected[index]!r}"
 
 
 @contextlib.contextmanager
@@ -53,18 +60,10 @@ class Snapshot:
     """
 
     def __init__(
-        self,
-        schema: Schema,
-        name: str,
-        param: Array,
-        state: Mapping[str, Array],
-        grad: Array | tuple[Array, Array] | None,
-        group: Mapping[str, Any],
-        count: int,
-        loss_increased: bool,
-        key: int | None = None,
-        frozen: Array | None = None,
-    ) -> None:
+        self, schema: Schema, name: str, param: Array, state: Mapping[str, Array],
+        grad: Array | tuple[Array, Array] | None, group: Mapping[str, Any], count: int, loss_increased: bool,
+        key: int | None = None, frozen: Array | None = None,
+    ) -> None:  # fmt: skip
         self.name = name
         self.live = {"param": param, **state}
         self.before = {key: np.copy(array, order="K") for key, array in self.live.items()}
@@ -113,26 +112,16 @@ class Snapshot:
         return found
 
 
-def verified_step(
-    run: Run,
-    grads: Any,
-    loss: float | None,
-    grad_scale: float | None,
-    clip_norm: float | None,
-    clip_value: float | None,
-    zero_grads: bool,
-    nonfinite: str,
-    clip_norm_each: float | None,
-    frozen: list[Array | None] | None = None,
-) -> StepReport:
-    """Take a step like ``OptimizerCore.step``, and raise ``VerificationError`` if a bit differs from the reference.
+def verified_step(run: Run, grads: Any, options: StepOptions, frozen: list[Array | None] | None = None) -> StepReport:
+    """Take a step like ``Run.step``, and raise ``VerificationError`` if a bit differs from the reference.
 
     If the comparison cannot be made, for want of memory or because of Ctrl-C, the step is taken back.
     """
     run.check_groups()
-    before = run.core.last_loss
+    core, loss = run.core, options.loss
+    before = core.last_loss
     groups = [group for group, names in zip(run.groups, run.names, strict=True) for _ in names]
-    found = run.core.gradients(grads, bool(zero_grads))
+    found = core.gradients(grads, bool(options.zero_grads))
     # The step gets these very arrays, because a container may make new ones at each read.
     leaves = (Rows(grad[1], grad[0]) if isinstance(grad, tuple) else grad for grad in found)
     trees = [filled(tree, leaves) for tree in run.trees]
@@ -141,25 +130,23 @@ def verified_step(
             run.schema, name, array, run.state[name], grad, group, count + 1, _worse(group, loss, before), key, still
         )
         for (name, array), group, count, key, grad, still in zip(
-            run.params.items(), groups, run.core.counts, run.keys(), found, frozen or [None] * run.leaves, strict=True
+            run.params.items(), groups, core.counts, run.keys(), found, frozen or [None] * run.leaves, strict=True
         )
     ]
     given = trees if run.grouped else trees[0]
-    options = (loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite, clip_norm_each)
-    core = run.core
     saved = [(array, np.copy(array, order="K")) for each in snapshots for array in each.live.values()]
     for each in snapshots:
-        if zero_grads and each.live_grad is not None and each.grad is not None:
+        if options.zero_grads and each.live_grad is not None and each.grad is not None:
             saved.append((each.live_grad, each.grad))
     back: list[Callable[[], Any]] = [partial(np.ndarray.__setitem__, array, ..., values) for array, values in saved]
     counters = {"steps": core.steps, "counts": core.counts, "last_loss": before}
     back += [partial(setattr, core, name, value) for name, value in counters.items()]
     # One call into C: Ctrl-C comes before it or after it.
     take_back: Callable[[], Any] = partial(deque, map(operator.call, back), 0)
-    report = core.step(given, run.groups, *options, frozen)
+    report = run.step(given, options, frozen)
     try:
         with default_floating_point():
-            _check(run.schema, snapshots, report, grad_scale, clip_norm, clip_value, zero_grads, clip_norm_each)
+            _check(run.schema, snapshots, report, options)
     except VerificationError:
         raise
     except BaseException:
@@ -175,29 +162,21 @@ def _worse(group: Mapping[str, Any], loss: float | None, before: float | None) -
     return loss < before if group.get("maximize") else loss > before
 
 
-def _check(
-    schema: Schema,
-    snapshots: list[Snapshot],
-    report: StepReport,
-    grad_scale: float | None,
-    clip_norm: float | None,
-    clip_value: float | None,
-    zero_grads: bool,
-    clip_norm_each: float | None,
-) -> None:
+def _check(schema: Schema, snapshots: list[Snapshot], report: StepReport, options: StepOptions) -> None:
+    prologue = {"grad_scale": options.grad_scale, "clip_value": options.clip_value}
+    clip_norm, clip_norm_each = options.clip_norm, options.clip_norm_each
     present = [snapshot for snapshot in snapshots if snapshot.grad is not None]
     clip_coefs = [1.0] * len(present)
     if report.grad_norm is not None:
         grads = [reference.widened(each.summed(), reference.compute_type(each.live["param"])) for each in present]
-        norm = reference.norm(grads, grad_scale=grad_scale, clip_value=clip_value)
+        norm = reference.norm(grads, **prologue)
         _compare("the norm", np.asarray(report.grad_norm), np.asarray(norm))
         if clip_norm is not None and not math.isinf(clip_norm):
             clip_coefs = [clip_norm / max(norm, clip_norm)] * len(present)
         if clip_norm_each is not None and not math.isinf(clip_norm_each):
-            norms = [reference.norm([grad], grad_scale=grad_scale, clip_value=clip_value) for grad in grads]
+            norms = [reference.norm([grad], **prologue) for grad in grads]
             clip_coefs = [clip_norm_each / max(own, clip_norm_each) for own in norms]
     if not report.skipped:
-        prologue = {"grad_scale": grad_scale, "clip_value": clip_value}
         apply_reference(schema, present, [{**prologue, "clip_coef": coef} for coef in clip_coefs])
     for snapshot in snapshots:
         snapshot.restore_frozen()
@@ -205,7 +184,7 @@ def _check(
             what = "" if key == "param" else f"{key} of "
             _compare(f"{what}parameter {snapshot.name!r}", array, snapshot.before[key])
         if snapshot.grad is not None and snapshot.live_grad is not None:
-            expected = np.zeros_like(snapshot.grad) if zero_grads else snapshot.grad
+            expected = np.zeros_like(snapshot.grad) if options.zero_grads else snapshot.grad
             _compare(f"the gradient of parameter {snapshot.name!r}", snapshot.live_grad, expected)
 
 
@@ -227,11 +206,8 @@ def apply_reference(schema: Schema, snapshots: list[Snapshot], prologues: list[d
 
 
 def _compare(what: str, found: Array, expected: Array) -> None:
-    different = differing(found, expected)
-    if not different.any():
-        return
-    index = tuple(int(i) for i in np.argwhere(different)[0])
-    raise VerificationError(
-        f"{what}: {int(different.sum())} of {different.size} elements differ from the reference, the first at {index}: "
-        f"{found[index]!r} instead of {expected[index]!r}"
-    )
+    if first := first_difference(found, expected):
+        count = int(differing(found, expected).sum())
+        raise VerificationError(
+            f"{what}: {count} of {found.size} elements differ from the reference, the first at {first}"
+        )
