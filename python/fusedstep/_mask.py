@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._core import StepReport
-from ._rows import Rows
 from ._run import Run, StepOptions
-from ._tree import filled, is_masked, parse
+from ._tree import is_masked, parse
 
 Array = NDArray[Any]
 
@@ -36,11 +35,10 @@ def masked_step(
     given = [_zeroed(grad, index, still) for (grad, index), still in zip(own, frozen, strict=True)]
     pairs = zip(own, given, strict=True)
     to_zero = [grad for (grad, _), (copied, _) in pairs if options.zero_grads and copied is not grad]
-    leaves = iter([grad if index is None else Rows(index, grad) for grad, index in given])
-    trees = [filled(tree, leaves) for tree in run.trees]
+    contained = run.contained(grad if index is None else (grad, index) for grad, index in given)
     # Options of the step may be numbers that lock or resize an array when they are read.
     memory = [np.asarray(grad)[...] for grad in to_zero]
-    report = step(run, trees if run.grouped else trees[0], options, frozen)
+    report = step(run, contained, options, frozen)
     for grad, seen in zip(to_zero, memory, strict=True):
         if _place(grad) == _place(seen):
             seen[...] = 0
@@ -63,7 +61,7 @@ def _zeroed(grad: Any, index: Any, frozen: Array | None) -> tuple[Any, Any]:
 
 def _frozen(run: Run, mask: Any) -> list[Array | None]:
     """Return for each parameter where it stays as it is; None where it has no mask."""
-    given: list[Any] = [None] * run.leaves
+    given: list[Any] = [None] * len(run.params)
     if mask is not None:
         if run.grouped and (not isinstance(mask, list | tuple) or len(mask) != len(run.trees)):
             raise TypeError(f"mask: expected a list with one entry for each of the {len(run.trees)} groups")

@@ -387,7 +387,7 @@ class Optimizer:
         (2.0, array([0.5, 0.5, 0.5, 0.5]), array([0., 0., 0., 0.]))
         """
         run = self._run
-        given: Any = ungrouped(grads, run.trees, run.leaves) if run.grouped else grads
+        given: Any = ungrouped(grads, run.trees, len(run.params)) if run.grouped else grads
         for group, key, value in run.starts:
             if group.get(key) is not value:
                 run.check_starts()
@@ -664,7 +664,7 @@ class Optimizer:
         groups = "; ".join(
             ", ".join(f"{key}={value!r}" for key, value in group.items() if key != "params") for group in run.groups
         )
-        return f"{type(self).__name__}({run.leaves} parameters of {elements} elements; {groups})"
+        return f"{type(self).__name__}({len(run.params)} parameters of {elements} elements; {groups})"
 
 
 def _is_ours(definition: Any) -> bool:

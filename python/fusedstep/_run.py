@@ -5,7 +5,7 @@ Optimizers, checkpoints and verification stand on this. None of the parameters a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from . import _core, _storage
 from ._hints import did_you_mean
+from ._rows import Rows
 from ._schema import SCHEMAS, Schema
-from ._tree import Leaves, entries, no_params, parse, split
+from ._tree import Leaves, entries, filled, no_params, parse, split
 
 Array = NDArray[Any]
 
@@ -142,7 +143,7 @@ class Run:
         self.starts += self._starts_of(self.groups[-1:])
 
     def _parsed(self, members: Any) -> Leaves:
-        return parse(members, self.params, self.leaves, self._unnamed)
+        return parse(members, self.params, len(self.params), self._unnamed)
 
     def _add(self, leaves: Leaves, own: dict[str, Any]) -> None:
         mask = own.pop("mask", None)
@@ -168,11 +169,6 @@ class Run:
     def _keep(self, names: list[str], arrays: list[Array], states: list[dict[str, Array]]) -> None:
         self._params.update(zip(names, arrays, strict=True))
         self._state.update(zip(names, map(MappingProxyType, states), strict=True))
-
-    @property
-    def leaves(self) -> int:
-        """How many parameters there are."""
-        return len(self.params)
 
     def _bind(self, *, has_their_values: bool) -> None:
         self.masked = any(mask is not None for mask in self.masks)
@@ -257,6 +253,12 @@ class Run:
         )
 
     # --------------------------------------------------------------------------------------------------------- steps
+
+    def contained(self, grads: Iterable[Any]) -> Any:
+        """Return gradients, or values and index of ``Rows``, in the containers of the parameters."""
+        leaves = (Rows(grad[1], grad[0]) if isinstance(grad, tuple) else grad for grad in grads)
+        trees = [filled(tree, leaves) for tree in self.trees]
+        return trees if self.grouped else trees[0]
 
     def step(self, grads: Any, options: StepOptions, frozen: list[Array | None] | None = None) -> _core.StepReport:
         """Take a step, which leaves frozen elements as they are."""

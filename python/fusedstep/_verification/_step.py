@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 
 from .. import _core, reference
 from .._core import StepReport
-from .._rows import Rows
 from .._run import Run, StepOptions
 from .._schema import Schema
-from .._tree import filled
 from . import VerificationError
 
 Array = NDArray[Any]
@@ -123,17 +121,15 @@ def verified_step(run: Run, grads: Any, options: StepOptions, frozen: list[Array
     groups = [group for group, names in zip(run.groups, run.names, strict=True) for _ in names]
     found = core.gradients(grads, bool(options.zero_grads))
     # The step gets these very arrays, because a container may make new ones at each read.
-    leaves = (Rows(grad[1], grad[0]) if isinstance(grad, tuple) else grad for grad in found)
-    trees = [filled(tree, leaves) for tree in run.trees]
+    given = run.contained(found)
     snapshots = [
         Snapshot(
             run.schema, name, array, run.state[name], grad, group, count + 1, _worse(group, loss, before), key, still
         )
         for (name, array), group, count, key, grad, still in zip(
-            run.params.items(), groups, core.counts, run.keys(), found, frozen or [None] * run.leaves, strict=True
+            run.params.items(), groups, core.counts, run.keys(), found, frozen or [None] * len(run.params), strict=True
         )
     ]
-    given = trees if run.grouped else trees[0]
     saved = [(array, np.copy(array, order="K")) for each in snapshots for array in each.live.values()]
     for each in snapshots:
         if options.zero_grads and each.live_grad is not None and each.grad is not None:
