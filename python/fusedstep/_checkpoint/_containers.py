@@ -63,13 +63,11 @@ class Container(NamedTuple):
     """A file format: JSON and arrays by name, with room for the 64 digits of a checksum at a known place."""
 
     write: Callable[[BufferedIOBase, dict[str, Any], Mapping[str, Array]], None]
-    """ValueError if the format can't hold it."""
+    """ValueError if the format can't hold it; ImportError if a package is missing."""
     read_index: Callable[[BufferedIOBase, int], tuple[Any, dict[str, Stored]]]
     """Read the JSON and the index of a file of the given size; any error if the content is not ours."""
     place_of_checksum: Callable[[BufferedIOBase, int], int]
     """Negative where the content is not ours."""
-    check_package: Callable[[str], None] = lambda path: None
-    """ImportError if what writes files lacks a package."""
 
 
 def _read(file: BufferedIOBase, offset: int, size: int) -> NDArray[np.uint8]:
@@ -213,9 +211,12 @@ _TYPES = {
 
 
 def _write_safetensors(file: BufferedIOBase, description: dict[str, Any], arrays: Mapping[str, Array]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import save
-
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import save
+    except ImportError as error:
+        needed = "to write this format needs a package: pip install safetensors; .npz needs none"
+        raise ImportError(needed, name="safetensors") from error
     text = json.dumps({"sha256": BLANK.decode(), **description}, separators=(",", ":"))
     # MemoryError if the three copies that safetensors makes do not fit, which would kill the process.
     np.empty(3 * sum(array.nbytes for array in arrays.values()) + 2**20, np.uint8)
@@ -228,16 +229,6 @@ def _write_safetensors(file: BufferedIOBase, description: dict[str, Any], arrays
         raise
     _check_size("the header", int.from_bytes(content[:_LENGTH], "little"), LARGEST_HEADER)
     file.write(content)
-
-
-def _check_safetensors(path: str) -> None:
-    try:
-        import safetensors.numpy  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f"{path}: to write this format needs a package: pip install safetensors; .npz needs none",
-            name="safetensors",
-        ) from error
 
 
 def _index_safetensors(file: BufferedIOBase, size: int) -> tuple[Any, dict[str, Stored]]:
@@ -280,6 +271,6 @@ def _header(file: BufferedIOBase, size: int) -> bytes:
 
 
 CONTAINERS = {
-    ".safetensors": Container(_write_safetensors, _index_safetensors, _place_in_safetensors, _check_safetensors),
+    ".safetensors": Container(_write_safetensors, _index_safetensors, _place_in_safetensors),
     ".npz": Container(_write_npz, _index_npz, lambda file, size: size - len(BLANK)),
 }

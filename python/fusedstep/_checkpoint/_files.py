@@ -30,7 +30,6 @@ def save(run: Run, path: str | os.PathLike[str], extra: Any = None) -> None:
     """Write a complete checkpoint of ``run``, or nothing; see ``Optimizer.save``."""
     path = os.fsdecode(path)
     container = _container(path)
-    container.check_package(path)
     values, arrays = packed(extra)
     with run.core:
         about = description(run) | ({} if values is None else {"extra": values})
@@ -58,6 +57,8 @@ def _save(container: Container, path: str, about: dict[str, Any], arrays: dict[s
                 container.write(file, about, arrays)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
+            except ImportError as error:
+                raise ImportError(f"{path}: {error}", name=error.name) from error
             file.flush()
             size = os.fstat(descriptor).st_size
             place = container.place_of_checksum(file, size)
