@@ -112,9 +112,7 @@ class Case:
         """The keywords of the function: the options, arguments without a default, and the step count if it is used."""
         takes = inspect.signature(self.function).parameters
         needed = {name for name in takes if takes[name].default is inspect.Parameter.empty} | {*self.options}
-        used_with = self.schema.step  # "": always
-        counts = used_with == "" or (used_with is not None and self.values[used_with])
-        step = {"step": 1} if "step" in takes and counts else {}
+        step = {"step": 1} if "step" in takes and self.schema.uses_step(self.values) else {}
         return {name: self.values[name] for name in takes if name in self.values and name in needed} | step
 
     def bytes_per_element(self, dtype: np.dtype[Any]) -> int:

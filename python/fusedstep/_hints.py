@@ -57,6 +57,13 @@ def did_you_mean(name: object, known: Collection[str]) -> str:
     return f" (did you mean {meant!r}?)" if meant else ""
 
 
+def check_choice(what: str, value: object, known: Collection[str]) -> None:
+    """Raise ValueError with a suggestion if a value is none of the known ones."""
+    if value not in known:
+        choices = ", ".join(map(repr, known))
+        raise ValueError(f"{what}: expected one of {choices}, got {value!r}{did_you_mean(value, known)}")
+
+
 def parameters(function: Callable[..., Any]) -> list[str]:
     """Return the names of the parameters of a function or a method, without ``self``, ``*args`` and ``**options``."""
     code = getattr(function, "__wrapped__", function).__code__

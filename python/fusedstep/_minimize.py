@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ._adagrad import Adagrad, AdagradOptions
 from ._adagrad_norm import AdagradNorm, AdagradNormOptions
-from ._hints import did_you_mean, parameters
+from ._hints import check_choice, did_you_mean, parameters
 from ._optimizer import Optimizer, Options
 from ._rmsprop import RMSprop, RMSpropOptions
 from ._rprop import Rprop, RpropOptions
@@ -231,10 +231,7 @@ def _through_scipy(
 
 
 def _rule(method: str) -> type[Optimizer]:
-    if method not in RULES:
-        raise ValueError(
-            f"method: expected one of {', '.join(map(repr, RULES))}, got {method!r}{did_you_mean(method, RULES)}"
-        )
+    check_choice("method", method, RULES)
     return RULES[method]
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from . import _storage
 from ._core import OptimizerCore, StepReport, step_method
 from ._dialects import dialect_arguments
-from ._hints import check_keywords, did_you_mean, elsewhere
+from ._hints import check_choice, check_keywords, did_you_mean, elsewhere
 from ._run import LoadReport, Run, StepOptions
 from ._schema import SCHEMAS, Schema
 from ._tree import entries, ungrouped
@@ -180,11 +180,8 @@ class Optimizer:
 
     def _begin(self, arguments: Mapping[str, Any]) -> None:
         """Start with the named arguments of the constructor; ignore unknown ones."""
-        verify = arguments["verify"]
-        if verify not in get_args(Verify):
-            hint = did_you_mean(verify, get_args(Verify))
-            raise ValueError(f"verify: expected one of {', '.join(map(repr, get_args(Verify)))}, got {verify!r}{hint}")
-        self._verify = verify
+        check_choice("verify", arguments["verify"], get_args(Verify))
+        self._verify = arguments["verify"]
         options = {name: arguments[name] for name in (*self._schema.arguments, *_storage.DEFAULTS)}
         seed = _storage.checked_seed(arguments["seed"])
         self._run = Run(self._schema, arguments["params"], options, type(self).__name__, seed)

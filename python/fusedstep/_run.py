@@ -64,33 +64,7 @@ class StepOptions(NamedTuple):
 
 
 class Run:
-    """Everything in an optimizer except its class.
-
-    Attributes
-    ----------
-    schema : Schema
-        The rule.
-    name : str
-        What error messages and checkpoints call the optimizer.
-    core : OptimizerCore
-        Does the steps. Used as a context manager, it keeps other threads out.
-    params, state : mapping
-        The array, and the states by name, of each parameter. Both are read-only and live.
-    groups : list of dict
-        The optimizer's ``param_groups``.
-    names, trees : list
-        The names of the parameters, and their containers, of each group.
-    grouped : bool
-        Whether gradients come in groups.
-    begun : list of dict
-        The arguments of each group that are where its states started, and are no options.
-    starts : list of (dict, str, value)
-        Options of the groups at which states started, where a later change is without effect.
-    masks, masked : list, bool
-        Which elements of each group are updated: an array of bool, or None for all; whether any group has one.
-    storage : list of dict
-        How the arrays of each group are stored, as arguments of the core's ``add_group``.
-    """
+    """Everything in an optimizer except its class."""
 
     def __init__(self, schema: Schema, params: Any, options: Mapping[str, Any], name: str, seed: int = 0) -> None:
         self._begin(schema, name)
@@ -107,22 +81,33 @@ class Run:
     def _begin(self, schema: Schema, name: str) -> None:
         self.schema = schema
         self.name = name
+        """What error messages and checkpoints call the optimizer."""
         self.core = _core.OptimizerCore(schema.rule)
-        self.groups: list[dict[str, Any]] = []
-        self.names: list[list[str]] = []
-        self.trees: list[Any] = []
-        self.grouped = False
-        self.storage: list[dict[str, Any]] = []
+        """Does the steps. Used as a context manager, it keeps other threads out."""
         self._params: dict[str, Array] = {}
         self._state: dict[str, Mapping[str, Array]] = {}
         self.params = MappingProxyType(self._params)
         self.state = MappingProxyType(self._state)
+        """The array, and the states by name, of each parameter. Both are read-only and live."""
+        self.groups: list[dict[str, Any]] = []
+        """The optimizer's ``param_groups``."""
+        self.names: list[list[str]] = []
+        self.trees: list[Any] = []
+        """The names of the parameters, and their containers, of each group."""
+        self.grouped = False
+        """Whether gradients come in groups."""
+        self.begun: list[dict[str, Any]] = []
+        """The arguments of each group that are where its states started, and are no options."""
+        self.starts: list[tuple[dict[str, Any], str, Any]] = []
+        """Options of the groups at which states started, where a later change is without effect."""
+        self.masks: list[Any] = []
+        """Which elements of each group are updated: an array of bool, or None for all."""
+        self.masked = False
+        """Whether a group has a mask."""
+        self.storage: list[dict[str, Any]] = []
+        """How the arrays of each group are stored, as arguments of the core's ``add_group``."""
         self._unnamed = 0
         self._members: list[tuple[Array, ...]] = []
-        self.masks: list[Any] = []
-        self.masked = False
-        self.begun: list[dict[str, Any]] = []
-        self.starts: list[tuple[dict[str, Any], str, Any]] = []
 
     # -------------------------------------------------------------------------------------------------------- groups
 

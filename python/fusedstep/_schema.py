@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,40 +11,33 @@ from . import _core
 
 
 class Schema:
-    """The hyperparameters and states of one rule.
-
-    Attributes
-    ----------
-    fields, states : dict
-        As ``_core.rules()`` returns them.
-    step : str or None
-        None: the formula never uses the step count; empty: always; else the hyperparameter that turns its use on.
-    rows : bool
-        Whether a gradient may be one of some rows.
-    options : dict
-        The default of each hyperparameter that a group holds.
-    arguments : dict
-        The default of each hyperparameter of the constructor: those, and where states start.
-    class_name : str
-        The name of the rule's own class, which checkpoints of its subclasses have too.
-    """
+    """The hyperparameters and states of one rule."""
 
     class_name: str
+    """The name of the rule's own class, which checkpoints of its subclasses have too."""
 
     def __init__(self, rule: str, fields: dict[str, Any], states: dict[str, Any], step: str | None, rows: bool) -> None:
         self.rule = rule
         self.fields = fields
         self.states = states
         self.step = step
+        """None: the formula never uses the step count; empty: always; else the hyperparameter that turns its use on."""
         self.rows = rows
+        """Whether a gradient may be one of some rows."""
         self.arguments = {name: field["default"] for name, field in fields.items() if field["purpose"] != "loss"}
+        """The default of each hyperparameter of the constructor."""
         self.options = {name: value for name, value in self.arguments.items() if fields[name]["purpose"] == "option"}
+        """The default of each hyperparameter that a group holds: all except where states start."""
         self.argument = {state["renamed"]: name for name, state in states.items() if state["renamed"] is not None}
         """What functions call the states that have another name with some options."""
         self.starting = {
             state["starts_at"]: name for name, state in states.items() if state["starts_at"] in self.options
         }
         """Options of a group that a state starts at: later changes of them would be without effect."""
+
+    def uses_step(self, options: Mapping[str, Any]) -> bool:
+        """Whether the formula has the step count in it, with these options."""
+        return self.step is not None and (self.step == "" or bool(options[self.step]))
 
     def plain(self, name: str, value: Any) -> Any:
         """Return the exact value of an option as a Python object; instead of a number perhaps an array of float64."""

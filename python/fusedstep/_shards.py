@@ -251,26 +251,21 @@ class Exchange:
         """
         me = self._peers.rank
 
-        def size(owner: int, rank: int, segments: Sequence[list[Segment]]) -> int:
-            if owner == rank:
-                return 0
-            parts = ((node, part) for node in self._nodes[rank] for part in segments[owner])
-            return sum((end - begin) * self._type_of_sum(node, i).itemsize for node, (i, begin, end) in parts)
+        def parts(segments: list[list[Segment]], rank: int, owner: int) -> Iterator[tuple[Any, ...]]:
+            """Yield the node, the elements and the type of what a rank sends to the owner of the elements."""
+            for node in self._nodes[rank] if rank != owner else ():
+                for i, begin, end in segments[owner]:
+                    yield node, i, begin, end, self._type_of_sum(node, i)
+
+        def size(segments: list[list[Segment]], rank: int, owner: int) -> int:
+            return sum((end - begin) * kind.itemsize for _, _, begin, end, kind in parts(segments, rank, owner))
 
         def post(segments: list[list[Segment]]) -> Travelling:
             everyone = range(self._peers.size)
-            sent = [size(owner, me, segments) for owner in everyone]
-            counts = [size(me, rank, segments) for rank in everyone]
-            message = _packed(
-                sum(sent),
-                (
-                    (self._type_of_sum(node, i), sums[node][i][begin:end])
-                    for owner in everyone
-                    if owner != me
-                    for node in self._nodes[me]
-                    for i, begin, end in segments[owner]
-                ),
-            )
+            sent = [size(segments, me, owner) for owner in everyone]
+            counts = [size(segments, rank, me) for rank in everyone]
+            mine = (part for owner in everyone for part in parts(segments, me, owner))
+            message = _packed(sum(sent), ((kind, sums[node][i][begin:end]) for node, i, begin, end, kind in mine))
             received = np.empty(sum(counts), np.uint8)
             request = self._peers.comm.Ialltoallv([message, sent, MPI.BYTE], [received, counts, MPI.BYTE])
             return request, received

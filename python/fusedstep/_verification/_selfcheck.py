@@ -199,14 +199,10 @@ class Written:
         return {dtype: np.concatenate(arrays) for dtype, arrays in by_dtype.items()}
 
 
-def new_run(case: Case, params: Arrays) -> Run:
-    return Run(case.schema, params, case.options, case.schema.rule)
-
-
 def run_fused(case: Case, inputs: Inputs) -> Written:
     """Return what the kernels write in some steps."""
     around, params = inputs.parameters()
-    run = new_run(case, params)
+    run = Run(case.schema, params, case.options, case.schema.rule)
     grads, norm = {}, None
     for step, loss in enumerate(LOSSES):
         grads = inputs.gradients(case, step)
@@ -217,7 +213,8 @@ def run_fused(case: Case, inputs: Inputs) -> Written:
 def run_reference(case: Case, inputs: Inputs) -> Written:
     """Return what the NumPy reference writes in the same steps."""
     around, params = inputs.parameters()
-    run = new_run(case, params)  # for its hyperparameters and where its states start
+    # For its hyperparameters and where its states start.
+    run = Run(case.schema, params, case.options, case.schema.rule)
     arguments = dict(case.step_options)
     zero_grads, clip_norm = arguments.pop("zero_grads", False), arguments.pop("clip_norm", None)
     grads, norm = {}, None

@@ -101,7 +101,7 @@ class Snapshot:
         used = _core.used_states(schema.rule, self.options)
         found |= {schema.argument.get(key, key): self.before[key] for key in used}
         found |= {"key": self.key, "param_low": self.before.get("param_low")}
-        if schema.step is not None and (schema.step == "" or self.options[schema.step]):
+        if schema.uses_step(self.options):
             found["step"] = self.count
         if self.rows is not None:
             found["rows"] = self.rows
