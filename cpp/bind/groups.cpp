@@ -149,28 +149,25 @@ bool Groups::read_floats(OptimizerCore& core) {
     if (PyList_GET_ITEM(list, static_cast<Py_ssize_t>(k)) != dict || group.seen.empty()) return false;
     const std::uint64_t version = version_of(dict);
     if (version != 0 && version == group.version) continue;
+    Entries seen = std::exchange(group.seen, {});  // if anything else differs, or the optimizer refuses, all is read again
     std::optional<Options> changed;
     Py_ssize_t position = 0;
     PyObject* key;
     PyObject* value;
     std::size_t i = 0;
     for (; PyDict_Next(dict, &position, &key, &value) != 0; ++i) {
-      if (i == group.seen.size() || key != group.seen[i].first.ptr()) return false;
-      if (value == group.seen[i].second.ptr()) continue;
-      const schema::Field* const field = this->field(group.seen[i].first);
+      if (i == seen.size() || key != seen[i].first.ptr()) return false;
+      if (value == seen[i].second.ptr()) continue;
+      const schema::Field* const field = this->field(seen[i].first);
       if (field == nullptr || field->kind != schema::Kind::real || is_start(*field) || !PyFloat_CheckExact(value))
         return false;
       if (!changed) changed = core.options(k);
       set_field(*field, value, *changed);
+      seen[i].second = py::reinterpret_borrow<py::object>(value);
     }
-    if (i != group.seen.size()) return false;
-    if (changed) {
-      core.set_options(k, *changed);
-      position = 0;
-      for (i = 0; PyDict_Next(dict, &position, &key, &value) != 0; ++i) {
-        if (value != group.seen[i].second.ptr()) group.seen[i].second = py::reinterpret_borrow<py::object>(value);
-      }
-    }
+    if (i != seen.size()) return false;
+    if (changed) core.set_options(k, *changed);
+    group.seen = std::move(seen);
     group.version = version;
   }
   return true;
