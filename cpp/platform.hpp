@@ -32,7 +32,11 @@ namespace fusedstep {
 // A loop over narrow and wide numbers may widen the narrow ones itself, a group at a time. Left to itself, GCC takes as many
 // elements at a time as a vector has narrow ones. On AVX2 these are 32 bytes or 16 halves, and the loop spends much of its
 // time on packing and on registers that were spilled to memory.
+#if defined(__AVX512BW__)
+inline constexpr std::int64_t group = 16;
+#else
 inline constexpr std::int64_t group = 8;
+#endif
 
 // A loop over a group that stays a loop until it is vectorised. GCC may unroll it first, and then miss some of its vectors.
 #if defined(__clang__)
@@ -41,7 +45,27 @@ inline constexpr std::int64_t group = 8;
 #define FUSEDSTEP_EACH_OF_GROUP(i) _Pragma("GCC unroll 1") for (std::int64_t i = 0; i < group; ++i)
 #endif
 
-#if defined(__AVX2__) && !defined(__AVX512F__) && !defined(__clang__)
+#if defined(__AVX512BW__) && !defined(__clang__)
+inline constexpr bool widens_groups = true;
+inline constexpr __mmask16 all = 0xFFFF;  // GCC 12 warns of variables in its functions without a mask
+FUSEDSTEP_INLINE void widen_group(const std::int8_t* from, std::int32_t* to) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  _mm512_storeu_si512(to, _mm512_maskz_cvtepi8_epi32(all, bytes));
+}
+FUSEDSTEP_INLINE void narrow_group(const std::int32_t* from, std::int8_t* to) {
+  const __m512i words = _mm512_loadu_si512(from);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_maskz_cvtepi32_epi8(all, words));
+}
+// The same for halves that are the upper ones of 32 bits.
+FUSEDSTEP_INLINE void widen_group(const std::uint16_t* from, float* to) {
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  _mm512_storeu_si512(to, _mm512_maskz_slli_epi32(all, _mm512_maskz_cvtepu16_epi32(all, halves), 16));
+}
+FUSEDSTEP_INLINE void narrow_group(const std::uint32_t* from, std::uint16_t* to) {
+  const __m512i upper = _mm512_maskz_srli_epi32(all, _mm512_loadu_si512(from), 16);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_maskz_cvtepi32_epi16(all, upper));
+}
+#elif defined(__AVX2__) && !defined(__clang__)
 inline constexpr bool widens_groups = true;
 FUSEDSTEP_INLINE void widen_group(const std::int8_t* from, std::int32_t* to) {
   const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));

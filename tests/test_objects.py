@@ -356,7 +356,7 @@ def test_every_kernel_is_there(core: dict[str, Object], isa: str) -> None:
         if loop.width != "full" and two_widths:
             expected[f"{HALF}{kind}"] = loop.variants
     wanted = {(kind, type): count for kind, count in expected.items() for type in ("float", "double")}
-    if isa == "avx2" and not is_clang():
+    if isa != "baseline" and not is_clang():
         # Parameters, states or both of 16 bits, to nearest and stochastically.
         wanted |= {(f"{NARROW}{kind}", "float"): 3 * 2 * loop.narrow for kind, loop in LOOPS.items() if loop.narrow}
     assert found == wanted, "the entry of a rule in tests/registry.py says in `loops` what its kernels are"

@@ -151,14 +151,16 @@ struct Storage {
 // array or a row of n elements, settle() updates the rule's scalar by the sum and completes the constants. For one over the
 // whole list of arrays, update_chosen() updates the one element that was found.
 struct Kernel {
+  static constexpr std::int64_t whole_groups = 16;
+
   // Computes the constants for update number `step` of a parameter.
   void (*prepare)(const void* options, const Prologue& prologue, std::int64_t step, Prepared& out) noexcept;
   void (*update)(const Prepared& prepared, std::int64_t n, void* const* streams) noexcept;
   // The same for elements that are so many bytes apart in each stream. Null for a rule whose loop would then not be
   // vectorised.
   void (*update_apart)(const Prepared& prepared, std::int64_t n, void* const* streams, const std::int64_t* strides) noexcept;
-  // The same for groups of elements, where parameter and gradient are float or [1] bfloat16, and the state is float or
-  // [][1] bfloat16. It rounds with one draw of noise for each element, or to nearest if there is none. Null where
+  // The same for a multiple of `whole_groups` elements, where parameter and gradient are float or [1] bfloat16, and the state
+  // is float or [][1] bfloat16. It rounds with one draw of noise for each element, or to nearest if there is none. Null where
   // conversions apart are faster.
   void (*update_narrow[2][2])(const Prepared& prepared, std::int64_t n, void* const* streams,
                               const std::uint32_t* noise) noexcept;

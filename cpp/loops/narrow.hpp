@@ -10,7 +10,7 @@ namespace {
 
 template <>
 struct Grouped<bfloat16> {
-  alignas(32) float element[group];
+  alignas(4 * group) float element[group];
 
   explicit Grouped(const bfloat16* from) { widen_group(&from->bits, element); }
   float* in(const bfloat16*) { return element; }
@@ -24,11 +24,13 @@ struct Grouped<bfloat16> {
  private:
   template <class Round>
   void store_by(bfloat16* to, Round round) const {
-    alignas(32) std::uint32_t word[group];
+    alignas(4 * group) std::uint32_t word[group];
     FUSEDSTEP_EACH_OF_GROUP(j) word[j] = round(element[j], j);
     narrow_group(word, &to->bits);
   }
 };
+
+static_assert(Kernel::whole_groups % group == 0);
 
 // The parameter takes the lower half of the noise, the state the upper one.
 template <class Rule, bool stochastic, class P, class... S, std::size_t... k>
@@ -62,7 +64,7 @@ constexpr int count_floats(Types<S...>, std::index_sequence<k...>) {
   return (0 + ... + (uses<Rule, k>() && std::is_same_v<S, float>));
 }
 
-template <class Rule>
+template <class AnyForm, class Rule = typename InWords<AnyForm>::type>
 struct Narrow {
   using Wide = typename Rule::template States<float>;
   static constexpr auto numbers = []<class... S>(Types<S...>) { return std::index_sequence_for<S...>{}; }(Wide{});

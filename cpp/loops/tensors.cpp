@@ -346,7 +346,7 @@ void update_converted(const Work& work, std::int64_t begin, std::int64_t n, void
   }
   Wide rest = memory;
   if (const auto update = narrow_update(work); update != nullptr) {
-    const std::int64_t whole = n / group * group;
+    const std::int64_t whole = n / Kernel::whole_groups * Kernel::whole_groups;
     update(work.prepared, whole, streams, work.storage.draws() > 0 ? memory.noise[0] : nullptr);
     if (whole == n) return;
     begin += whole;

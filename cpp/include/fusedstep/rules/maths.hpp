@@ -31,9 +31,6 @@ inline constexpr bool masks_of_bits = true;
 inline constexpr bool masks_of_bits = false;
 #endif
 
-// A sign that is stored as a byte, as a rule sees it.
-using Sign = std::conditional_t<masks_of_bits, std::int8_t, std::int32_t>;
-
 // Compare and select, in this order: NaN passes through. min and max instructions have NaN rules of their own.
 template <class T>
 inline T clamp(T x, T lo, T hi) {
@@ -83,9 +80,9 @@ inline Bits<T> sign_bits(T x) {
 }
 
 // The sign as a whole number: -1, 0 or 1; 0 for NaN.
-template <class T>
+template <class Sign, class T>
 inline Sign stored_sign(T x) {
-  if constexpr (masks_of_bits) {
+  if constexpr (sizeof(Sign) == 1) {
     return has_sign(x) ? static_cast<Sign>(static_cast<Sign>(sign_bits(x)) | 1) : Sign{0};
   } else {
     return static_cast<Sign>(has_sign(x) ? copysign(T(1), x) : T(0));

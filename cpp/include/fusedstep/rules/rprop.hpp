@@ -106,13 +106,13 @@ struct RpropConstants {
 };
 
 // forget: a flip is not remembered, so that the next step neither grows nor shrinks D.
-// as_bytes: signs are compared as bytes (1.2 times as fast where masks are of bits) and not in a product. At half of
-// AVX-512's width GCC 12 vectorises only the product.
+// as_bytes: signs are compared as bytes (1.2 times as fast where masks are of bits), and not as words in a product. At half
+// of AVX-512's width GCC 12 vectorises only the product.
 template <OnFlip on_flip, bool forget, bool as_bytes = masks_of_bits>
 struct RpropRule {
   static constexpr bool divides = false;
-  static constexpr bool compares_signs = true;  // so the loops may widen the bytes of a group first
-  using AtHalfWidth = RpropRule<on_flip, forget, false>;
+  using InWords = RpropRule<on_flip, forget, false>;
+  using Sign = std::conditional_t<as_bytes, std::int8_t, std::int32_t>;  // a stored sign as the rule sees it
 
   template <class T>
   using States = Types<T, std::int8_t>;
@@ -156,7 +156,7 @@ struct RpropRule {
     const bool flip = flipped(g, ps);
     const T Dn = resized(D, g, ps, c);
     const T moved = minus_product(p, sign(g), on_flip == OnFlip::undo && flip ? D : Dn);
-    const Sign sg = stored_sign(g);
+    const Sign sg = stored_sign<Sign>(g);
     p = on_flip == OnFlip::stay && flip ? p : moved;
     ps = forget && flip ? Sign{0} : sg;
     return {p, Dn, ps};
@@ -172,6 +172,7 @@ enum class Smallest { learning_rate, gradient };
 template <Smallest smallest>
 struct GRpropRule : RpropRule<OnFlip::move, false> {
   using Elsewhere = RpropRule<OnFlip::move, false>;  // the rule of all elements that are not chosen
+  using Sign = Elsewhere::Sign;
   static constexpr bool chooses_one = true;
   static constexpr double delta = 1e-6;
 
@@ -191,7 +192,7 @@ struct GRpropRule : RpropRule<OnFlip::move, false> {
     const double rest = sum - term(p, g, D, ps, c).summand;
     D = clamp(rounded<T>(-(rest + delta) / static_cast<double>(g)), c.lo, c.hi);
     p = p - sign(g) * D;
-    return {p, D, stored_sign(g)};
+    return {p, D, stored_sign<Sign>(g)};
   }
 };
 
