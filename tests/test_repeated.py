@@ -54,44 +54,15 @@ def outcome(step: Callable[[], Any]) -> tuple[str, str]:
     return "", ""
 
 
-def moved(world: World) -> None:
-    world.grads = [grad.copy() for grad in world.grads]
+def of_first(change: Callable[[Any], Any]) -> Callable[[World], None]:
+    """Return what replaces the first gradient."""
+    return lambda world: world.grads.__setitem__(0, change(world.grads[0]))
 
 
-def moved_in_a_tuple(world: World) -> None:
-    world.grads = tuple(grad.copy() for grad in world.grads)  # type: ignore[assignment]
-
-
-def strided(world: World) -> None:
-    world.grads[0] = np.repeat(world.grads[0], 2)[::2]
-
-
-def reversed_gradient(world: World) -> None:
-    world.grads[1] = world.grads[1][::-1]
-
-
-def without_one(world: World) -> None:
-    world.grads[1] = None
-
-
-def read_only_gradient(world: World) -> None:
-    world.grads[0].flags.writeable = False
-
-
-def other_lr(world: World) -> None:
-    world.group["lr"] = 0.5
-
-
-def other_lr_in_place(world: World) -> None:
-    world.opt.lr = 0.25
-
-
-def decay(world: World) -> None:
-    world.group["weight_decay"] = 0.5
-
-
-def ascent(world: World) -> None:
-    world.group["maximize"] = True
+def changed_in_place(array: Array, attribute: str, value: object) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # since NumPy 2.5
+        setattr(array, attribute, value)
 
 
 class Number(float):
@@ -101,143 +72,63 @@ class Number(float):
         return 0.125
 
 
-def own_number(world: World) -> None:
-    world.group["lr"] = Number(7.0)
+def a_state(world: World, name: str) -> Array:
+    return next(iter(world.opt.state[name].values()))  # type: ignore[no-any-return]
 
 
-def reordered_dict(world: World) -> None:
-    world.group["lr"] = world.group.pop("lr")
-
-
-FINE = [
-    moved, moved_in_a_tuple, strided, reversed_gradient, without_one, read_only_gradient, other_lr, other_lr_in_place,
-    decay, ascent, own_number, reordered_dict,
-]  # fmt: skip
-
-
-def at_an_end_of_a_parameter(world: World) -> None:
-    world.grads[0] = world.memory[2][4999:5015]  # its first element is the parameter's last
-
-
-def in_a_parameter(world: World) -> None:
-    world.grads[1] = world.params[0][5:8]
-
-
-def in_a_state(world: World) -> None:
-    world.grads[1] = next(iter(world.opt.state["0"].values()))[2:5]
-
-
-def of_another_type(world: World) -> None:
-    world.grads[0] = world.grads[0].astype(np.float64).astype(">f8")
-
-
-def of_other_bytes(world: World) -> None:
-    world.grads[0] = world.grads[0].astype(">f4")
-
-
-def misaligned(world: World) -> None:
-    world.grads[0] = np.zeros(65, np.uint8)[1:].view(np.float32)
-
-
-def masked(world: World) -> None:
-    world.grads[0] = np.ma.masked_array(world.grads[0], mask=False)
-
-
-def longer(world: World) -> None:
-    world.grads[0] = np.zeros(17, np.float32)
-
-
-def another_shape(world: World) -> None:
-    world.grads[0] = world.grads[0].reshape(4, 4)
-
-
-def one_too_few(world: World) -> None:
-    world.grads.pop()
-
-
-def one_too_many(world: World) -> None:
-    world.grads.append(world.grads[0])
-
-
-def no_array(world: World) -> None:
-    world.grads[0] = world.grads[0].tolist()
-
-
-def locked_parameter(world: World) -> None:
-    world.params[1].flags.writeable = False
-
-
-def changed_in_place(array: Array, attribute: str, value: object) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # since NumPy 2.5
-        setattr(array, attribute, value)
-
-
-def reshaped_parameter(world: World) -> None:
-    changed_in_place(world.params[0], "shape", (4, 4))
-
-
-def retyped_parameter(world: World) -> None:
-    changed_in_place(world.params[0], "dtype", np.int32)
-
-
-def locked_state(world: World) -> None:
-    next(iter(world.opt.state["1"].values())).flags.writeable = False
-
-
-def not_a_number(world: World) -> None:
-    world.group["lr"] = float("nan")
-
-
-def negative(world: World) -> None:
-    world.group["lr"] = -1.0
-
-
-def text(world: World) -> None:
-    world.group["lr"] = "0.1"
-
-
-def lost_option(world: World) -> None:
-    del world.group["weight_decay"]
-
-
-def further_option(world: World) -> None:
-    world.group["learning_rate"] = 0.1
-
-
-def renamed_option(world: World) -> None:
-    world.group["learning_rate"] = world.group.pop("lr")
-
-
-def other_members(world: World) -> None:
-    world.group["params"] = tuple(world.params[:1])
-
-
-def another_group(world: World) -> None:
-    world.opt.param_groups[0] = dict(world.group)
-
-
-def no_group(world: World) -> None:
-    world.opt.param_groups.clear()
-
-
-REFUSED = [
-    at_an_end_of_a_parameter, in_a_parameter, in_a_state, of_another_type, of_other_bytes, misaligned, masked, longer,
-    another_shape, one_too_few, one_too_many, no_array, locked_parameter, reshaped_parameter, retyped_parameter,
-    locked_state, not_a_number, negative, text, lost_option, further_option, renamed_option, other_members,
-    another_group, no_group,
-]  # fmt: skip
+Change = Callable[[World], Any]
+FINE: dict[str, Change] = {
+    "moved": lambda world: setattr(world, "grads", [grad.copy() for grad in world.grads]),
+    "moved in a tuple": lambda world: setattr(world, "grads", tuple(grad.copy() for grad in world.grads)),
+    "strided": of_first(lambda grad: np.repeat(grad, 2)[::2]),
+    "reversed": of_first(lambda grad: grad[::-1]),
+    "without one": of_first(lambda grad: None),
+    "read-only": lambda world: world.grads[0].setflags(write=False),
+    "other lr": lambda world: world.group.update(lr=0.5),
+    "other lr by the attribute": lambda world: setattr(world.opt, "lr", 0.25),
+    "decay": lambda world: world.group.update(weight_decay=0.5),
+    "ascent": lambda world: world.group.update(maximize=True),
+    "a number of one's own": lambda world: world.group.update(lr=Number(7.0)),
+    "reordered dict": lambda world: world.group.update(lr=world.group.pop("lr")),
+}
+REFUSED: dict[str, Change] = {
+    "the last element of a parameter": lambda world: world.grads.__setitem__(0, world.memory[2][4999:5015]),
+    "in a parameter": lambda world: world.grads.__setitem__(1, world.params[0][5:8]),
+    "in a state": lambda world: world.grads.__setitem__(1, a_state(world, "0")[2:5]),
+    "of another type": of_first(lambda grad: grad.astype(">f8")),
+    "of other bytes": of_first(lambda grad: grad.astype(">f4")),
+    "misaligned": of_first(lambda grad: np.zeros(65, np.uint8)[1:].view(np.float32)),
+    "masked": of_first(lambda grad: np.ma.masked_array(grad, mask=False)),
+    "longer": of_first(lambda grad: np.zeros(17, np.float32)),
+    "of another shape": of_first(lambda grad: grad.reshape(4, 4)),
+    "no array": of_first(lambda grad: grad.tolist()),
+    "one too few": lambda world: world.grads.pop(),
+    "one too many": lambda world: world.grads.append(world.grads[0]),
+    "a parameter locked": lambda world: world.params[1].setflags(write=False),
+    "a parameter reshaped": lambda world: changed_in_place(world.params[0], "shape", (4, 4)),
+    "a parameter of another type": lambda world: changed_in_place(world.params[0], "dtype", np.int32),
+    "a state locked": lambda world: a_state(world, "1").setflags(write=False),
+    "no number": lambda world: world.group.update(lr=float("nan")),
+    "negative": lambda world: world.group.update(lr=-1.0),
+    "a text": lambda world: world.group.update(lr="0.1"),
+    "an option lost": lambda world: world.group.pop("weight_decay"),
+    "an option more": lambda world: world.group.update(learning_rate=0.1),
+    "an option renamed": lambda world: world.group.update(learning_rate=world.group.pop("lr")),
+    "other members": lambda world: world.group.update(params=tuple(world.params[:1])),
+    "another group": lambda world: world.opt.param_groups.__setitem__(0, dict(world.group)),
+    "no group": lambda world: world.opt.param_groups.clear(),
+}
 
 
 @pytest.mark.parametrize("sizes", [SIZES, (*SIZES[:2], 30)], ids=["large", "small"])
-@pytest.mark.parametrize("change", FINE, ids=lambda change: change.__name__)
-def test_what_may_change(change: Callable[[World], None], sizes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("change", FINE)
+def test_what_may_change(change: str, sizes: tuple[int, ...]) -> None:
     """Steps go on like those of an optimizer that never repeats one, twice after the change."""
     ours, theirs = World(sizes), World(sizes)
     for k in range(7):
         if k == 4:
-            change(ours)
-            change(theirs)
+            FINE[change](ours)
+            FINE[change](theirs)
         report = ours.opt.step(ours.grads)
         expected = theirs.opt.step(theirs.grads, **ANEW)
         assert (report.step, report.grad_norm, report.skipped) == (expected.step, None, False)
@@ -245,21 +136,21 @@ def test_what_may_change(change: Callable[[World], None], sizes: tuple[int, ...]
         assert not difference(found, right)
 
 
-@pytest.mark.parametrize("change", REFUSED, ids=lambda change: change.__name__)
-def test_what_may_not(change: Callable[[World], None]) -> None:
+@pytest.mark.parametrize("change", REFUSED)
+def test_what_may_not(change: str) -> None:
     """Raise the usual error, write nothing, and raise it again at the next try."""
     ours, theirs = World(), World()
     for _ in range(4):
         ours.opt.step(ours.grads)
     theirs.opt.step(theirs.grads, **ANEW)
-    change(ours)
-    change(theirs)
+    REFUSED[change](ours)
+    REFUSED[change](theirs)
     before = Unchanged(ours.values())
     error = outcome(lambda: theirs.opt.step(theirs.grads, **ANEW))
     assert error[0] in ("TypeError", "ValueError"), error
     for _ in range(2):
         assert outcome(lambda: ours.opt.step(ours.grads)) == error
-    before.check(change.__name__)
+    before.check(change)
 
 
 @pytest.mark.parametrize("case", [*CASES, *PER_ROW, *STORED[::23]], ids=str)
@@ -317,15 +208,6 @@ def test_instruction_sets_and_copies() -> None:
         other.opt.step(other.grads, **ANEW)
     for found, right in zip(world.memory, other.memory, strict=True):
         assert not difference(found, right)
-
-
-def test_rprop_only_starts_with_its_lr() -> None:
-    world = World(rule="Rprop")
-    for _ in range(3):
-        world.opt.step(world.grads)
-    world.group["lr"] = 0.5
-    with pytest.raises(ValueError, match="lr was changed"):
-        world.opt.step(world.grads)
 
 
 @pytest.mark.parametrize("verify", ["never", "every"])
