@@ -6,18 +6,25 @@ import contextlib
 import functools
 import itertools
 import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 
 import fusedstep as fs
 from fusedstep import _core
-from registry import INDICES, STEP_PROLOGUE, STEPS, VALUES, C, Case, Layout, Shape, Values, of_rows, rose
-
-Array = np.ndarray[Any, Any]
+from registry import INDICES, STEP_PROLOGUE, STEPS, VALUES, Array, C, Case, Layout, Shape, Values, of_rows, rose
 
 # ---------------------------------------------------------------------------------------------------------------- bits
 
@@ -82,6 +89,19 @@ class Unchanged:
     def check(self, where: str = "") -> None:
         for root, before in self._before:
             assert self._bytes(root) == before, f"{where}: memory was changed"
+
+
+@contextlib.contextmanager
+def refused(error: Any, says: Iterable[str], arrays: Iterable[Any] = (), where: str = "") -> Iterator[Any]:
+    """Check that the block raises, the message shows all of ``says``, and no byte of the arrays' memory changes."""
+    unchanged = Unchanged(arrays)
+    with pytest.raises(error) as caught:
+        yield caught
+    for part in says:
+        assert part in str(caught.value), f"{where}: {part!r} is not in the message {str(caught.value)!r}"
+    if isinstance(error, type):
+        assert caught.type is error, where
+    unchanged.check(where)
 
 
 class Guarded:
@@ -353,6 +373,44 @@ def threads(n: int) -> Iterator[None]:
     finally:
         _core.share_all_work(shared)
         fs.set_num_threads(before)
+
+
+# ----------------------------------------------------------------------------------------------------- other processes
+
+
+def python(code: str, *arguments: Any, fails: bool = False, **variables: str) -> str:
+    """Run Python code in a fresh process; return what it prints, or its last line of error."""
+    ours = ("FUSEDSTEP_", "OMP_NUM_THREADS")
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
+    environment = {**inherited, "SKBUILD_EDITABLE_VERBOSE": "0", **variables}
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode != 0) == fails, done.stderr[-4000:]
+    return done.stderr.strip().splitlines()[-1] if fails else done.stdout.strip()
+
+
+def in_child(body: Callable[[], Any], seconds: float = 60) -> Any:
+    """Return what ``body`` returns in a forked child, which must end in time."""
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # it forks a process with threads on purpose
+        pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            os.write(write, pickle.dumps(body()))
+        os._exit(0)
+    os.close(write)
+    end = time.monotonic() + seconds
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        if time.monotonic() > end:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            pytest.fail(f"a forked child did not finish in {seconds} s")
+        time.sleep(0.001)
+    with open(read, "rb") as said:
+        told = said.read()
+    assert told, "a forked child failed"
+    return pickle.loads(told)
 
 
 def shows(message: str, value: Any) -> bool:

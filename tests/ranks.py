@@ -16,14 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 from mpi4py import MPI
-from numpy.typing import NDArray
 
 import fusedstep as fs
 import fusedstep.mpi
 from checks import Mirror, Unchanged, assert_same, memory_of
-from registry import CASES, CONTAINERS, FULLEST_OF_RULE, STEP_OPTIONS, STORAGES, Case, loss
+from registry import CASES, CONTAINERS, FULLEST_OF_RULE, STEP_OPTIONS, STORAGES, Array, Case, loss
 
-Array = NDArray[Any]
 Grads = dict[str, Array | None]
 
 COMM = MPI.COMM_WORLD

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 import re
@@ -19,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.lib.stride_tricks import as_strided
 
 import fusedstep as fs
-from checks import Mirror, Unchanged, assert_same, difference, memory_of, reference_step, shows
+from checks import Mirror, Unchanged, assert_same, difference, memory_of, reference_step, refused, shows
 from registry import (
     BAD_ARRAYS,
     BAD_CLASS_OPTIONS,
@@ -36,14 +35,13 @@ from registry import (
     ONE_OF_STORAGE,
     PAIRS,
     SCALAR_PAIRS,
+    Array,
     Bad,
     BadArray,
     Case,
     Pair,
     loss,
 )
-
-Array = np.ndarray[Any, Any]
 
 each_rule = pytest.mark.parametrize("case", FULLEST_OF_RULE, ids=lambda case: case.rule)
 each_storage = pytest.mark.parametrize("case", ONE_OF_STORAGE, ids=lambda case: case.rule)
@@ -63,18 +61,6 @@ def good_arrays(case: Case, dtype: np.dtype[Any], shape: tuple[int, ...] = (3, 4
 
 def loss_of(case: Case) -> dict[str, float]:
     return {"loss": loss(1)} if case.needs_loss else {}
-
-
-@contextlib.contextmanager
-def refused(error: type[Exception], says: list[str], arrays: Any, where: str = "") -> Iterator[None]:
-    """Check that the block raises, the message shows all of ``says``, and no byte of the arrays' memory changes."""
-    unchanged = Unchanged(arrays)
-    with pytest.raises(error) as caught:
-        yield
-    assert caught.type is error, where
-    for part in says:
-        assert part in str(caught.value), f"{where}: {part!r} is not in the message {str(caught.value)!r}"
-    unchanged.check(where)
 
 
 # ----------------------------------------------------------------------------------------------------------- bad arrays
@@ -262,29 +248,25 @@ def test_a_gradient_and_a_parameter_of_an_optimizer(case: Case, pair: Pair) -> N
     unless they are set to 0."""
     dtype = DTYPES[1]
     for whose in ("own", "other"):
-        memory = fill(np.zeros(64, dtype))
-        a, b = pair.make(memory)
-        params = (
-            {"other": a, "own": np.ones(a.shape, dtype)} if whose == "other" else {"other": np.ones(3, dtype), "own": a}
-        )
-        optimizer = case.new(params)
-        mirror = Mirror(case, params)
+        a, b = pair.make(fill(np.zeros(64, dtype)))
+        params = {"other": a, "own": np.ones(a.shape, dtype)}
+        if whose == "own":
+            params = {"other": np.ones(3, dtype), "own": a}
+        optimizer, mirror = case.new(params), Mirror(case, params)
         grads = {"other": np.ones(params["other"].shape, dtype), "own": b}
-        where = f"{whose}, {pair.name}"
         if pair.overlap:
             says = ["gradient of parameter 'own'", f"parameter '{whose}'", "shares memory"]
-            with refused(ValueError, says, memory_of(optimizer, *grads.values()), where):
+            with refused(ValueError, says, memory_of(optimizer, *grads.values()), f"{whose}, {pair.name}"):
                 optimizer.step(grads, **loss_of(case))
         else:
             mirror.step({name: grad.copy() for name, grad in grads.items()}, **loss_of(case))
             optimizer.step(grads, **loss_of(case))
-            mirror.assert_like(optimizer, params, where)
+            mirror.assert_like(optimizer, params, f"{whose}, {pair.name}")
 
     memory = fill(np.zeros(64, dtype))
     a, b = pair.make(memory)
     params = {"first": np.ones(a.shape, dtype), "second": np.ones(b.shape, dtype)}
-    optimizer = case.new(params)
-    mirror = Mirror(case, params)
+    optimizer, mirror = case.new(params), Mirror(case, params)
     grads = {"first": a, "second": b}
     mirror.step(grads, **loss_of(case))
     optimizer.step(grads, **loss_of(case))
@@ -481,20 +463,6 @@ def test_hyperparameters_that_do_not_go_together(rule: str, options: dict[str, A
         optimizer.step([arrays["grad"]], **loss_of(case))
 
 
-@each_dtype
-def test_states_come_where_they_are_used(dtype: np.dtype[Any]) -> None:
-    """Require a state that the hyperparameters use, and refuse one that they don't."""
-    arrays = good_arrays(of_rule["rmsprop"], dtype)
-    buffer = np.ones((3, 4), dtype)
-    with refused(ValueError, ["momentum_buffer", "None"], arrays.values()):
-        fs.rmsprop_(**arrays, lr=0.1, momentum=0.9)
-    with refused(ValueError, ["momentum_buffer", "expected None", "do not use it"], [buffer, *arrays.values()]):
-        fs.rmsprop_(**arrays, lr=0.1, momentum_buffer=buffer)
-    rprop = good_arrays(of_rule["rprop"], dtype)
-    with refused(ValueError, ["lr", "decoupled", "None"], rprop.values()):
-        fs.rprop_(**rprop, weight_decay=0.1, decoupled_weight_decay=True)
-
-
 def test_arguments_that_are_missing_or_unknown() -> None:
     """Name missing and unknown arguments, as Python functions do, and write nothing."""
     for case in FIRST_OF_RULE:
@@ -526,10 +494,8 @@ def test_numbers_of_any_real_type(good: Any) -> None:
     fs.adagrad_(**arrays, lr=good, eps=good)
     fs.adagrad_(**same, lr=float(good), eps=float(good))
     assert_same(arrays, same, repr(good))
-    optimizer = fs.Adagrad([np.ones(2, np.float32)], lr=good)
-    assert (
-        optimizer.step([np.ones(2, np.float32)], grad_scale=good, clip_norm=good, clip_value=good, loss=good).step == 1
-    )
+    optimizer = fs.Adagrad([np.ones(2)], lr=good)
+    assert optimizer.step([np.ones(2)], grad_scale=good, clip_norm=good, clip_value=good, loss=good).step == 1
 
 
 # ------------------------------------------------------------------------------------------------------ options of step
@@ -550,13 +516,82 @@ def test_step_refuses_bad_options(case: Case, name: str) -> None:
     assert optimizer.step(grads, **loss_of(case)).step == 1
 
 
-@pytest.mark.parametrize("verify", ["never", "every"])
-def test_one_norm_clips(verify: Any) -> None:
-    """Accept a limit for the norm of all gradients or for each, not both."""
-    param, grad = np.ones(3), np.ones(3)
-    optimizer = fs.RMSprop([param], verify=verify)
-    with refused(ValueError, ["clip_norm, clip_norm_each", "0.5", "2.5"], memory_of(optimizer, grad)):
-        optimizer.step([grad], clip_norm=0.5, clip_norm_each=2.5)
+def test_functions_refuse_temporary_copies() -> None:
+    """Refuse a copy that indexing by an array or a mask makes, because its update would be lost."""
+    w, g, s = np.ones((6, 2)), np.ones((3, 2)), np.zeros((6, 2))
+    rows, mask, part = [0, 2, 4], np.arange(6) % 2 == 0, np.zeros((3, 2))
+    calls: tuple[Callable[[], None], ...] = (
+        lambda: fs.adagrad_(w[rows], g, part, lr=0.1),
+        lambda: fs.adagrad_(w[mask], g, part, lr=0.1),
+        lambda: fs.adagrad_(w[:3], g, s[rows], lr=0.1),
+        lambda: fs.adagrad_(w[:3], g, square_sum=np.zeros((3, 2)), lr=0.1),
+        lambda: fs.adagrad_(w[:3].astype(np.float32), g.astype(np.float32), part, lr=0.1),
+    )
+    for call in calls:
+        with refused(ValueError, ["temporary copy", "lost", "rows="], [w, g, s, part], "a temporary"):
+            call()
+    fs.adagrad_(w[::2], g, s[1:4], lr=0.1)  # views are no copies
+    kept = w[rows]
+    fs.adagrad_(kept, w[mask], part, lr=0.1)  # a gradient is only read
+    assert (w[::2] == w[0]).all()
+    assert (w[1::2] == 1.0).all()
+    assert (kept != w[rows]).all()
+
+
+P, G, V, B = (np.ones((2, 3), np.float32) for _ in range(4))
+D, S = np.ones((2, 3), np.float32), np.ones((2, 3), np.int8)
+MESSAGES: list[tuple[Callable[[], Any], type[Exception], list[str]]] = [
+    (lambda: fs.rmsprop_(P, G.astype("f8"), V, lr=0.1), TypeError, ["grad: ", "float32", "float64", "pass"]),
+    (lambda: fs.rmsprop_(P, G.T, V, lr=0.1), ValueError, ["grad: ", "(2, 3)", "parameter", "(3, 2)"]),
+    (lambda: fs.rmsprop_(P, P, V, lr=0.1), ValueError, ["grad", "param", "pass a copy"]),
+    (lambda: fs.rmsprop_(P, G, V, lr=-1.0), ValueError, ["lr: ", "lr >= 0", "-1"]),
+    (lambda: fs.rmsprop_(P, G, V, lr=0.1, alpha=1.5), ValueError, ["alpha: ", "0 <= alpha <= 1", "1.5"]),
+    (lambda: fs.rmsprop_(P, G, V, lr="0.1"), TypeError, ["lr: ", "'0.1' (str)"]),
+    (lambda: fs.RMSprop({"a": [P, G.astype("i2")]}), TypeError, ["parameter 'a.1': ", "float32, float64", "int16"]),
+    (lambda: fs.RMSprop([P]).step([G[0]]), ValueError, ["gradient of parameter '0'", "(2, 3)", "(3,)"]),
+    (lambda: fs.RMSprop([P, P[:1]]), ValueError, ["'1'", "'0'", "copy"]),
+    # Gradients that are no arrays of numbers that this optimizer takes.
+    (lambda: fs.RMSprop([P]).step([[1.0, 2.0]]), TypeError, ["gradient of parameter '0'", "np.asarray"]),
+    (lambda: fs.RMSprop([P]).step([P.astype("c8")]), TypeError, ["gradient of parameter '0'", "view"]),
+    (lambda: fs.RMSprop([P]).step([np.ma.array(G)]), TypeError, ["gradient of parameter '0'", "mask"]),
+    # Tied weights, even transposed or reshaped, are given once. One that overlaps is copied.
+    *((lambda tied=tied: fs.RMSprop({"a": P, "b": tied}), ValueError,
+       ["'b'", "'a'", "shares memory", "give the array once", "both gradients"])
+      for tied in (P, P.T, P.reshape(-1), P[::-1])),
+    (lambda: fs.RMSprop({"a": P, "b": P[1:]}), ValueError, ["'b'", "'a'", "shares memory", "copy"]),
+    # States that the hyperparameters use, and those that they don't.
+    (lambda: fs.rmsprop_(P, G, V, lr=0.1, momentum=0.9), ValueError, ["momentum_buffer", "None"]),
+    (lambda: fs.rmsprop_(P, G, V, lr=0.1, momentum_buffer=B), ValueError,
+     ["momentum_buffer", "expected None", "do not use it"]),
+    (lambda: fs.rprop_(P, G, D, S, weight_decay=0.1, decoupled_weight_decay=True), ValueError,
+     ["lr", "decoupled", "None"]),
+    # One norm clips.
+    *((lambda verify=verify: fs.RMSprop([P], verify=verify).step([G], clip_norm=0.5, clip_norm_each=2.5), ValueError,
+       ["clip_norm, clip_norm_each", "0.5", "2.5"]) for verify in ("never", "every")),
+    # Decay that dual averaging would forget along with the parameter; the start of an average that is corrected.
+    (lambda: fs.AdagradDA(P, weight_decay=0.1, decoupled_weight_decay=True), ValueError,
+     ["decoupled_weight_decay", "weight_decay"]),
+    (lambda: fs.RMSprop(P, centered=True, bias_correction=True, initial_square_avg=0.5), ValueError,
+     ["initial_square_avg", "bias_correction", "0.5"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "error", "says"), MESSAGES)
+def test_messages_say_what_to_do(call: Callable[[], Any], error: type[Exception], says: list[str]) -> None:
+    """Show the name, both values, and what to do, in this order, and write nothing."""
+    with refused(error, [], [P, G, V, B, D, S]) as caught:
+        call()
+    assert re.search(".*".join(map(re.escape, says)), str(caught.value))
+
+
+def test_what_only_says_how_is_accepted() -> None:
+    """Where there is nothing to do: presets do that."""
+    fs.AdagradDA(np.ones(2), decoupled_weight_decay=True)
+    for options in ({"decoupled_weight_decay": True}, {"momentum_form": "tf"}, {"rounding": "nearest", "seed": 7}):
+        w, plain, g = np.ones(2), np.ones(2), np.ones(2)
+        fs.RMSprop(w, **options).step(g)
+        fs.RMSprop(plain).step(g)
+        assert not difference(w, plain)
 
 
 def test_the_loss_where_it_is_needed() -> None:
@@ -785,49 +820,7 @@ def test_gradients_are_looked_at_anew(case: Case) -> None:
     step(memory[:6], memory[6:12])
 
 
-def test_messages_say_what_to_do() -> None:
-    """Show a few messages in full: the name, both values, and what to do."""
-    p, g, v = (np.ones((2, 3), np.float32) for _ in range(3))
-    attempts: list[tuple[Callable[[], Any], str]] = [
-        (lambda: fs.rmsprop_(p, g.astype("f8"), v, lr=0.1), r"grad: .*float32.*float64.*pass"),
-        (lambda: fs.rmsprop_(p, g.T, v, lr=0.1), r"grad: .*\(2, 3\).*parameter.*\(3, 2\)"),
-        (lambda: fs.rmsprop_(p, p, v, lr=0.1), r"grad.*param.*pass a copy"),
-        (lambda: fs.rmsprop_(p, g, v, lr=-1.0), r"lr: .*lr >= 0.*-1"),
-        (lambda: fs.rmsprop_(p, g, v, lr=0.1, alpha=1.5), r"alpha: .*0 <= alpha <= 1.*1\.5"),
-        (lambda: fs.rmsprop_(p, g, v, lr="0.1"), r"lr: .*'0\.1' \(str\)"),
-        (lambda: fs.RMSprop({"a": [p, g.astype("i2")]}), r"parameter 'a\.1': .*float32, float64.*int16"),
-        (lambda: fs.RMSprop([p]).step([g[0]]), r"gradient of parameter '0'.*\(2, 3\).*\(3,\)"),
-        (lambda: fs.RMSprop([p, p[:1]]), r"'1'.*'0'.*copy"),
-    ]
-    for attempt, message in attempts:
-        with pytest.raises((TypeError, ValueError)) as caught:
-            attempt()
-        assert re.search(message, str(caught.value)), (message, str(caught.value))
-
-
 # --------------------------------------------------------------------------------------------- work that would be lost
-
-
-def test_functions_refuse_temporary_copies() -> None:
-    """Refuse a copy that indexing by an array or a mask makes, because its update would be lost."""
-    w, g, s = np.ones((6, 2)), np.ones((3, 2)), np.zeros((6, 2))
-    rows, mask, part = [0, 2, 4], np.arange(6) % 2 == 0, np.zeros((3, 2))
-    calls: tuple[Callable[[], None], ...] = (
-        lambda: fs.adagrad_(w[rows], g, part, lr=0.1),
-        lambda: fs.adagrad_(w[mask], g, part, lr=0.1),
-        lambda: fs.adagrad_(w[:3], g, s[rows], lr=0.1),
-        lambda: fs.adagrad_(w[:3], g, square_sum=np.zeros((3, 2)), lr=0.1),
-        lambda: fs.adagrad_(w[:3].astype(np.float32), g.astype(np.float32), part, lr=0.1),
-    )
-    for call in calls:
-        with refused(ValueError, ["temporary copy", "lost", "rows="], [w, g, s, part], "a temporary"):
-            call()
-    fs.adagrad_(w[::2], g, s[1:4], lr=0.1)  # views are no copies
-    kept = w[rows]
-    fs.adagrad_(kept, w[mask], part, lr=0.1)  # a gradient is only read
-    assert (w[::2] == w[0]).all()
-    assert (w[1::2] == 1.0).all()
-    assert (kept != w[rows]).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -846,40 +839,3 @@ def test_numbers_are_gradients_of_0d_parameters(dtype: np.dtype[Any]) -> None:
         optimizer.step({"w": other})
     with refused(TypeError, ["gradient of parameter '0'", "numpy.ndarray"], []):
         fs.RMSprop(np.ones(2, dtype)).step(1.0)
-
-
-def test_refusals_say_what_to_pass() -> None:
-    w = np.ones(2, np.float32)
-    optimizer = fs.RMSprop([w])
-    for grad, says in (
-        ([1.0, 2.0], "np.asarray"),
-        (np.ones(2, np.complex64), "view"),
-        (np.ma.ones(2, np.float32), "mask"),
-    ):
-        with refused(TypeError, ["gradient of parameter '0'", says], memory_of(optimizer), str(grad)):
-            optimizer.step([grad])
-
-
-def test_tied_weights() -> None:
-    """Advise to give an array once that comes twice, even transposed or reshaped, and to copy one that overlaps."""
-    w = np.ones((3, 4), np.float32)
-    for tied in (w, w.T, w.reshape(-1), w[::-1]):
-        with refused(ValueError, ["'a'", "'b'", "shares memory", "give the array once", "both gradients"], [w]):
-            fs.RMSprop({"a": w, "b": tied})
-    with refused(ValueError, ["'a'", "'b'", "shares memory", "copy"], [w]):
-        fs.RMSprop({"a": w, "b": w[1:]})
-
-
-def test_numbers_that_would_do_nothing_are_refused() -> None:
-    """Refuse decoupled decay in dual averaging, which would forget it along with the parameter, and the start of an
-    average that its correction forgets. Accept what only says how, where there is nothing to do: presets do that."""
-    with refused(ValueError, ["decoupled_weight_decay", "weight_decay"], []):
-        fs.AdagradDA(np.ones(2), weight_decay=0.1, decoupled_weight_decay=True)
-    with refused(ValueError, ["initial_square_avg", "bias_correction", "0.5"], []):
-        fs.RMSprop(np.ones(2), centered=True, bias_correction=True, initial_square_avg=0.5)
-    fs.AdagradDA(np.ones(2), decoupled_weight_decay=True)
-    for options in ({"decoupled_weight_decay": True}, {"momentum_form": "tf"}, {"rounding": "nearest", "seed": 7}):
-        w, plain, g = np.ones(2), np.ones(2), np.ones(2)
-        fs.RMSprop(w, **options).step(g)
-        fs.RMSprop(plain).step(g)
-        assert not difference(w, plain)

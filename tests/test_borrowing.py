@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 import fusedstep as fs
-
-Array = np.ndarray[Any, Any]
+from registry import Array
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 SHAPE = (3, 4)

@@ -34,7 +34,7 @@ import numpy as np
 import pytest
 
 import fusedstep as fs
-from checks import Unchanged, assert_same, bits, memory_of
+from checks import Unchanged, assert_same, bits, memory_of, python
 from registry import CASES, KEEPING, LAYOUT, LAYOUTS, Array, C, Case, Layout, loss
 
 ENDINGS = (".npz", ".safetensors")
@@ -587,11 +587,7 @@ INTERRUPTED = """
 @pytest.mark.parametrize("how", ["file", "dict"])
 def test_ctrl_c_many_times_during_a_load(how: str, tmp_path: Path) -> None:
     """After any number of interrupts, parameters, states, hyperparameters and counters are all old or all new."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(INTERRUPTED), tmp_path / "x", how], capture_output=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
-    assert int(done.stdout) > 10, "too few interrupts to show anything"
+    assert int(python(INTERRUPTED, tmp_path / "x", how)) > 10, "too few interrupts to show anything"
 
 
 @pytest.mark.parametrize("partial", [False, True])
@@ -1600,10 +1596,7 @@ MEASURED = """
 
 def refused_within(path: Path, megabytes: int) -> str:
     """Return the message of a process that needs no more than this to refuse a file."""
-    program = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(MEASURED), path]
-    done = subprocess.run(program, capture_output=True, timeout=120, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    *message, taken = done.stdout.splitlines()
+    *message, taken = python(MEASURED, path).splitlines()
     assert message, f"{path.name} was loaded"
     assert int(taken) < megabytes, f"{path.name}: {taken} MB"
     return "\n".join(message)
@@ -1933,8 +1926,7 @@ def test_a_pickle_reaches_another_process(tmp_path: Path) -> None:
     opt, params = some_run(layout=LAYOUT["F"])
     (tmp_path / "x").write_bytes(pickle.dumps((params, opt)))
     code = "import pickle, sys; params, opt = pickle.load(open(sys.argv[1], 'rb')); opt.save(sys.argv[2])"
-    program = [sys.executable, "-W", "ignore", "-c", code, tmp_path / "x", tmp_path / "y.npz"]
-    subprocess.run(program, check=True, timeout=60)
+    python(code, tmp_path / "x", tmp_path / "y.npz")
     fresh = new_params(C, seed=3)
     other = new_optimizer(RESUMED[0], fresh)
     other.load(tmp_path / "y.npz")

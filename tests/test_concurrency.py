@@ -10,14 +10,12 @@ import os
 import pickle
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
 import textwrap
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,11 +24,9 @@ import numpy as np
 import pytest
 
 import fusedstep as fs
-from checks import Mirror, Unchanged, difference, memory_of, threads
+from checks import Mirror, Unchanged, difference, in_child, memory_of, threads
 from fusedstep import _core
-from registry import FIRST_OF_RULE
-
-Array = np.ndarray[Any, Any]
+from registry import FIRST_OF_RULE, Array
 
 # ------------------------------------------------------------------------------------------------ one use at a time
 
@@ -271,28 +267,6 @@ def test_eight_threads_share_gradients_while_groups_change() -> None:
 # --------------------------------------------------------------------------------------- forks in the middle of steps
 
 
-def child_says(body: Callable[[], bytes]) -> bytes:
-    """Run ``body`` in a forked child that must end in time, and return what it says."""
-    read, write = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # this test forks a process with threads on purpose
-        pid = os.fork()
-    if pid == 0:
-        with contextlib.suppress(BaseException):
-            os.write(write, body())
-        os._exit(0)
-    os.close(write)
-    end = time.monotonic() + 60
-    while os.waitpid(pid, os.WNOHANG) == (0, 0):
-        if time.monotonic() > end:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            pytest.fail("a forked child did not finish")
-        time.sleep(0.001)
-    with open(read, "rb") as said:
-        return said.read()
-
-
 def test_forks_in_the_middle_of_an_optimizers_steps() -> None:
     """Fork at any time while another thread steps an optimizer. In the child, the optimizer is complete and goes on
     with the right bits, or raises RuntimeError because the fork came during a step. The child's own optimizers always
@@ -304,7 +278,7 @@ def test_forks_in_the_middle_of_an_optimizers_steps() -> None:
     wanted = Mirror(case, start)
     wanted.step(grads)
 
-    def child(opt: Any, params: dict[str, Array]) -> bytes:
+    def child(opt: Any, params: dict[str, Array]) -> str:
         own = {name: array.copy() for name, array in start.items()}
         fresh = case.new(own)
         fresh.step(grads)
@@ -312,11 +286,11 @@ def test_forks_in_the_middle_of_an_optimizers_steps() -> None:
         try:
             steps = opt.step(grads).step
         except RuntimeError:
-            return b"in a step"
+            return "in a step"
         while wanted.steps < steps:
             wanted.step(grads)
         wanted.assert_like(opt, params, "the parent's optimizer in the child")
-        return b"whole"
+        return "whole"
 
     said = []
     with threads(2):
@@ -333,7 +307,7 @@ def test_forks_in_the_middle_of_an_optimizers_steps() -> None:
             worker.start()
             try:
                 time.sleep(0.0005 * (k % 10))
-                said.append(child_says(lambda opt=opt, params=params: child(opt, params)))  # type: ignore[misc]
+                said.append(in_child(lambda opt=opt, params=params: child(opt, params)))  # type: ignore[misc]
             finally:
                 stop.set()
                 worker.join()
@@ -342,7 +316,7 @@ def test_forks_in_the_middle_of_an_optimizers_steps() -> None:
                 for _ in range(opt.step(grads).step):
                     parent.step(grads)
                 parent.assert_like(opt, params, "the parent")
-    assert {*said} <= {b"in a step", b"whole"}, said
+    assert {*said} <= {"in a step", "whole"}, said
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
@@ -357,7 +331,7 @@ def test_forks_at_a_known_moment(when: str) -> None:
     holder = gate.stops = threading.Thread(target=lambda: opt.step(SlowGradient(np.ones(5), gate)))
     memory = Unchanged(memory_of(opt))
 
-    def child() -> bytes:
+    def child() -> str:
         own = fs.Adagrad(np.arange(5.0))
         assert own.step(np.ones(5)).step == 1
         memory.check("in the child")
@@ -367,13 +341,13 @@ def test_forks_at_a_known_moment(when: str) -> None:
                     use()
             else:
                 use()
-        return b"as it should be"
+        return "as it should be"
 
     if when == "in a step":
         holder.start()
         assert gate.reached.wait(60)
     try:
-        assert child_says(child) == b"as it should be"
+        assert in_child(child) == "as it should be"
     finally:
         gate.open.set()
         if when == "in a step":

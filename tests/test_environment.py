@@ -18,7 +18,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import textwrap
 import threading
 import time
 import warnings
@@ -33,10 +32,20 @@ import pytest
 
 import fusedstep as fs
 import native
-from checks import Mirror, assert_same, difference, make_problem, memory_of, problem, run_function, solve, threads
-from registry import DTYPES, FIRST_OF_RULE, FULLEST_OF_RULE, ISAS, KEEPING, LAYOUT, THREADS, Case, Values, loss
-
-Array = np.ndarray[Any, Any]
+from checks import (
+    Mirror,
+    assert_same,
+    difference,
+    in_child,
+    make_problem,
+    memory_of,
+    problem,
+    python,
+    run_function,
+    solve,
+    threads,
+)
+from registry import DTYPES, FIRST_OF_RULE, FULLEST_OF_RULE, ISAS, KEEPING, LAYOUT, THREADS, Array, Case, Values, loss
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
@@ -249,7 +258,7 @@ def test_the_import_changes_no_settings(with_mxcsr: Processor) -> None:
         found.append(mxcsr.get_mxcsr())
         print(*(value & 0xFFFFFFFF & ~{FLAGS} for value in found))
     """
-    assert len(set(run(code).split())) == 1
+    assert len(set(python(code).split())) == 1
 
 
 @pytest.mark.slow
@@ -273,26 +282,10 @@ def test_threads_born_in_another_mode(with_mxcsr: Processor) -> None:
             fs.reference.rmsprop_(*expected, lr=0.01)
         print((p.view("u4") == expected[0].view("u4")).all(), (v.view("u4") == expected[2].view("u4")).all())
     """
-    assert run(code) == "True True"
+    assert python(code) == "True True"
 
 
 # ------------------------------------------------------------------------------------- other processes, and variables
-
-
-def run(code: str, fails: bool = False, **variables: str) -> str:
-    """Run Python code in a fresh process; return what it prints, or its last line of error."""
-    ours = ("FUSEDSTEP_", "OMP_NUM_THREADS")
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env={**inherited, **variables},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert (done.returncode != 0) == fails, done.stderr
-    return done.stderr.strip().splitlines()[-1] if fails else done.stdout.strip()
 
 
 @pytest.mark.slow
@@ -305,14 +298,14 @@ def test_variables() -> None:
         fs.RMSprop([p]).step([p.copy()])
         print(fs.isa(), fs.show_config()["instruction set in use"], fs.get_num_threads(), fs.show_config()["threads"])
     """
-    usual = int(run("import fusedstep as fs; print(fs.get_num_threads())"))
+    usual = int(python("import fusedstep as fs; print(fs.get_num_threads())"))
     assert 1 <= usual <= len(os.sched_getaffinity(0))
     for isa in ISAS:
-        assert run(code, FUSEDSTEP_ISA=isa) == f"{isa} {isa} {usual} {usual}"
+        assert python(code, FUSEDSTEP_ISA=isa) == f"{isa} {isa} {usual} {usual}"
     for count in (1, 3, 256):
-        assert run(code, FUSEDSTEP_NUM_THREADS=str(count)) == f"{ISAS[-1]} {ISAS[-1]} {count} {count}"
-    assert run(code) == run(code, FUSEDSTEP_ISA="", FUSEDSTEP_NUM_THREADS="")
-    assert run(code) == f"{ISAS[-1]} {ISAS[-1]} {usual} {usual}"
+        assert python(code, FUSEDSTEP_NUM_THREADS=str(count)) == f"{ISAS[-1]} {ISAS[-1]} {count} {count}"
+    assert python(code) == python(code, FUSEDSTEP_ISA="", FUSEDSTEP_NUM_THREADS="")
+    assert python(code) == f"{ISAS[-1]} {ISAS[-1]} {usual} {usual}"
 
 
 SURROUNDINGS = """
@@ -373,7 +366,7 @@ class Surroundings:
         preloaded = [str(self.library), *os.environ.get("LD_PRELOAD", "").split()]
         code = "import fusedstep as fs; print(fs.get_num_threads())"
         variables |= {"LD_PRELOAD": " ".join(preloaded), "PROCESSORS": str(processors), "SYSTEM": str(system)}
-        return int(run(code, **variables))
+        return int(python(code, **variables))
 
 
 @pytest.fixture(scope="session")
@@ -474,7 +467,7 @@ def test_when_the_surroundings_are_read() -> None:
         seen += [fs.get_num_threads(), forked()]
         print(seen)
     """
-    assert run(code) == "[1, 3, 4, 4, 5, 4, 2, 2]"
+    assert python(code) == "[1, 3, 4, 4, 5, 4, 2, 2]"
 
 
 @pytest.mark.slow
@@ -489,7 +482,7 @@ def test_an_affinity_that_is_set_at_run_time() -> None:
     """
     if not Path("/proc/self/task").exists():
         pytest.skip("no /proc")
-    assert run(code, OPENBLAS_NUM_THREADS="1") == "1 1"
+    assert python(code, OPENBLAS_NUM_THREADS="1") == "1 1"
 
 
 @pytest.mark.slow
@@ -503,7 +496,7 @@ def test_an_affinity_that_is_set_at_run_time() -> None:
 def test_bad_variables(name: str, right: str, values: tuple[str, ...]) -> None:
     """Fail the import with the variable's name, its value and the valid values."""
     for value in values:
-        told = run("import fusedstep", fails=True, **{name: value})
+        told = python("import fusedstep", fails=True, **{name: value})
         assert told.startswith(f"ValueError: {name}")
         assert value in told
         assert right in told
@@ -529,7 +522,7 @@ def test_a_variable_that_is_spoilt_before_the_first_step() -> None:
             assert all((param == 1).all() for param in params)
         print(refused)
     """
-    assert run(code) == "[True, True, True]"
+    assert python(code) == "[True, True, True]"
 
 
 # --------------------------------------------------------------------------------- instruction sets and thread counts
@@ -605,7 +598,7 @@ def test_threads_are_really_there() -> None:
     """
     if not Path("/proc/self/task").exists():
         pytest.skip("no /proc")
-    assert run(code) == "0 0 2 2"
+    assert python(code) == "0 0 2 2"
 
 
 @pytest.mark.slow
@@ -638,7 +631,7 @@ def test_signals_are_for_the_callers_threads() -> None:
     """
     if not Path("/proc/self/task").exists():
         pytest.skip("no /proc")
-    assert run(code, OPENBLAS_NUM_THREADS="1") == "2 0"  # keeps NumPy from starting threads that take all signals
+    assert python(code, OPENBLAS_NUM_THREADS="1") == "2 0"  # keeps NumPy from starting threads that take all signals
 
 
 @pytest.mark.slow
@@ -657,7 +650,7 @@ def test_exit_beside_a_daemon_thread() -> None:
     for k in range(20):
         optimizer = ("fs.RMSprop(np.ones(100_000))", "fs.AdagradNorm(np.ones(100_000))")[k % 2]
         options = ("", ", clip_norm=1.0, nonfinite='skip'", ", zero_grads=True", ", loss=1.0")[k % 4]
-        run(code.format(optimizer=optimizer, options=options, seconds=0.01 * (k % 5)))
+        python(code.format(optimizer=optimizer, options=options, seconds=0.01 * (k % 5)))
 
 
 @pytest.mark.slow
@@ -674,7 +667,7 @@ def test_functions_beside_the_end() -> None:
         time.sleep(0.02)
     """
     for _ in range(5):
-        run(code)
+        python(code)
 
 
 @pytest.mark.slow
@@ -700,7 +693,7 @@ def test_a_stack_of_64_kib() -> None:
         thread.join()
         print(steps)
     """
-    assert run(code) == "24"
+    assert python(code) == "24"
 
 
 @pytest.mark.slow
@@ -729,7 +722,7 @@ def test_the_shared_library_is_closed_under_its_threads() -> None:
             time.sleep(seconds)
         print("well")
     """
-    assert run(code) == "well"
+    assert python(code) == "well"
 
 
 @pytest.mark.slow
@@ -753,7 +746,7 @@ def test_waking_is_learned_from_steps() -> None:
     """
     if not Path("/proc/thread-self/status").exists():
         pytest.skip("no /proc")
-    assert int(run(code)) < 3
+    assert int(python(code)) < 3
 
 
 class Owner(np.ndarray[Any, Any]):
@@ -943,29 +936,6 @@ def test_child_processes(method: str, warm_pool: str) -> None:
     assert big_step() == warm_pool
 
 
-def forked(body: Callable[[], bool], seconds: float = 30) -> None:
-    """Run ``body`` in a forked child that must end in time and say that all is well."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if pid == 0:
-        code = 1
-        with contextlib.suppress(BaseException):
-            code = 0 if body() else 1
-        os._exit(code)
-    end = time.monotonic() + seconds
-    while True:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            break
-        if time.monotonic() > end:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            pytest.fail(f"a forked child did not finish in {seconds} s")
-        time.sleep(0.002)
-    assert os.waitstatus_to_exitcode(status) == 0
-
-
 @pytest.mark.slow
 def test_forks_of_forks(warm_pool: str) -> None:
     """Children of a child finish, too, when its pool is awake."""
@@ -975,10 +945,9 @@ def test_forks_of_forks(warm_pool: str) -> None:
 
     def child() -> bool:
         all_is_well = grandchild()
-        forked(grandchild)
-        return all_is_well and big_step() == warm_pool
+        return all_is_well and in_child(grandchild) and big_step() == warm_pool
 
-    forked(child, 60)
+    assert in_child(child)
 
 
 @pytest.mark.slow
@@ -1005,7 +974,7 @@ def test_forks_while_other_threads_work(warm_pool: str) -> None:
 
     try:
         for _ in range(25):
-            forked(child)
+            assert in_child(child)
     finally:
         stop.set()
         for worker in workers:

@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import fusedstep as fs
+from checks import python
 from fusedstep import _core
 
 PACKAGE = Path(fs.__file__).parent
 SOURCES = [path for path in PACKAGE.rglob("*.py") if path.is_file()]
 
 
-def run(code: str, *places: Path, **environment: str) -> Any:
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, "SKBUILD_EDITABLE_VERBOSE": "0", **environment},
-    )
-    assert done.returncode == 0, done.stderr
-    return ast.literal_eval(done.stdout)
+def run(code: str) -> Any:
+    return ast.literal_eval(python(code))
 
 
 def test_import_brings_little_along() -> None:

@@ -18,8 +18,6 @@ from checks import Unchanged, assert_same, difference, memory_of
 from registry import CASES, DTYPES, FIRST_OF_RULE, Case, loss
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-Array = np.ndarray[Any, Any]
-
 KEPT = 11
 """The first elements of 16 are updated. Zeros after them change no sum, so these are the bits of an array of 11."""
 

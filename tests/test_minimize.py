@@ -74,9 +74,7 @@ PUBLISHED = {
 def test_published_minima(name: str, method: Any) -> None:
     """Problem 2 has another local minimum, at which a run from the printed start may end, so it starts nearer."""
     fun, x0, bounds, place, minimum = PUBLISHED[name]
-    if name == "hs2":
-        x0 = [1.0, 2.0]
-    res = fs.minimize(fun, x0, method, bounds=bounds, gtol=1e-9)
+    res = fs.minimize(fun, [1.0, 2.0] if name == "hs2" else x0, method, bounds=bounds, gtol=1e-9)
     assert res.success, res.message
     assert res.fun == pytest.approx(minimum, abs=2e-6)
     np.testing.assert_allclose(res.x, place, atol=2e-3)
@@ -101,6 +99,22 @@ def test_functions_of_scipy() -> None:
     np.testing.assert_allclose(res.x, 1, atol=1e-3)
 
 
+def watched(fun: Any, points: list[Any]) -> Any:
+    """Return the function; it also notes the points at which it is asked."""
+    return lambda x: (points.append(x), fun(x))[1]
+
+
+def at(*points: tuple[float, float]) -> Any:
+    """Return a function of one element with these losses and gradients in turn; the last ones repeat."""
+    rest = list(points)
+
+    def fun(x: Any) -> tuple[float, Any]:
+        loss, gradient = rest.pop(0) if len(rest) > 1 else rest[0]
+        return loss, np.array([gradient])
+
+    return fun
+
+
 # ---------------------------------------------------------------------------------------------------------- iterations
 
 
@@ -110,13 +124,8 @@ def test_functions_of_scipy() -> None:
 def test_points_are_those_of_the_reference(variant: Any, dtype: Any, bounds: Any) -> None:
     """Compare bits: the projected gradient, the reference's step, the clip, and the size of a shortened step."""
     points: list[Any] = []
-
-    def fun(x: Any) -> tuple[Any, Any]:
-        points.append(x)
-        return rosenbrock(x)
-
     x0 = np.array(ROSENBROCK, dtype)
-    fs.minimize(fun, x0, variant, bounds=bounds, maxiter=200)
+    fs.minimize(watched(rosenbrock, points), x0, variant, bounds=bounds, maxiter=200)
     assert len(points) > 30
     lo, hi = np.array(bounds or [(-np.inf, np.inf)] * 2, dtype).T
     x = x0.clip(lo, hi)
@@ -136,14 +145,18 @@ def test_points_are_those_of_the_reference(variant: Any, dtype: Any, bounds: Any
 
 def test_a_step_back_is_the_move_that_was_made() -> None:
     """The move to the bound is 0.2 long, not 0.5, so iRprop+ reverts 0.2."""
-    points: list[float] = []
+    points: list[Any] = []
+    fs.minimize(watched(at((1.0, -1.0), (2.0, 1.0)), points), [0.8], bounds=[(None, 1)], lr=0.5, maxiter=2)
+    assert np.concatenate(points) == pytest.approx([0.8, 1.0, 0.8], abs=1e-15)
 
-    def fun(x: Any) -> tuple[float, Any]:
-        points.append(float(x[0]))
-        return (1.0, [-1.0]) if len(points) == 1 else (2.0, [1.0])
 
-    fs.minimize(fun, [0.8], bounds=[(None, 1)], lr=0.5, maxiter=2)
-    assert points == pytest.approx([0.8, 1.0, 0.8], abs=1e-15)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_all_points_are_inside(dtype: Any) -> None:
+    lo, hi = np.array([0.1, -1]), np.array([0.7, -0.1])
+    seen: list[Any] = []
+    bounds = list(zip(lo, hi, strict=True))
+    fs.minimize(watched(rosenbrock, seen), np.array([5, 5], dtype), bounds=bounds, lr=3.0, maxiter=100)
+    assert all(x.dtype == dtype and (x >= lo.astype(dtype)).all() and (x <= hi.astype(dtype)).all() for x in seen)
 
 
 def test_a_bound_costs_no_iterations() -> None:
@@ -160,19 +173,6 @@ def test_elements_at_a_bound_do_not_keep_the_run_alive() -> None:
                       lr=1.0, gtol=0, ftol=0, patience=1000)  # fmt: skip
     assert "xtol" in res.message
     np.testing.assert_allclose(res.x, [0, 0.3], atol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_all_points_are_inside(dtype: Any) -> None:
-    lo, hi = np.array([0.1, -1]), np.array([0.7, -0.1])
-    seen: list[Any] = []
-
-    def fun(x: Any) -> tuple[Any, Any]:
-        seen.append(x)
-        return rosenbrock(x)
-
-    fs.minimize(fun, np.array([5, 5], dtype), bounds=list(zip(lo, hi, strict=True)), lr=3.0, maxiter=100)
-    assert all(x.dtype == dtype and (x >= lo.astype(dtype)).all() and (x <= hi.astype(dtype)).all() for x in seen)
 
 
 # -------------------------------------------------------------------------------------------------------- what is given
@@ -271,29 +271,11 @@ def test_forms_of_bounds(forms: dict[str, Any]) -> None:
 
 def test_results_are_those_of_the_best_point() -> None:
     """The loss rises again: x, fun and jac are those of the lowest point, x_last is the last point."""
-    losses = [5.0, 3.0, 4.0, 6.0]
     seen: list[Any] = []
-
-    def fun(x: Any) -> tuple[float, Any]:
-        seen.append(x.copy())
-        return losses[len(seen) - 1], np.array([float(len(seen)), 1.0])
-
-    res = fs.minimize(fun, [1.0, 2.0], maxiter=3)
+    fun = at((5.0, 1.0), (3.0, 2.0), (4.0, 3.0), (6.0, 4.0))
+    res = fs.minimize(watched(fun, seen), [1.0], maxiter=3)
     assert (res.fun, res.nit, res.nfev, res.njev, res.status, res.success) == (3.0, 3, 4, 4, 1, False)
-    np.testing.assert_array_equal(res.x, seen[1])
-    np.testing.assert_array_equal(res.jac, [2.0, 1.0])
-    np.testing.assert_array_equal(res.x_last, seen[3])
-
-
-def at(*points: tuple[float, float]) -> Any:
-    """Return a function of one element with these losses and gradients in turn; the last ones repeat."""
-    rest = list(points)
-
-    def fun(x: Any) -> tuple[float, Any]:
-        loss, gradient = rest.pop(0) if len(rest) > 1 else rest[0]
-        return loss, np.array([gradient])
-
-    return fun
+    assert (res.x, res.jac, res.x_last) == (seen[1], [2.0], seen[3])
 
 
 def stop(*_: Any) -> None:
@@ -341,18 +323,12 @@ def test_xtol_is_reached_in_float32(xtol: float) -> None:
 @pytest.mark.parametrize("method", ["rmsprop", "adagrad"])
 def test_rules_without_step_sizes_are_judged_by_their_moves(method: Any) -> None:
     seen: list[Any] = []
-
-    def fun(x: Any) -> tuple[Any, Any]:
-        seen.append(x)
-        return bowl(x)
-
-    res = fs.minimize(fun, [2.0, -1.0], method, gtol=0, xtol=0.05, lr=0.25)
+    res = fs.minimize(watched(bowl, seen), [2.0, -1.0], method, gtol=0, xtol=0.05, lr=0.25)
     moves = [abs(new - old).max() for old, new in itertools.pairwise(seen)]
     assert "xtol" in res.message
     assert res.step_size == moves[-1]
-    assert all(move > 0.05 * max(1, abs(x).max()) for move, x in zip(moves[:-1], seen[1:-1], strict=True)), (
-        "it should have stopped before"
-    )
+    early = [move <= 0.05 * max(1, abs(x).max()) for move, x in zip(moves[:-1], seen[1:-1], strict=True)]
+    assert not any(early), "it should have stopped before"
 
 
 @pytest.mark.parametrize("through_scipy", [False, True])
@@ -479,24 +455,17 @@ def test_through_scipy(form: str, jac: str) -> None:
     assert all(np.array_equal(res[name], getattr(ours, name)) for name in ATTRIBUTES.split())
 
 
-def test_scipy_keeps_float32() -> None:
+def test_what_scipy_passes_on() -> None:
+    """float32 stays, args need no tuple, and a gradient is needed."""
     optimize = pytest.importorskip("scipy.optimize")
     res = optimize.minimize(rosenbrock, np.array(ROSENBROCK, np.float32), jac=True, method=fs.scipy_method())
     assert res.x.dtype == res.jac.dtype == np.float32
-
-
-def test_args_of_scipy_need_no_tuple() -> None:
-    optimize = pytest.importorskip("scipy.optimize")
-    res = optimize.minimize(lambda x, c: (((x - c) ** 2).sum(), 2 * (x - c)), [0.0], 2.5, jac=True,
-                            method=fs.scipy_method("irprop-"))  # fmt: skip
-    assert res.x == pytest.approx([2.5], abs=1e-5)
-    assert fs.minimize(lambda x, c: (((x - c) ** 2).sum(), 2 * (x - c)), [0.0], args=2.5).x == pytest.approx(
-        [2.5], abs=1e-5
-    )
-
-
-def test_scipy_without_a_gradient() -> None:
-    optimize = pytest.importorskip("scipy.optimize")
+    square = lambda x, c: (((x - c) ** 2).sum(), 2 * (x - c))  # noqa: E731
+    for res in (
+        optimize.minimize(square, [0.0], 2.5, jac=True, method=fs.scipy_method("irprop-")),
+        fs.minimize(square, [0.0], args=2.5),
+    ):
+        assert res.x == pytest.approx([2.5], abs=1e-5)
     for jac in (None, False, "2-point"):
         with pytest.raises(ValueError, match=r"jac: expected True .* or a function"):
             optimize.minimize(lambda x: x @ x, [1.0], jac=jac, method=fs.scipy_method())

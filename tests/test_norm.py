@@ -19,12 +19,12 @@ from registry import (
     MIDDLE_LENGTHS,
     SMALL_SHAPES,
     THREADS,
+    Array,
     Layout,
     short_lengths,
     specials,
 )
 
-Array = np.ndarray[Any, Any]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_isa = pytest.mark.parametrize("isa", ISAS)
 

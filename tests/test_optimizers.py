@@ -33,6 +33,7 @@ from registry import (
     LAYOUTS,
     ONE_OF_STORAGE,
     STEP_OPTIONS,
+    Array,
     BadContainer,
     C,
     Case,
@@ -40,8 +41,6 @@ from registry import (
     OwnMapping,
     loss,
 )
-
-Array = np.ndarray[Any, Any]
 
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 each_keeping = pytest.mark.parametrize("case", KEEPING, ids=str)

@@ -18,9 +18,7 @@ import pytest
 
 import fusedstep as fs
 from checks import difference, memory_of
-from registry import FULLEST_OF_RULE, Case, loss
-
-Array = np.ndarray[Any, Any]
+from registry import FULLEST_OF_RULE, Array, Case, loss
 
 pytestmark = [
     pytest.mark.slow,

@@ -32,6 +32,7 @@ from registry import (
     ISAS,
     LAYOUTS,
     STEP_OPTIONS,
+    Array,
     Case,
     Shape,
     of_kind,
@@ -39,8 +40,6 @@ from registry import (
 )
 
 pytestmark = pytest.mark.slow
-
-Array = np.ndarray[Any, Any]
 
 # --------------------------------------------------------------------------------------------------------------- values
 

@@ -17,9 +17,7 @@ import pytest
 
 import fusedstep as fs
 from checks import Mirror, Unchanged, difference, make_problem
-from registry import CASES, PER_ROW, STORED, Case, loss
-
-Array = np.ndarray[Any, Any]
+from registry import CASES, PER_ROW, STORED, Array, Case, loss
 
 SIZES = (16, 3, 5000)
 """Of the parameters: the last one is large enough that steps let other threads run."""

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import fusedstep as fs
-from checks import Mirror, Unchanged, difference, memory_of, rows_problem, run_function, solve, threads
+from checks import Mirror, Unchanged, difference, memory_of, refused, rows_problem, run_function, solve, threads
 from registry import (
     BY_ROWS,
     DECLARED,
@@ -348,14 +348,10 @@ def test_bad_rows(name: str) -> None:
     params = {"first": np.zeros(3), "w": np.zeros((ROWS, 4))}
     optimizer = fs.Adagrad(params)
     index, values = spoil(*good(), params["w"])
-    unchanged = Unchanged(memory_of(optimizer))
-    with pytest.raises(error) as told:
+    with refused(error, says, memory_of(optimizer)):
         optimizer.step({"first": np.ones(3), "w": fs.Rows(index, values)})
-    for word in says:
-        assert word in str(told.value), f"{word} is not in {told.value}"
-    with pytest.raises(error):
+    with refused(error, (), memory_of(optimizer)):
         fs.adagrad_(params["w"], values, optimizer.state["w"]["square_sum"], lr=0.1, rows=index)
-    unchanged.check()
     optimizer.step({"first": np.ones(3), "w": fs.Rows(*good())})
     assert optimizer.steps == 1
 
@@ -366,30 +362,25 @@ def test_values_that_are_to_be_zeroed_overlap_nothing() -> None:
     values, index = memory[:8].reshape(4, 2), np.arange(4)
     params = {"a": np.ones((9, 2)), "b": np.ones((4, 2))}
     optimizer = fs.Adagrad(params)
-    unchanged = Unchanged([*params.values(), memory])
-    for a, b in (
-        (fs.Rows(index, values), memory[4:12].reshape(4, 2)),
-        (fs.Rows(index, values), fs.Rows(memory[:4].view(np.int64), np.ones((4, 2)))),
-        (fs.Rows(memory[:4].view(np.int64), values), None),
-        (fs.Rows(index, np.broadcast_to(values[:1], (4, 2))), None),
+    itself = fs.Rows(index, np.broadcast_to(values[:1], (4, 2)))
+    for a, b, says in (
+        (fs.Rows(index, values), memory[4:12].reshape(4, 2), "share"),
+        (fs.Rows(index, values), fs.Rows(memory[:4].view(np.int64), np.ones((4, 2))), "share"),
+        (fs.Rows(memory[:4].view(np.int64), values), None, "share"),
+        (itself, None, "read-only"),
     ):
-        with pytest.raises(ValueError, match=r"share|read-only"):
+        with refused(ValueError, [says], [*params.values(), memory]):
             optimizer.step({"a": a, "b": b}, zero_grads=True)
-        unchanged.check()
     optimizer.step({"a": fs.Rows(index, values), "b": fs.Rows(index, values)})
-    optimizer.step({"a": fs.Rows(index, np.broadcast_to(values[:1], (4, 2))), "b": None})
+    optimizer.step({"a": itself, "b": None})
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if not DECLARED[rule]["rows"]])
 def test_rules_that_need_every_element(rule: str) -> None:
     """The error says why."""
-    case = next(case for case in FIRST_OF_RULE if case.rule == rule)
-    params = np.ones((3, 2))
-    optimizer = case.new(params)
-    unchanged = Unchanged(memory_of(optimizer))
-    with pytest.raises(ValueError, match="gradient of 0"):
+    optimizer = next(case for case in FIRST_OF_RULE if case.rule == rule).new(np.ones((3, 2)))
+    with refused(ValueError, ["gradient of 0"], memory_of(optimizer)):
         optimizer.step(fs.Rows(np.array([1]), np.ones((1, 2))))
-    unchanged.check()
 
 
 def test_a_0d_parameter_has_no_rows() -> None:

@@ -6,9 +6,7 @@ import ctypes
 import math
 import mmap
 import os
-import subprocess
 import sys
-import textwrap
 import time
 from typing import Any
 
@@ -16,13 +14,11 @@ import numpy as np
 import pytest
 
 import fusedstep as fs
-from checks import assert_same, difference, reference_step, threads
+from checks import assert_same, difference, python, reference_step, threads
 from fusedstep import _core
-from registry import DECLARED, FIRST_OF_RULE, Case
+from registry import DECLARED, FIRST_OF_RULE, Array, Case
 
 pytestmark = pytest.mark.slow
-
-Array = np.ndarray[Any, Any]
 
 # ------------------------------------------------------------------------------------------------------ past 2^31
 
@@ -310,14 +306,6 @@ NEEDS_MEMORY = (
 def test_out_of_memory(use: str) -> None:
     """With more and more memory, from none on, each use either succeeds or raises MemoryError and leaves every byte,
     count and file as it was."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(OUT_OF_MEMORY), use],
-        # Freed memory goes back to the system at once, so that the limit takes effect.
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= (1 if use in NEEDS_MEMORY else 0)
+    # Freed memory goes back to the system at once, so that the limit takes effect.
+    refused = python(OUT_OF_MEMORY, use, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="0")
+    assert int(refused) >= (1 if use in NEEDS_MEMORY else 0)

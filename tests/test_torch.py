@@ -93,6 +93,24 @@ def ours(name: str) -> Any:
     return getattr(ft, name)
 
 
+def of_one_value(values: Any, name: str, **options: Any) -> tuple[list[Tensor], list[Any]]:
+    """Return two parameters with these values, and torch's optimizer of the first and ours of the second."""
+    params = [values.clone().requires_grad_() for _ in range(2)]
+    return params, [cls([param], **options) for cls, param in zip((theirs(name), ours(name)), params, strict=True)]
+
+
+def of_networks(name: str, **options: Any) -> tuple[tuple[Any, Any], list[Any]]:
+    """Return two equal networks, and torch's optimizer of the first and ours of the second."""
+    models = network(), network()
+    return models, [cls(m.parameters(), **options) for cls, m in zip((theirs(name), ours(name)), models, strict=True)]
+
+
+KEY = {"RMSprop": "square_avg", "Rprop": "step_size", "Adagrad": "sum"}
+"""A state of each rule."""
+DIALECT: dict[str, dict[str, Any]] = {"RMSprop": {"alpha": 0.99}, "Rprop": {"variant": "irprop-"}, "Adagrad": {}}
+"""The options that make ``fusedstep``'s own optimizers torch's."""
+
+
 def network(dtype: Any = torch.float32) -> Any:
     """Return a network. All are equal: unlike torch's generator, theirs is used by no other thread."""
     model = torch.nn.Sequential(torch.nn.Linear(6, 10), torch.nn.Tanh(), torch.nn.Linear(10, 3))
@@ -129,6 +147,10 @@ def assert_near(name: str, found: Any, expected: Any, ulps: int, where: str = ""
         else:
             tolerance = ulps * torch.finfo(a.dtype).eps * float(b.detach().abs().max())
             torch.testing.assert_close(a, b, rtol=0, atol=tolerance, msg=lambda told: f"{where}: {told}")
+
+
+def assert_models_near(name: str, models: Any, ulps: int, where: str = "") -> None:
+    assert_near(name, models[1].parameters(), models[0].parameters(), ulps, where)
 
 
 def assert_states_near(name: str, found: Any, expected: Any, ulps: int) -> None:
@@ -171,10 +193,11 @@ def test_each_step_is_that_of_torch(name: str, options: dict[str, Any], dtype: A
 @each_options
 def test_training_runs_as_with_torch(name: str, options: dict[str, Any], dtype: Any, foreach: bool) -> None:
     """A whole training stays within 2000 units in the last place of one with torch."""
-    model, mine = network(dtype), network(dtype)
-    optimizers = theirs(name)(model.parameters(), foreach=foreach, **options), ours(name)(mine.parameters(), **options)
-    for t, _ in zip(train(model, optimizers[0]), train(mine, optimizers[1]), strict=True):
-        assert_near(name, mine.parameters(), model.parameters(), 2000, f"step {t}")
+    models = network(dtype), network(dtype)
+    of_torch = theirs(name)(models[0].parameters(), foreach=foreach, **options)
+    optimizers = of_torch, ours(name)(models[1].parameters(), **options)
+    for t, _ in zip(*map(train, models, optimizers), strict=True):
+        assert_models_near(name, models, 2000, f"step {t}")
 
 
 @each_dtype
@@ -187,8 +210,7 @@ def test_bits_of_the_reference(name: str, options: dict[str, Any], dtype: Any) -
     optimizer = ours(name)(model.parameters(), **options)
     arrays = [param.detach().numpy().copy() for param in model.parameters()]
     mine = {key: float(value) if isinstance(value, Tensor) else value for key, value in options.items()}
-    dialect = {"RMSprop": {"alpha": 0.99}, "Rprop": {"variant": "irprop-"}, "Adagrad": {}}[name]
-    plain = getattr(fs, name)(arrays, verify="every", **{**dialect, **mine})
+    plain = getattr(fs, name)(arrays, verify="every", **{**DIALECT[name], **mine})
     for _ in train(model, optimizer, range(4)):
         plain.step([param.grad.numpy() for param in model.parameters()])
         for param, array in zip(model.parameters(), arrays, strict=True):
@@ -219,7 +241,7 @@ def test_groups_with_hyperparameters_of_their_own(name: str) -> None:
         optimizer.add_param_group({"params": second.bias, "lr": 0.03})
         optimizers.append(optimizer)
     for t, _ in zip(*map(train, models, optimizers), strict=True):
-        assert_near(name, models[1].parameters(), models[0].parameters(), 100, f"step {t}")
+        assert_models_near(name, models, 100, f"step {t}")
         for optimizer in optimizers:
             optimizer.param_groups[1]["lr"] *= 0.5
             optimizer.param_groups[0]["maximize"] = t % 2 == 0
@@ -240,37 +262,29 @@ def test_a_parameter_that_changes_its_group(name: str) -> None:
         groups[1]["params"].insert(0, groups[0]["params"].pop())
 
 
-lr_scheduler = torch.optim.lr_scheduler
+S = torch.optim.lr_scheduler
 SCHEDULERS: dict[str, Callable[[Any], Any]] = {
-    "LambdaLR": lambda optimizer: lr_scheduler.LambdaLR(optimizer, lambda t: 0.9**t),
-    "MultiplicativeLR": lambda optimizer: lr_scheduler.MultiplicativeLR(optimizer, lambda t: 0.9),
-    "StepLR": lambda optimizer: lr_scheduler.StepLR(optimizer, 2, 0.5),
-    "MultiStepLR": lambda optimizer: lr_scheduler.MultiStepLR(optimizer, [2, 5], 0.5),
-    "ConstantLR": lambda optimizer: lr_scheduler.ConstantLR(optimizer, 0.5, 4),
-    "LinearLR": lambda optimizer: lr_scheduler.LinearLR(optimizer, 0.1, 1.0, 5),
-    "ExponentialLR": lambda optimizer: lr_scheduler.ExponentialLR(optimizer, 0.9),
-    "SequentialLR": lambda optimizer: lr_scheduler.SequentialLR(
-        optimizer, [lr_scheduler.ConstantLR(optimizer, 0.1, 3), lr_scheduler.ExponentialLR(optimizer, 0.9)], [3]
-    ),
-    "CosineAnnealingLR": lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, STEPS),
-    "ChainedScheduler": lambda optimizer: lr_scheduler.ChainedScheduler(
-        [lr_scheduler.ConstantLR(optimizer, 0.1, 3), lr_scheduler.ExponentialLR(optimizer, 0.9)]
-    ),
-    "ReduceLROnPlateau": lambda optimizer: lr_scheduler.ReduceLROnPlateau(optimizer, patience=1),
-    "CyclicLR": lambda optimizer: lr_scheduler.CyclicLR(
-        optimizer, 1e-3, 1e-2, 3, cycle_momentum="momentum" in optimizer.defaults
-    ),
-    "CosineAnnealingWarmRestarts": lambda optimizer: lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 4),
-    "OneCycleLR": lambda optimizer: lr_scheduler.OneCycleLR(
-        optimizer, 1e-2, total_steps=STEPS + 1, cycle_momentum="momentum" in optimizer.defaults
-    ),
-    "PolynomialLR": lambda optimizer: lr_scheduler.PolynomialLR(optimizer, STEPS),
-    "SWALR": lambda optimizer: torch.optim.swa_utils.SWALR(optimizer, 1e-3, 4),
+    "LambdaLR": lambda o: S.LambdaLR(o, lambda t: 0.9**t),
+    "MultiplicativeLR": lambda o: S.MultiplicativeLR(o, lambda t: 0.9),
+    "StepLR": lambda o: S.StepLR(o, 2, 0.5),
+    "MultiStepLR": lambda o: S.MultiStepLR(o, [2, 5], 0.5),
+    "ConstantLR": lambda o: S.ConstantLR(o, 0.5, 4),
+    "LinearLR": lambda o: S.LinearLR(o, 0.1, 1.0, 5),
+    "ExponentialLR": lambda o: S.ExponentialLR(o, 0.9),
+    "SequentialLR": lambda o: S.SequentialLR(o, [S.ConstantLR(o, 0.1, 3), S.ExponentialLR(o, 0.9)], [3]),
+    "CosineAnnealingLR": lambda o: S.CosineAnnealingLR(o, STEPS),
+    "ChainedScheduler": lambda o: S.ChainedScheduler([S.ConstantLR(o, 0.1, 3), S.ExponentialLR(o, 0.9)]),
+    "ReduceLROnPlateau": lambda o: S.ReduceLROnPlateau(o, patience=1),
+    "CyclicLR": lambda o: S.CyclicLR(o, 1e-3, 1e-2, 3, cycle_momentum="momentum" in o.defaults),
+    "CosineAnnealingWarmRestarts": lambda o: S.CosineAnnealingWarmRestarts(o, 4),
+    "OneCycleLR": lambda o: S.OneCycleLR(o, 1e-2, STEPS + 1, cycle_momentum="momentum" in o.defaults),
+    "PolynomialLR": lambda o: S.PolynomialLR(o, STEPS),
+    "SWALR": lambda o: torch.optim.swa_utils.SWALR(o, 1e-3, 4),
 }
 
 
 def test_all_schedulers_are_tested() -> None:
-    assert set(SCHEDULERS) == {*lr_scheduler.__all__, "SWALR"} - {"LRScheduler"}
+    assert set(SCHEDULERS) == {*S.__all__, "SWALR"} - {"LRScheduler"}
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -278,15 +292,13 @@ def test_all_schedulers_are_tested() -> None:
 @each_name
 def test_schedulers(name: str, scheduler: str, lr: Any) -> None:
     """Follow the learning rates of torch's schedulers, also tensors, and a momentum."""
-    models = network(), network()
-    optimizers = [
-        cls(model.parameters(), lr=copy.deepcopy(lr))
-        for cls, model in zip((theirs(name), ours(name)), models, strict=True)
-    ]
+    models, optimizers = of_networks(name)
+    for optimizer in optimizers:
+        optimizer.param_groups[0]["lr"] = copy.deepcopy(lr)
     schedulers = [SCHEDULERS[scheduler](optimizer) for optimizer in optimizers]
     seen = set()
     for t, _ in zip(*map(train, models, optimizers), strict=True):
-        assert_near(name, models[1].parameters(), models[0].parameters(), 2000, f"step {t}")
+        assert_models_near(name, models, 2000, f"step {t}")
         for each in schedulers:
             each.step(*([1.0] if scheduler == "ReduceLROnPlateau" else []))
         now = [{key: group.get(key) for key in ("lr", "momentum")} for o in optimizers for group in o.param_groups]
@@ -298,8 +310,7 @@ def test_schedulers(name: str, scheduler: str, lr: Any) -> None:
 @each_name
 def test_closure(name: str) -> None:
     """Run the closure once, with gradients enabled, wherever ``step`` is called, and return its loss."""
-    models = network(), network()
-    optimizers = [cls(model.parameters()) for cls, model in zip((theirs(name), ours(name)), models, strict=True)]
+    models, optimizers = of_networks(name)
     for t in range(5):
         losses = []
         for model, optimizer in zip(models, optimizers, strict=True):
@@ -317,19 +328,6 @@ def test_closure(name: str) -> None:
         assert_near("", [losses[1]], [losses[0]], 500)
         assert losses[1].requires_grad
     assert optimizers[1].step() is None
-
-
-def test_hooks() -> None:
-    """Run hooks before and after a step."""
-    param = torch.ones(2, requires_grad=True)
-    param.grad = torch.ones(2)
-    optimizer = ft.RMSprop([param])
-    called = []
-    optimizer.register_step_pre_hook(lambda *_: called.append(float(param.detach()[0])))
-    optimizer.register_step_post_hook(lambda *_: called.append(float(param.detach()[0])))
-    optimizer.step()
-    assert len(called) == 2
-    assert called[0] == 1 > called[1]
 
 
 def python_calls(call: Callable[[], Any]) -> list[str]:
@@ -401,39 +399,42 @@ class Own(ft.RMSprop):
 
 
 def test_hooks_of_a_subclass_run_once() -> None:
-    world, called = Stepped(Own), []
-    world.optimizer.register_step_pre_hook(lambda *_: called.append(1))
-    world.step()
-    assert called == [1]
+    """Hooks run before and after a step, also of a class with a step of its own."""
+    for cls in (ft.RMSprop, Own):
+        world, called = Stepped(cls), []
+        note = lambda *_: called.append(float(world.params[0].detach()[-1]))  # noqa: B023, E731
+        world.optimizer.register_step_pre_hook(note)
+        world.optimizer.register_step_post_hook(note)
+        before = float(world.params[0].detach()[-1])
+        world.step()
+        assert called == [before, float(world.params[0].detach()[-1])]
+        assert called[0] != called[1]
 
 
 AROUND: dict[str, Callable[[Stepped], Any]] = {
-    "another lr": lambda world: world.optimizer.param_groups[0].update(lr=0.5),
-    "a lr that is a tensor": lambda world: world.optimizer.param_groups[0].update(lr=torch.tensor(0.5)),
-    "an int as lr": lambda world: world.optimizer.param_groups[1].update(lr=1),
-    "maximize": lambda world: world.optimizer.param_groups[1].update(maximize=True),
-    "groups replaced": lambda world: setattr(
-        world.optimizer, "param_groups", [{**group, "lr": 0.25} for group in world.optimizer.param_groups]
+    "another lr": lambda w: w.optimizer.param_groups[0].update(lr=0.5),
+    "a lr that is a tensor": lambda w: w.optimizer.param_groups[0].update(lr=torch.tensor(0.5)),
+    "an int as lr": lambda w: w.optimizer.param_groups[1].update(lr=1),
+    "maximize": lambda w: w.optimizer.param_groups[1].update(maximize=True),
+    "groups replaced": lambda w: setattr(
+        w.optimizer, "param_groups", [{**group, "lr": 0.25} for group in w.optimizer.param_groups]
     ),
-    "a group more": lambda world: (
-        world.params.append(torch.ones(3, requires_grad=True)),
-        world.optimizer.add_param_group({"params": world.params[-1:]}),
+    "a group more": lambda w: (
+        w.params.append(torch.ones(3, requires_grad=True)), w.optimizer.add_param_group({"params": w.params[-1:]})
     ),
-    "a parameter less": lambda world: world.optimizer.param_groups[0]["params"].clear(),
-    "groups exchanged": lambda world: world.optimizer.param_groups.reverse(),
-    "state replaced": lambda world: setattr(
-        world.optimizer, "state", type(world.optimizer.state)(dict, copy.copy(world.optimizer.state))
+    "a parameter less": lambda w: w.optimizer.param_groups[0]["params"].clear(),
+    "groups exchanged": lambda w: w.optimizer.param_groups.reverse(),
+    "state replaced": lambda w: setattr(
+        w.optimizer, "state", type(w.optimizer.state)(dict, copy.copy(w.optimizer.state))
     ),
-    "state of one lost": lambda world: world.optimizer.state.pop(world.params[0]),
-    "state loaded": lambda world: world.optimizer.load_state_dict(copy.deepcopy(world.optimizer.state_dict())),
-    "an overflow": lambda world: setattr(world.optimizer, "found_inf", torch.tensor(1.0)),
-    "a subclass's hook that takes a closure": lambda world: world.optimizer.register_step_pre_hook(
-        lambda *_: ((world.optimizer, lambda: None), {})
+    "state of one lost": lambda w: w.optimizer.state.pop(w.params[0]),
+    "state loaded": lambda w: w.optimizer.load_state_dict(copy.deepcopy(w.optimizer.state_dict())),
+    "an overflow": lambda w: setattr(w.optimizer, "found_inf", torch.tensor(1.0)),
+    "a subclass's hook that takes a closure": lambda w: w.optimizer.register_step_pre_hook(
+        lambda *_: ((w.optimizer, lambda: None), {})
     ),
-    "a scheduler": lambda world: setattr(
-        world, "scheduler", torch.optim.lr_scheduler.ExponentialLR(world.optimizer, 0.5)
-    ),
-}
+    "a scheduler": lambda w: setattr(w, "scheduler", S.ExponentialLR(w.optimizer, 0.5)),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("change", AROUND)
@@ -460,8 +461,7 @@ def test_changes_around_the_tensors(name: str, change: str) -> None:
 @each_name
 def test_inference_mode(name: str) -> None:
     """Steps work in it, also the first one, after which torch's own states are useless outside."""
-    models = network(), network()
-    optimizers = [cls(model.parameters()) for cls, model in zip((theirs(name), ours(name)), models, strict=True)]
+    models, optimizers = of_networks(name)
     for t, inside in enumerate((True, True, False, True, False)):
         for model, optimizer in zip(models, optimizers, strict=True):
             optimizer.zero_grad()
@@ -469,7 +469,7 @@ def test_inference_mode(name: str) -> None:
         optimizers[0].step()
         with torch.inference_mode(inside):
             optimizers[1].step()
-        assert_near(name, models[1].parameters(), models[0].parameters(), 50, f"step {t}")
+        assert_models_near(name, models, 50, f"step {t}")
     assert_states_near(name, optimizers[1].state_dict(), optimizers[0].state_dict(), 1000)
 
 
@@ -574,33 +574,24 @@ def test_signs_of_rprop() -> None:
 @each_name
 def test_states_that_the_caller_changes(name: str) -> None:
     """Values that are written into a state count, and so do other tensors. A deleted state starts anew."""
-    params = [torch.nn.Parameter(torch.ones(5)) for _ in range(2)]
-    optimizers = [cls([param]) for cls, param in zip((theirs(name), ours(name)), params, strict=True)]
-
-    def step() -> None:
+    params, optimizers = of_one_value(torch.ones(5), name)
+    key = KEY[name]
+    changes: tuple[Callable[[Any], Any], ...] = (
+        lambda entry: None,
+        lambda entry: (entry[key].fill_(0.5), entry["step"].fill_(10)),
+        lambda entry: entry.update({key: torch.full((5,), 0.25), "step": torch.tensor(20.0)}),
+        lambda entry: setattr(entry[key], "data", torch.full((5,), 0.125)),
+        lambda entry: entry.clear(),
+    )
+    for k, change in enumerate(changes):
         for param, optimizer in zip(params, optimizers, strict=True):
+            if k:
+                change(optimizer.state[param])
+                optimizer.param_groups[0]["lr_decay"] = 0.5
             param.grad = torch.linspace(-1, 1, 5)
             optimizer.step()
         assert_near(name, params[1:], params[:1], 20)
         assert_states_near(name, optimizers[1].state_dict(), optimizers[0].state_dict(), 20)
-
-    key = {"RMSprop": "square_avg", "Rprop": "step_size", "Adagrad": "sum"}[name]
-    step()
-    for optimizer, param in zip(optimizers, params, strict=True):
-        optimizer.state[param][key].fill_(0.5)
-        optimizer.state[param]["step"].fill_(10)
-        optimizer.param_groups[0]["lr_decay"] = 0.5
-    step()
-    for optimizer, param in zip(optimizers, params, strict=True):
-        optimizer.state[param][key] = torch.full((5,), 0.25)
-        optimizer.state[param]["step"] = torch.tensor(20.0)
-    step()
-    for optimizer, param in zip(optimizers, params, strict=True):
-        optimizer.state[param][key].data = torch.full((5,), 0.125)
-    step()
-    for optimizer in optimizers:
-        optimizer.state.clear()
-    step()
 
 
 # --------------------------------------------------------------------------------------------------- tensors of 16 bits
@@ -657,8 +648,7 @@ def test_storages_have_the_bits_of_the_reference(name: str, options: Any, storag
     params = parameters_of(storage)
     optimizer = ours(name)(params, **options, **stored_so(storage, seed=3))
     arrays = [array_of(param).copy(order="K") for param in params]
-    dialect = {"RMSprop": {"alpha": 0.99}, "Rprop": {"variant": "irprop-"}, "Adagrad": {}}[name]
-    plain = getattr(fs, name)(arrays, verify="every", seed=3, **dialect, **options, **storage.class_options)
+    plain = getattr(fs, name)(arrays, verify="every", seed=3, **DIALECT[name], **options, **storage.class_options)
     for t in range(3):
         set_gradients(storage, params, t)
         optimizer.step()
@@ -883,11 +873,10 @@ LAYOUTS: dict[str, Callable[[Any], Tensor]] = {
 def test_layouts(name: str, dtype: Any, layout: str, like_param: bool) -> None:
     """Update tensors that are not contiguous in place, and nothing beside them."""
     torch.manual_seed(0)
-    base = LAYOUTS[layout](dtype)
-    mine, reference = base, base.clone()
+    mine = LAYOUTS[layout](dtype)
+    reference = mine.clone().requires_grad_()
     whole = mine._base if mine._base is not None else mine
     mine.requires_grad_()
-    reference.requires_grad_()
     optimizers = ours(name)([mine]), theirs(name)([reference])
     place = mine.data_ptr()
     outside = torch.ones_like(whole, dtype=torch.bool)
@@ -921,9 +910,7 @@ MOVES: dict[str, Callable[[Any], None]] = {
 def test_memory_that_moves(name: str, move: str) -> None:
     """Update a parameter whose memory was replaced at its new place. The old memory stays as it is."""
     torch.manual_seed(1)
-    values = torch.randn(4, 4)
-    params = [values.clone().requires_grad_() for _ in range(2)]
-    optimizers = [cls([param]) for cls, param in zip((theirs(name), ours(name)), params, strict=True)]
+    params, optimizers = of_one_value(torch.randn(4, 4), name)
     old = params[1].detach()
     for t in range(6):
         if t == 3:
@@ -983,15 +970,13 @@ CHANGES: dict[str, tuple[Callable[[Tensor, dict[str, Any], str], Any], type[Exce
 def test_changes_between_steps(name: str, change: str) -> None:
     """The next step equals that of torch, or is refused and writes nothing."""
     make, error, message = CHANGES[change]
-    key = {"RMSprop": "square_avg", "Rprop": "step_size", "Adagrad": "sum"}[name]
-    params = [torch.linspace(1, 2, 16).view(4, 4).requires_grad_() for _ in range(2)]
     options = {"lr_decay": 0.5} if name == "Adagrad" else {}
-    optimizers = [cls([param], **options) for cls, param in zip((theirs(name), ours(name)), params, strict=True)]
+    params, optimizers = of_one_value(torch.linspace(1, 2, 16).view(4, 4), name, **options)
     for t in range(4):
         for param, optimizer in zip(params, optimizers, strict=True):
             param.grad = torch.linspace(-1, 1, 16).view(4, 4) + t
             if t == 2 and (error is None or optimizer is optimizers[1]):
-                make(param, optimizer.state[param], key)
+                make(param, optimizer.state[param], KEY[name])
             if t == 2 and error is not None:
                 continue
             optimizer.step()
@@ -1009,14 +994,12 @@ def test_changes_between_steps(name: str, change: str) -> None:
 @each_name
 def test_a_model_that_is_converted(name: str) -> None:
     """``load_state_dict(state_dict())``, which the error suggests, goes on in the new type, and back."""
-    models = network(), network()
-    optimizers = [cls(model.parameters()) for cls, model in zip((theirs(name), ours(name)), models, strict=True)]
+    models, optimizers = of_networks(name)
     for t in range(6):
-        if t in (2, 4):
-            for model, optimizer in zip(models, optimizers, strict=True):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            if t in (2, 4):
                 model.to(torch.float64 if t == 2 else torch.float32)
                 optimizer.load_state_dict(optimizer.state_dict())
-        for model, optimizer in zip(models, optimizers, strict=True):
             list(train(model, optimizer, range(t, t + 1)))
         found, expected = ([param.float() for param in model.parameters()] for model in reversed(models))
         assert_near(name, found, expected, 2000, f"step {t}")
@@ -1039,19 +1022,16 @@ def test_default_dtype_of_float64(name: str) -> None:
     """A run under ``torch.set_default_dtype(torch.float64)`` has the types and values of torch."""
     try:
         torch.set_default_dtype(torch.float64)
-        pairs = []
-        for cls in (theirs(name), ours(name)):
-            params = [torch.ones(3, dtype=dtype, requires_grad=True) for dtype in DTYPES]
-            optimizer = cls(params)
+        for dtype in DTYPES:
+            params, optimizers = of_one_value(torch.ones(3, dtype=dtype), name)
             for t in range(3):
-                for param in params:
-                    param.grad = torch.linspace(-1, 1, 3, dtype=param.dtype) + t
-                optimizer.step()
-            pairs.append((params, optimizer))
+                for param, optimizer in zip(params, optimizers, strict=True):
+                    param.grad = torch.linspace(-1, 1, 3, dtype=dtype) + t
+                    optimizer.step()
+            assert_near(name, params[1:], params[:1], 20)
+            assert_states_near(name, optimizers[1].state_dict(), optimizers[0].state_dict(), 20)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert_near(name, pairs[1][0], pairs[0][0], 20)
-    assert_states_near(name, pairs[1][1].state_dict(), pairs[0][1].state_dict(), 20)
 
 
 USES: dict[str, Callable[[Any], Any]] = {
@@ -1110,13 +1090,12 @@ def test_three_threads_lose_no_step(name: str) -> None:
 
 def test_shared_sums() -> None:
     """``Adagrad.share_memory`` moves the sums; the next step finds them."""
-    model, mine = network(), network()
-    optimizers = theirs("Adagrad")(model.parameters()), ft.Adagrad(mine.parameters())
-    for t, _ in zip(train(model, optimizers[0]), train(mine, optimizers[1]), strict=True):
+    models, optimizers = of_networks("Adagrad")
+    for t, _ in zip(*map(train, models, optimizers), strict=True):
         if t == 3:
             optimizers[1].share_memory()
             assert all(entry["sum"].is_shared() for entry in optimizers[1].state.values())
-        assert_near("Adagrad", mine.parameters(), model.parameters(), 100)
+        assert_models_near("Adagrad", models, 100)
 
 
 @each_name
@@ -1144,24 +1123,21 @@ def test_some_without_gradients(name: str) -> None:
 @each_name
 def test_frozen_parameters(name: str) -> None:
     """Parameters without ``requires_grad`` stay, and go on from their state when they get it again."""
-    models = network(), network()
-    optimizers = [cls(model.parameters()) for cls, model in zip((theirs(name), ours(name)), models, strict=True)]
+    models, optimizers = of_networks(name)
     for t, frozen in enumerate((False, True, True, False)):
         for model, optimizer in zip(models, optimizers, strict=True):
             model[0].requires_grad_(not frozen)
             before = model[0].weight.detach().clone()
             list(train(model, optimizer, range(t, t + 1)))
             assert torch.equal(model[0].weight, before) == frozen
-        assert_near(name, models[1].parameters(), models[0].parameters(), 50, f"step {t}")
+        assert_models_near(name, models, 50, f"step {t}")
         assert_states_near(name, optimizers[1].state_dict(), optimizers[0].state_dict(), 1000)
 
 
 @each_name
 def test_a_step_is_a_change_in_place_to_autograd(name: str) -> None:
     """The version of a parameter counts up, so that a graph that saved it before the step refuses to go backward."""
-    for cls in (theirs(name), ours(name)):
-        param = torch.ones(3, requires_grad=True)
-        optimizer = cls([param])
+    for param, optimizer in zip(*of_one_value(torch.ones(3), name), strict=True):
         (param**2).sum().backward()
         optimizer.step()  # its states exist already
         loss = (param**2).sum()
@@ -1175,11 +1151,11 @@ def test_a_step_is_a_change_in_place_to_autograd(name: str) -> None:
 @each_name
 def test_gradients_in_a_graph(name: str) -> None:
     """Use the values of gradients made with ``create_graph=True``."""
-    params = [torch.linspace(1, 2, 4).requires_grad_() for _ in range(2)]
-    for param, cls in zip(params, (theirs(name), ours(name)), strict=True):
+    params, optimizers = of_one_value(torch.linspace(1, 2, 4), name)
+    for param, optimizer in zip(params, optimizers, strict=True):
         (param.grad,) = torch.autograd.grad((param**3).sum(), param, create_graph=True)
         assert param.grad.requires_grad
-        cls([param]).step()
+        optimizer.step()
     assert_near(name, params[1:], params[:1], 4)
 
 
@@ -1189,8 +1165,7 @@ def test_gradients_in_a_graph(name: str) -> None:
 @each_name
 def test_grad_scaler(name: str) -> None:
     """A ``GradScaler`` leaves unscaling and skipping to the step. A run with an overflow equals that of torch."""
-    models = network(), network()
-    optimizers = [cls(model.parameters()) for cls, model in zip((theirs(name), ours(name)), models, strict=True)]
+    models, optimizers = of_networks(name)
     scalers = [torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=4) for _ in models]
     for t in range(10):
         for model, optimizer, scaler in zip(models, optimizers, scalers, strict=True):
@@ -1206,9 +1181,12 @@ def test_grad_scaler(name: str) -> None:
             scaler.update()
             assert all(map(torch.equal, before, model.parameters())) == (t == 5)
         assert scalers[0].get_scale() == scalers[1].get_scale()
-        assert_near(name, models[1].parameters(), models[0].parameters(), 500, f"step {t}")
+        assert_models_near(name, models, 500, f"step {t}")
         assert not hasattr(optimizers[1], "grad_scale")
     assert_states_near(name, optimizers[1].state_dict(), optimizers[0].state_dict(), 100_000)
+
+
+# -------------------------------------------------------------------------------------------------------------- scaling
 
 
 @each_name
@@ -1436,13 +1414,13 @@ def test_the_example_learns() -> None:
     assert example["main"]() > 0.95
 
 
-@pytest.mark.parametrize("name", ["RMSprop", "Adagrad", "Rprop"])
-def test_misspelt_arguments(name):
+@each_name
+def test_misspelt_arguments(name: str) -> None:
     param = torch.nn.Parameter(torch.ones(3))
     with pytest.raises(TypeError, match=r"'learning_rate' \(did you mean 'lr'\?\)"):
-        getattr(ft, name)([param], learning_rate=0.1)
+        ours(name)([param], learning_rate=0.1)
     with pytest.raises(TypeError, match=r"'closur' \(did you mean 'closure'\?\)"):
-        getattr(ft, name)([param]).step(closur=None)
+        ours(name)([param]).step(closur=None)
 
 
 @pytest.mark.slow

@@ -224,8 +224,7 @@ class World:
 
     def memory(self, optimizer: Any = None) -> list[Array]:
         optimizer = self.optimizer if optimizer is None else optimizer
-        states = [array for by_name in optimizer.state.values() for array in by_name.values()]
-        return [*(p for group in optimizer.param_groups for p in group["params"]), *states]
+        return [*optimizer.parameters.values(), *(a for own in optimizer.state.values() for a in own.values())]
 
     def options(self) -> dict[str, Any]:
         plain: dict[str, Any] = dict.fromkeys(self.loss, 2.0)
@@ -244,44 +243,33 @@ class World:
         given = dict(options)
         for name, value in options.items():
             if type(value) is float and self.rng.random() < 0.5:
-                given[name] = HostileNumber(value)
-                given[name].world = self
+                given[name] = HostileNumber(value, self)
         return given
 
 
 # ------------------------------------------------------------------------------------------------------ what does it
 
 
-class HostileList(list[Any]):
-    world: Any = None
+def watched(base: Any, *names: str) -> Any:
+    """Return a class whose methods of these names first let the world do mischief."""
 
-    def __getitem__(self, key: Any) -> Any:
-        self.world.mischief()
-        return super().__getitem__(key)
+    def before(name: str) -> Any:
+        def method(self: Any, *arguments: Any) -> Any:
+            self.world.mischief()
+            return getattr(base, name)(self, *arguments)
 
-    def __len__(self) -> int:
-        self.world.mischief()
-        return super().__len__()
+        return method
 
-    def __iter__(self) -> Iterator[Any]:
-        self.world.mischief()
-        return super().__iter__()
+    return type(f"Hostile{base.__name__}", (base,), {"world": None, **{name: before(name) for name in names}})
 
 
-class HostileDict(dict[Any, Any]):
-    world: Any = None
-
-    def __getitem__(self, key: Any) -> Any:
-        self.world.mischief()
-        return super().__getitem__(key)
-
+class Missing(dict[Any, Any]):
     def __missing__(self, key: Any) -> Any:
-        self.world.mischief()
         raise KeyError(key)
 
-    def __len__(self) -> int:
-        self.world.mischief()
-        return super().__len__()
+
+HostileList = watched(list, "__getitem__", "__len__", "__iter__")
+HostileDict = watched(Missing, "__getitem__", "__missing__", "__len__")
 
 
 class HostileMapping(Mapping[Any, Any]):
@@ -328,10 +316,9 @@ class HostileFields(Fields):
 class HostileNumber:
     """A real number. It is no float, because the value of a float would be read without asking it."""
 
-    world: Any = None
-
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Any, world: World) -> None:
         self.value: float = plain(value)
+        self.world = world
 
     def __float__(self) -> float:
         self.world.mischief()
@@ -386,14 +373,12 @@ class Exporter:
 # ------------------------------------------------------------------------------------------------------- what is done
 
 
-def swaps(world: World) -> None:
-    """Replace an entry by another array with the same numbers; nobody else holds the old one."""
-    items = world.some_list()
+def swaps(items: list[Any]) -> None:
+    """Replace entries by other arrays with the same numbers; nobody else holds the old ones."""
     for k in range(list.__len__(items)):
         old = list.__getitem__(items, k)
         if type(old) is np.ndarray:
             list.__setitem__(items, k, old.copy())
-            return
 
 
 def swaps_in_dict(world: World) -> None:
@@ -444,20 +429,14 @@ def breaks_groups(world: World) -> None:
     world.broken = True
     groups = world.optimizer.param_groups
     group = groups[0] if groups else {}
-    world.rng.choice((groups.clear, groups.reverse, group.clear, lambda: group.pop("lr", None)))()
-
-
-def replaces_group(world: World) -> None:
-    world.broken = True
-    world.optimizer.param_groups[0] = dict(world.optimizer.param_groups[0])
+    deeds = (groups.clear, groups.reverse, group.clear, lambda: group.pop("lr", None))
+    world.rng.choice((*deeds, lambda: groups.__setitem__(0, dict(groups[0]))))()
 
 
 def sets_lr_again(world: World) -> None:
     for group in world.optimizer.param_groups:
         if "lr" in group:
-            number = HostileNumber(group["lr"])
-            number.world = world
-            group["lr"] = number
+            group["lr"] = HostileNumber(group["lr"], world)
 
 
 def steps_inside(world: World) -> None:
@@ -482,38 +461,22 @@ def raises(world: World) -> None:
 
 
 def forgets(world: World) -> None:
-    world.lists.clear()
-    world.dicts.clear()
-    world.grads.clear()
-    world.resizable.clear()
+    for found in (world.lists, world.dicts, world.grads, world.resizable):
+        found.clear()
 
 
 MISCHIEF: tuple[Callable[[World], None], ...] = (
-    swaps,
-    swaps,
-    swaps_in_dict,
-    replaces,
+    lambda world: swaps(world.some_list()),
+    lambda world: swaps(world.some_list()),
     lambda world: list.clear(world.some_list()),
     lambda world: list.reverse(world.some_list()),
     lambda world: list.append(world.some_list(), np.ones(3)),
     lambda world: list.extend(world.some_list(), ["more"] * 100),
     lambda world: dict.clear(world.some_dict()),
     lambda world: world.some_dict().update({f"more{k}": k for k in range(50)}),
-    pops_from_dict,
-    resizes_gradient,
-    resizes_gradient,
-    resizes_parameter,
-    locks_gradient,
-    locks_parameter,
-    breaks_groups,
-    replaces_group,
-    sets_lr_again,
-    steps_inside,
-    reads_all,
-    adds_group,
-    raises,
-    forgets,
-)
+    swaps_in_dict, replaces, pops_from_dict, resizes_gradient, resizes_gradient, resizes_parameter, locks_gradient,
+    locks_parameter, breaks_groups, breaks_groups, sets_lr_again, steps_inside, reads_all, adds_group, raises, forgets,
+)  # fmt: skip
 
 
 def same(a: list[Array], b: list[Array]) -> bool:
@@ -576,8 +539,7 @@ def one_function(world: World) -> bool:
     before = {name: array.copy() for name, array in arrays.items()}
     wanted = {name: array.copy() for name, array in arrays.items()}
     fs.reference.adagrad_(**wanted, lr=0.25)
-    number = HostileNumber(0.25)
-    number.world = world
+    number = HostileNumber(0.25, world)
     given: dict[str, Any] = {name: world.rng.choice((array, Exporter(world, array))) for name, array in arrays.items()}
     world.resizable = [array for array in given.values() if isinstance(array, np.ndarray)]
     world.quiet = False
@@ -636,10 +598,7 @@ def beside_another_thread(world: World) -> bool:
         other = random.Random(1)
         while not stop.is_set():
             for items in world.lists:
-                for k in range(list.__len__(items)):
-                    old = list.__getitem__(items, k)
-                    if type(old) is np.ndarray:
-                        list.__setitem__(items, k, old.copy())
+                swaps(items)
             time.sleep(other.choice((0, 1e-5)))
 
     world.left = 0
