@@ -426,32 +426,23 @@ _NOT_FINITE: tuple[Any, ...] = (
 _REAL = (*_bad(_NO_NUMBERS, TypeError), *_bad(_NOT_FINITE, ValueError))
 NONNEGATIVE = (*_REAL, *_bad((-1e-9, -1, -0.5, np.float32(-2.0)), ValueError))
 UNIT = (*NONNEGATIVE, *_bad((1.0 + 1e-12, 2, 1.5), ValueError))
-FLAG = _bad(
-    (
-        1,
-        0,
-        "True",
-        "",
-        None,
-        1.0,
-        [],
-        np.array([True]),
-        np.int64(1),
-        type("bool_", (), {"__bool__": lambda self: True})(),
-    ),
-    TypeError,
-)
+
+
+class _LikeBool:
+    """Has the name of NumPy's type, and is something else."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+_LikeBool.__name__ = "bool_"
+FLAG = _bad((1, 0, "True", "", None, 1.0, [], np.array([True]), np.int64(1), _LikeBool()), TypeError)
 CHOICE = (*_bad((None, 3, True, b"torch", ["torch"]), TypeError), *_bad(("", "Torch", "no such name"), ValueError))
 _PAIR = _bad((0.5, None, "ab", (0.5,), (0.5, 1.2, 1.3), (), {0.5: 1, 1.2: 2}, (None, 1.2), (0.5, "1.2"), (True, 1.2),
               (0.5, True)), TypeError)  # fmt: skip
-_COUNT = (
-    *_bad((True, 1.5, 1.0, "1", [1], np.float64(1.0), np.array([1])), TypeError),
-    *_bad((0, -1, np.int64(-3), 2**63, -(2**70)), ValueError),
-)
-_KEY = (
-    *_bad((True, 1.5, 1.0, "1", [1], np.float64(1.0), np.array([1])), TypeError),
-    *_bad((-1, np.int64(-3), 2**64, -(2**70)), ValueError),
-)
+_NO_COUNT = _bad((True, 1.5, 1.0, "1", [1], np.float64(1.0), np.array([1])), TypeError)
+_COUNT = (*_NO_COUNT, *_bad((0, -1, np.int64(-3), 2**63, -(2**70)), ValueError))
+_KEY = (*_NO_COUNT, *_bad((-1, np.int64(-3), 2**64, -(2**70)), ValueError))
 _DECAY = {"lr": NONNEGATIVE, "weight_decay": NONNEGATIVE}
 
 # ------------------------------------------------------------------------------------------------------------ the rules
@@ -504,8 +495,7 @@ def _tf_rmsprop(alpha: float, momentum: float, eps: float, lr: float, centered: 
 
 
 RMSPROP = Entry(
-    "rmsprop",
-    "RMSprop",
+    "rmsprop", "RMSprop",
     dialects=Dialects(
         "lr alpha eps eps_inside_sqrt initial_square_avg momentum_form momentum centered decoupled_weight_decay",
         {
@@ -583,8 +573,7 @@ RMSPROP = Entry(
 _TORCH7_ADAGRAD = [0.55373120047759, 0.55373120041518, 0.55373120039438]
 
 ADAGRAD = Entry(
-    "adagrad",
-    "Adagrad",
+    "adagrad", "Adagrad",
     dialects=Dialects(
         "lr eps eps_inside_sqrt initial_accumulator_value decoupled_weight_decay",
         {
@@ -613,9 +602,7 @@ ADAGRAD = Entry(
         "lr decay, coupled decay": {"lr_decay": 1e-3, "weight_decay": 0.1, "maximize": True},
     },
     bad={**_DECAY, "eps": NONNEGATIVE, "lr_decay": NONNEGATIVE, "initial_accumulator_value": NONNEGATIVE},
-    loops=(
-        Loop("AdagradRule", 2, "add sub mul div sqrt", "half", narrow=2),
-    ),
+    loops=(Loop("AdagradRule", 2, "add sub mul div sqrt", "half", narrow=2),),
     oracles=(
         Oracle(f"{_KERAS}adagrad_test.py, test_single_step", _TF_START, same([1.0, 6.0, 7.0, 2.0]),
                {1: [0.5233, 1.5007, 2.5005, 3.5061]}, {"lr": 0.5}, "keras", atol=decimals(4)),
@@ -647,8 +634,7 @@ ADAGRAD = Entry(
 _PENALTIES = {**_DECAY, "l1": NONNEGATIVE, "l2": NONNEGATIVE, "initial_accumulator_value": NONNEGATIVE}
 
 PROXIMAL_ADAGRAD = Entry(
-    "proximal_adagrad",
-    "ProximalAdagrad",
+    "proximal_adagrad", "ProximalAdagrad",
     cases={
         "plain": {},
         "l1 and l2, coupled decay": {"l1": 0.3, "l2": 0.2, "weight_decay": 0.1, "initial_accumulator_value": 0.0},
@@ -689,8 +675,7 @@ def _adagrad_da_closed(l1: float, l2: float) -> Oracle:
 
 
 ADAGRAD_DA = Entry(
-    "adagrad_da",
-    "AdagradDA",
+    "adagrad_da", "AdagradDA",
     cases={
         "plain": {},
         "l1 and l2, maximize": {"l1": 0.3, "l2": 0.2, "maximize": True, "initial_accumulator_value": 0.0},
@@ -719,8 +704,7 @@ ADAGRAD_DA = Entry(
 )  # fmt: skip
 
 ADAGRAD_NORM = Entry(
-    "adagrad_norm",
-    "AdagradNorm",
+    "adagrad_norm", "AdagradNorm",
     cases={
         "plain": {},
         "start at 1, coupled decay": {"initial_accumulator_value": 1.0, "weight_decay": 0.1},
@@ -812,8 +796,7 @@ def _by_hand_grads(t: int, p: Array) -> Array:
 
 
 RPROP = Entry(
-    "rprop",
-    "Rprop",
+    "rprop", "Rprop",
     dialects=Dialects(
         "lr etas step_sizes variant",
         {
@@ -862,8 +845,7 @@ RPROP = Entry(
 
 # Adadelta
 ADADELTA = Entry(
-    "adadelta",
-    "Adadelta",
+    "adadelta", "Adadelta",
     dialects=Dialects(
         "lr rho eps decoupled_weight_decay",
         {
@@ -921,13 +903,11 @@ KEEPING = (
     *FULLEST_OF_RULE,
     *(case for case in CASES if case not in FULLEST_OF_RULE and (case.counts or case.needs_loss)),
 )
-# One case for each way to store states. Checks of arrays depend on nothing else.
-ONE_OF_STORAGE = tuple(
-    {
-        frozenset((state.sign, state.scalar) for state in case.states): case
-        for case in sorted(FULLEST_OF_RULE, key=lambda case: len(case.states))
-    }.values()
-)
+_BY_STORAGE = {
+    frozenset((state.sign, state.scalar) for state in case.states): case
+    for case in sorted(FULLEST_OF_RULE, key=lambda case: len(case.states))
+}
+ONE_OF_STORAGE = tuple(_BY_STORAGE.values())
 # The ways to store arrays: first those with loops of their own, then those that are converted.
 _F16, _HOW = np.float16, (False, True)
 STORAGES = (
@@ -943,14 +923,10 @@ STORAGES = (
 )  # fmt: skip
 PER_ROW = tuple(entry.case(name, options) for entry in _WHOLE for name, options in entry.cases_of_rows.items())
 BY_ROWS = (*(case for case in FUNCTIONS if DECLARED[case.rule]["rows"]), *PER_ROW)
-# Two cases of each rule, without and with decay. The walk over arrays depends on nothing else.
 WALKED = tuple(
-    case
+    next(case for case in some if case.rule == rule)
     for rule in RULES
-    for case in (
-        next(case for case in FULLEST_OF_RULE if case.rule == rule),
-        next(case for case in FUNCTIONS if case.rule == rule and "weight_decay" in case.options),
-    )
+    for some in (FULLEST_OF_RULE, [case for case in FUNCTIONS if "weight_decay" in case.options])
 )
 
 
@@ -984,18 +960,13 @@ DRAWN: dict[str, Callable[[np.random.Generator], Any]] = {
 
 def _bad_of(entry: Entry, keys: Any) -> dict[str, tuple[Bad, ...]]:
     kinds = {key: spec["kind"] for key, spec in DECLARED[entry.rule]["fields"].items()}
-    by_kind = {"flag": FLAG, "choice": CHOICE}
-    return {
-        key: by_kind[kinds[key]] if kinds[key] in by_kind else entry.bad[key]
-        for key in keys
-        if kinds.get(key) in by_kind or key in entry.bad
-    }
+    found = {key: {"flag": FLAG, "choice": CHOICE}.get(kinds.get(key, ""), entry.bad.get(key)) for key in keys}
+    return {key: bad for key, bad in found.items() if bad is not None}
 
 
 def _bad_of_function(entry: Entry) -> dict[str, tuple[Bad, ...]]:
     accepted = takes(getattr(fs, f"{entry.rule}_"))
-    found = _bad_of(entry, accepted)
-    found["key"] = _KEY
+    found = {**_bad_of(entry, accepted), "key": _KEY}
     if "step" in accepted:
         required = accepted["step"].default is inspect.Parameter.empty
         found["step"] = (*_COUNT, Bad(None, TypeError)) if required else _COUNT
@@ -1133,16 +1104,8 @@ def ordinary(
 
 
 def specials(dtype: np.dtype[Any]) -> Array:
-    about = np.finfo(dtype)
-    values = [
-        0.0,
-        1.0,
-        about.tiny,
-        about.smallest_subnormal,
-        about.tiny - about.smallest_subnormal,
-        about.max,
-        math.inf,
-    ]
+    tiny, smallest, largest = (getattr(np.finfo(dtype), key) for key in ("tiny", "smallest_subnormal", "max"))
+    values = [0.0, 1.0, tiny, smallest, tiny - smallest, largest, math.inf]
     return np.array([sign * float(value) for value in values for sign in (1, -1)] + [math.nan], dtype)
 
 
@@ -1211,10 +1174,7 @@ def extremes(case: Case, dtype: np.dtype[Any], shape: Shape, rng: np.random.Gene
 
 SPECIAL_LENGTH = 15**3
 VALUES: dict[str, Callable[[Case, np.dtype[Any], Shape, np.random.Generator], Values]] = {
-    "ordinary": ordinary,
-    "special": special,
-    "tiny": tiny,
-    "extremes": extremes,
+    value.__name__: value for value in (ordinary, special, tiny, extremes)
 }
 
 # ----------------------------------------------------------------------------------------------------------- containers
@@ -1246,31 +1206,37 @@ class OwnMapping(Mapping[str, Any]):
         return len(self._items)
 
 
+def _pair(x: list[Any]) -> Any:
+    return {"w": x[0], "b": x[1]}
+
+
 def _nested(x: list[Any]) -> Any:
-    return {"layers": [{"w": x[0], "b": x[1]}, {"w": x[2], "b": x[3]}], "scale": x[4]}
-
-
-_NESTED_NAMES = ("layers.0.w", "layers.0.b", "layers.1.w", "layers.1.b", "scale")
+    return {"layers": [_pair(x), _pair(x[2:])], "scale": x[4]}
 
 
 def _groups(x: list[Any]) -> Any:
-    return [{"params": {"w": x[0], "b": x[1]}}, {"params": [x[2], (x[3],)], "lr": 0.25}, {"params": x[4]}]
+    return [{"params": _pair(x)}, {"params": [x[2], (x[3],)], "lr": 0.25}, {"params": x[4]}]
+
+
+def _list(x: list[Any]) -> Any:
+    return x
+
+
+_NESTED_NAMES = ("layers.0.w", "layers.0.b", "layers.1.w", "layers.1.b", "scale")
 
 
 _GROUP_NAMES = ("w", "b", "0", "1.0", "2")
 
 CONTAINERS: tuple[Container, ...] = (
     Container("an array", ("0",), lambda x: x[0], lambda x: x[0]),
-    Container("a list", ("0", "1", "2"), lambda x: x, lambda x: x),
+    Container("a list", ("0", "1", "2"), _list, _list),
     Container("a tuple, gradients in a list", ("0", "1", "2"), tuple, list),
     Container("a list, gradients in a tuple", ("0", "1", "2"), list, tuple),
-    Container("a dict", ("w", "b"), lambda x: {"w": x[0], "b": x[1]}, lambda x: {"w": x[0], "b": x[1]}),
-    Container("a dict, gradients in another order", ("w", "b"), lambda x: {"w": x[0], "b": x[1]},
-              lambda x: {"b": x[1], "w": x[0]}),
-    Container("other mappings", ("w", "b"), lambda x: collections.OrderedDict(w=x[0], b=x[1]),
-              lambda x: MappingProxyType({"w": x[0], "b": x[1]})),
-    Container("a mapping of one's own", ("w", "b"), lambda x: OwnMapping({"w": x[0], "b": x[1]}),
-              lambda x: OwnMapping({"w": x[0], "b": x[1]})),
+    Container("a dict", ("w", "b"), _pair, _pair),
+    Container("a dict, gradients in another order", ("w", "b"), _pair, lambda x: {"b": x[1], "w": x[0]}),
+    Container("other mappings", ("w", "b"), lambda x: collections.OrderedDict(_pair(x)),
+              lambda x: MappingProxyType(_pair(x))),
+    Container("a mapping of one's own", ("w", "b"), lambda x: OwnMapping(_pair(x)), lambda x: OwnMapping(_pair(x))),
     Container("nested", _NESTED_NAMES, _nested, _nested),
     Container("lists in a list", ("0.0", "0.1", "1.0"), lambda x: [[x[0], x[1]], [x[2]]],
               lambda x: [(x[0], x[1]), [x[2]]]),
@@ -1278,11 +1244,10 @@ CONTAINERS: tuple[Container, ...] = (
               lambda x: {"a": [x[0]], "b": [], "c": x[1]}),
     Container("numbers as keys", ("0", "7"), lambda x: {0: x[0], 7: x[1]}, lambda x: {0: x[0], 7: x[1]}),
     Container("one group", ("0", "1"), lambda x: [{"params": [x[0], x[1]]}], lambda x: [[x[0], x[1]]]),
-    Container("groups, gradients a group", _GROUP_NAMES, _groups,
-              lambda x: [{"w": x[0], "b": x[1]}, [x[2], [x[3]]], x[4]]),
+    Container("groups, gradients a group", _GROUP_NAMES, _groups, lambda x: [_pair(x), [x[2], [x[3]]], x[4]]),
     Container("groups, gradients in groups", _GROUP_NAMES, _groups,
-              lambda x: [{"params": {"w": x[0], "b": x[1]}}, {"params": [x[2], [x[3]]]}, {"params": x[4]}]),
-    Container("groups, gradients in one list", _GROUP_NAMES, _groups, lambda x: x),
+              lambda x: [{"params": _pair(x)}, {"params": [x[2], [x[3]]]}, {"params": x[4]}]),
+    Container("groups, gradients in one list", _GROUP_NAMES, _groups, _list),
 )  # fmt: skip
 
 
@@ -1422,6 +1387,9 @@ BAD_ARRAYS: tuple[BadArray, ...] = (
     _no_array("a float", lambda good: 1.0),
     _no_array("a NumPy scalar", lambda good: good.dtype.type(1)),
     _no_array("a string", lambda good: "w"),
+    _no_array("an int", lambda good: 1),
+    _no_array("any object", lambda good: object()),
+    _no_array("a class", lambda good: type(good)),
     BadArray("bytes", lambda good: bytes(good.nbytes), TypeError,
              lambda good, bad: ["dtype", str(good.dtype), "uint8"]),
     BadArray("a read-only memoryview", lambda good: memoryview(good).toreadonly(), ValueError,

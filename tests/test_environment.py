@@ -20,7 +20,6 @@ import sys
 import tempfile
 import threading
 import time
-import warnings
 import weakref
 from collections import UserDict
 from collections.abc import Callable, Iterator
@@ -470,6 +469,10 @@ def test_when_the_surroundings_are_read() -> None:
     assert python(code) == "[1, 3, 4, 4, 5, 4, 2, 2]"
 
 
+needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc")
+
+
+@needs_proc
 @pytest.mark.slow
 def test_an_affinity_that_is_set_at_run_time() -> None:
     """Respect an affinity that is set after the import and before the first step, as by Slurm and Dask."""
@@ -480,8 +483,6 @@ def test_an_affinity_that_is_set_at_run_time() -> None:
         fs.adagrad_(x, x + 1, s := x + 1, lr=0.1)
         print(fs.get_num_threads(), len(os.listdir("/proc/self/task")))
     """
-    if not Path("/proc/self/task").exists():
-        pytest.skip("no /proc")
     assert python(code, OPENBLAS_NUM_THREADS="1") == "1 1"
 
 
@@ -575,32 +576,27 @@ def test_thread_counts() -> None:
             assert fs.get_num_threads() == 6
 
 
+@needs_proc
 @pytest.mark.slow
 def test_threads_are_really_there() -> None:
     """Start as many threads as asked for if work is large, none if it is small."""
     code = """
         import os, numpy as np, fusedstep as fs
         count = lambda: len(os.listdir("/proc/self/task"))
-        start = count()
+        start, seen = count(), []
         big, small = np.ones(1_000_000, np.float32), np.ones(1000, np.float32)
-        fs.set_num_threads(3)
-        fs.adagrad_(small, small.copy(), s := small.copy(), lr=0.1)
-        fs.RMSprop([small]).step([small.copy()])
-        print(count() - start, end=" ")
-        fs.set_num_threads(1)
-        fs.adagrad_(big, big.copy(), s := big.copy(), lr=0.1)
-        print(count() - start, end=" ")
-        fs.set_num_threads(3)
-        fs.adagrad_(big, big.copy(), s := big.copy(), lr=0.1)
-        print(count() - start, end=" ")
-        fs.RMSprop([big]).step([big.copy()])
-        print(count() - start)
+        for threads, x in ((3, small), (1, big), (3, big)):
+            fs.set_num_threads(threads)
+            fs.adagrad_(x, x.copy(), s := x.copy(), lr=0.1)
+            seen.append(count() - start)
+            fs.RMSprop([x]).step([x.copy()])
+            seen.append(count() - start)
+        print(seen)
     """
-    if not Path("/proc/self/task").exists():
-        pytest.skip("no /proc")
-    assert python(code) == "0 0 2 2"
+    assert python(code) == "[0, 0, 0, 0, 2, 2]"
 
 
+@needs_proc
 @pytest.mark.slow
 def test_signals_are_for_the_callers_threads() -> None:
     """The pool's threads take no signals, however the caller waits: by a mask and sigwait, or not at all. Only faults
@@ -629,45 +625,30 @@ def test_signals_are_for_the_callers_threads() -> None:
                 assert signal.sigtimedwait({signal.SIGUSR1, signal.SIGTERM}, 10).si_signo == sent
         print(len(workers), *sorted(free - {signal.SIGKILL, signal.SIGSTOP}), len(mine))
     """
-    if not Path("/proc/self/task").exists():
-        pytest.skip("no /proc")
     assert python(code, OPENBLAS_NUM_THREADS="1") == "2 0"  # keeps NumPy from starting threads that take all signals
 
 
 @pytest.mark.slow
 def test_exit_beside_a_daemon_thread() -> None:
-    """End the main thread while a daemon thread steps, without an abort, whatever the step was doing."""
+    """End the main thread while daemon threads step or call functions, without an abort, whatever they are doing."""
     code = """
         import sys, threading, time, numpy as np, fusedstep as fs
-        optimizer = {optimizer}
-        grad = np.ones(100_000)
+        optimizer, grad = {optimizer}, np.ones(100_000)
         def work():
+            p, g, s = (np.ones(100_000) for _ in range(3))
             while True:
-                optimizer.step(grad{options})
-        threading.Thread(target=work, daemon=True).start()
+                {step}
+        for _ in range({threads}):
+            threading.Thread(target=work, daemon=True).start()
         time.sleep({seconds})
     """
     for k in range(20):
         optimizer = ("fs.RMSprop(np.ones(100_000))", "fs.AdagradNorm(np.ones(100_000))")[k % 2]
         options = ("", ", clip_norm=1.0, nonfinite='skip'", ", zero_grads=True", ", loss=1.0")[k % 4]
-        python(code.format(optimizer=optimizer, options=options, seconds=0.01 * (k % 5)))
-
-
-@pytest.mark.slow
-def test_functions_beside_the_end() -> None:
-    """Do the same with functions in three daemon threads."""
-    code = """
-        import threading, time, numpy as np, fusedstep as fs
-        def work():
-            p, g, s = (np.ones(100_000) for _ in range(3))
-            while True:
-                fs.rmsprop_(p, g, s, lr=0.1)
-        for _ in range(3):
-            threading.Thread(target=work, daemon=True).start()
-        time.sleep(0.02)
-    """
+        step = f"optimizer.step(grad{options})"
+        python(code.format(optimizer=optimizer, step=step, threads=1, seconds=0.01 * (k % 5)))
     for _ in range(5):
-        python(code)
+        python(code.format(optimizer=None, step="fs.rmsprop_(p, g, s, lr=0.1)", threads=3, seconds=0.02))
 
 
 @pytest.mark.slow
@@ -725,27 +706,27 @@ def test_the_shared_library_is_closed_under_its_threads() -> None:
     assert python(code) == "well"
 
 
+@needs_proc
 @pytest.mark.slow
 def test_waking_is_learned_from_steps() -> None:
     """No step sleeps to measure the cost of waking. A measurement takes the best of three, so it would show as three
     times that the calling thread gave up its processor; a lock of the system may do that once."""
     code = """
         import time, numpy as np, fusedstep as fs
+        def given_up():
+            with open("/proc/thread-self/status") as status:
+                return next(int(line.split()[1]) for line in status if line.startswith("voluntary"))
         fs.set_num_threads(2)
         p, g, s = (np.ones(20_000, np.float32) for _ in range(3))
         fs.adagrad_(p[:100], g[:100], s[:100], lr=0.1)
         slept = []
         for k in range(40):
-            with open("/proc/thread-self/status") as status:
-                before = next(int(line.split()[1]) for line in status if line.startswith("voluntary"))
+            before = given_up()
             fs.adagrad_(p, g, s, lr=0.1)
-            with open("/proc/thread-self/status") as status:
-                slept.append(next(int(line.split()[1]) for line in status if line.startswith("voluntary")) - before)
+            slept.append(given_up() - before)
             time.sleep(0.001)
         print(max(slept))
     """
-    if not Path("/proc/thread-self/status").exists():
-        pytest.skip("no /proc")
     assert int(python(code)) < 3
 
 
@@ -759,14 +740,6 @@ class Model:
     pass
 
 
-def made_by_owner(make: Callable[[Owner], Any]) -> weakref.ref[Any]:
-    model: Any = Model()
-    model.w = np.ones(5).view(Owner)
-    model.w.model = model
-    model.optimizer = make(model.w)
-    return weakref.ref(model)
-
-
 class Key(float):
     """A key of a mapping, and a number, that refer to the model."""
 
@@ -777,45 +750,37 @@ class Mine(fs.RMSprop):
     model: Any
 
 
-def subclassed(w: Owner, g: Owner) -> tuple[Any, Any]:
-    made = Mine(np.ones(3))
-    made.model = w.model
-    return made, np.ones(3)
-
-
-def keyed(w: Owner, g: Owner) -> tuple[Any, Any]:
-    key = Key(0.25)
-    key.model = w.model
-    return fs.RMSprop({key: np.ones(3)}, lr=key), {key: np.ones(3)}
+def of_model(made: Any, model: Any) -> Any:
+    made.model = model
+    return made
 
 
 CYCLES: dict[str, Callable[[Owner, Owner], tuple[Any, Any]]] = {
     "array": lambda w, g: (fs.RMSprop(w), g),
     "group": lambda w, g: (fs.Adagrad([{"params": [w], "lr": 0.5}, {"params": np.ones(3)}]), [[g], np.ones(3)]),
     "nested": lambda w, g: (fs.Rprop({"a": [{"b": w}]}), {"a": [{"b": g}]}),
-    "key and number": keyed,
+    "key and number": lambda w, g: (
+        fs.RMSprop({(key := of_model(Key(0.25), w.model)): np.ones(3)}, lr=key), {key: np.ones(3)}
+    ),
     "copy": lambda w, g: (copy.copy(fs.RMSprop(w)), g),
-    "subclass": subclassed,
-}
+    "subclass": lambda w, g: (of_model(Mine(np.ones(3)), w.model), np.ones(3)),
+}  # fmt: skip
 
 
 def test_cycles_are_collected() -> None:
     """Collect an array that refers to its model, which holds its optimizer, before the first step and after."""
 
-    def make(w: Owner, kind: str, steps: int) -> Any:
-        grad = np.ones(5).view(Owner)
-        grad.model = w.model
-        optimizer, grads = CYCLES[kind](w, grad)
+    def made(kind: str, steps: int) -> weakref.ref[Any]:
+        model: Any = Model()
+        model.w, grad = (of_model(np.ones(5).view(Owner), model) for _ in range(2))
+        model.optimizer, grads = CYCLES[kind](model.w, grad)
         for _ in range(steps):
-            optimizer.step(grads)
-        return optimizer
+            model.optimizer.step(grads)
+        return weakref.ref(model)
 
-    made = {
-        (kind, steps): made_by_owner(lambda w, kind=kind, steps=steps: make(w, kind, steps))
-        for kind, steps in itertools.product(CYCLES, (0, 2))
-    }
+    models = {which: made(*which) for which in itertools.product(CYCLES, (0, 2))}
     gc.collect()
-    assert not [which for which, model in made.items() if model() is not None]
+    assert not [which for which, model in models.items() if model() is not None]
 
 
 def test_containers_nested_deeply() -> None:
@@ -886,21 +851,14 @@ def big_step() -> str:
     return digest.hexdigest()
 
 
-def tasks() -> int:
-    """Return how many threads this process has; 0 if the system does not say."""
-    return len(os.listdir("/proc/self/task")) if Path("/proc/self/task").exists() else 0
-
-
 def big_step_in_child() -> tuple[str, int]:
-    """The same, and how many threads it started."""
+    """The same, and how many threads it started, where the system says how many there are."""
+    tasks = lambda: len(os.listdir("/proc/self/task")) if Path("/proc/self/task").exists() else 0  # noqa: E731
     before = tasks()
-    digest = big_step()
-    return digest, tasks() - before
+    return big_step(), tasks() - before
 
 
-def send_big_step(pipe: Any) -> None:
-    pipe.send(big_step_in_child())
-    pipe.close()
+STARTED = 2 if Path("/proc/self/task").exists() else 0
 
 
 @pytest.fixture
@@ -909,7 +867,12 @@ def warm_pool() -> Iterator[str]:
         yield big_step()
 
 
+def send_big_step(pipe: Any) -> None:
+    pipe.send(big_step_in_child())
+
+
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # it forks a process with threads on purpose
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_child_processes(method: str, warm_pool: str) -> None:
     """Children of all three kinds, made while the pool is awake, finish their steps with threads of their own and the
@@ -918,21 +881,13 @@ def test_child_processes(method: str, warm_pool: str) -> None:
     children = []
     for _ in range(3):
         mine, theirs = context.Pipe(duplex=False)
-        child = context.Process(target=send_big_step, args=(theirs,))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # this test forks a process with threads on purpose
-            child.start()
-        children.append((child, mine))
+        children.append((context.Process(target=send_big_step, args=(theirs,), daemon=True), mine))
+        children[-1][0].start()
     for child, mine in children:
-        try:
-            assert mine.poll(60), f"a child by {method} did not finish"
-            assert mine.recv() == (warm_pool, 2 if tasks() else 0)
-            child.join(20)
-            assert child.exitcode == 0
-        finally:
-            if child.is_alive():
-                child.kill()
-                child.join()
+        assert mine.poll(60), f"a child by {method} did not finish"
+        assert mine.recv() == (warm_pool, STARTED)
+        child.join(20)
+        assert child.exitcode == 0
     assert big_step() == warm_pool
 
 
@@ -940,14 +895,10 @@ def test_child_processes(method: str, warm_pool: str) -> None:
 def test_forks_of_forks(warm_pool: str) -> None:
     """Children of a child finish, too, when its pool is awake."""
 
-    def grandchild() -> bool:
-        return big_step_in_child() == (warm_pool, 2 if tasks() else 0)
+    def child() -> tuple[Any, ...]:
+        return big_step_in_child(), in_child(big_step_in_child), big_step()
 
-    def child() -> bool:
-        all_is_well = grandchild()
-        return all_is_well and in_child(grandchild) and big_step() == warm_pool
-
-    assert in_child(child)
+    assert in_child(child) == ((warm_pool, STARTED), (warm_pool, STARTED), warm_pool)
 
 
 @pytest.mark.slow
@@ -984,35 +935,16 @@ def test_forks_while_other_threads_work(warm_pool: str) -> None:
 # -------------------------------------------------------------------------------------------------------------- threads
 
 
-def in_threads(bodies: list[Callable[[], None]]) -> None:
-    """Run all at once; raise what one of them raises."""
-    ready = threading.Barrier(len(bodies))
-    errors: list[BaseException] = []
-
-    def run_one(body: Callable[[], None]) -> None:
-        try:
-            ready.wait()
-            body()
-        except BaseException as error:
-            errors.append(error)
-
-    started = [threading.Thread(target=run_one, args=(body,)) for body in bodies]
-    for thread in started:
-        thread.start()
-    for thread in started:
-        thread.join(120)
-        assert not thread.is_alive(), "a thread did not finish"
-    if errors:
-        raise errors[0]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("case", FULLEST_OF_RULE, ids=str)
 def test_disjoint_optimizers_in_eight_threads(case: Case) -> None:
     """Step one optimizer per thread, with small and large arrays, options and functions: as in sequential runs."""
     shapes: tuple[tuple[int, ...], ...] = ((50_000,), (3,), (120, 130))
+    ready = threading.Barrier(8)
 
-    def trained(k: int) -> dict[str, Array]:
+    def trained(k: int, together: bool = False) -> dict[str, Array]:
+        if together:
+            ready.wait(60)
         rng = np.random.default_rng(k)
         params = [rng.standard_normal(shape).astype(DTYPES[k % 2]) for shape in shapes]
         optimizer = case.new(params)
@@ -1026,12 +958,8 @@ def test_disjoint_optimizers_in_eight_threads(case: Case) -> None:
 
     with threads(3):
         serial = [trained(k) for k in range(8)]
-        parallel: list[dict[str, Array]] = [{} for _ in range(8)]
-
-        def body(k: int) -> Callable[[], None]:
-            return lambda: parallel[k].update(trained(k))
-
-        in_threads([body(k) for k in range(8)])
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            parallel = list(pool.map(trained, range(8), [True] * 8, timeout=120))
     for k in range(8):
         assert_same(parallel[k], serial[k], f"{case}, thread {k}")
 
