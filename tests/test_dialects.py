@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import fusedstep as fs
+from checks import refused
 from dialect_tables import markdown
 from registry import DECLARED, DEFINED, ENTRIES, FLT_EPSILON, OF_CLASS, REQUIRED
 
@@ -62,17 +63,13 @@ def needed(rule: str, name: str) -> dict[str, Any]:
     return {key: OTHER[key] for key in TABLES[rule][name]["required"]}
 
 
-def run(opt: Any, param: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
-    """Make five steps with signs that stay, flip and are 0, and losses that rise and fall. Return all results."""
+def run(opt: Any, param: np.ndarray[Any, Any]) -> list[bytes]:
+    """Make five steps with signs that stay, flip and are 0, and losses that rise and fall. Return all bits."""
     rng = np.random.default_rng(5)
     for loss in (5.0, 4.0, 6.0, 3.0, 7.0):
         grad = rng.standard_normal(param.shape) * rng.integers(0, 2, param.shape)
         opt.step(grad.astype(param.dtype), loss=loss)
-    return [param, *opt.state["0"].values()]
-
-
-def bits(arrays: list[np.ndarray[Any, Any]]) -> list[bytes]:
-    return [array.tobytes() for array in arrays]
+    return [array.tobytes() for array in (param, *opt.state["0"].values())]
 
 
 # ------------------------------------------------------------------------------------------------------ the tables
@@ -136,7 +133,7 @@ def test_like_is_the_class_with_these_arguments(rule: str, name: str, dtype: typ
     assert type(alike) is CLASSES[rule]
     without = [{k: v for k, v in opt.param_groups[0].items() if k != "params"} for opt in (alike, plain)]
     assert without[0] == without[1]
-    assert bits(run(alike, a)) == bits(run(plain, b))
+    assert run(alike, a) == run(plain, b)
     assert not np.array_equal(a, start)
     assert np.isfinite(a).all()
 
@@ -157,7 +154,7 @@ def test_each_argument_can_be_given(rule: str, name: str) -> None:
         else:
             assert alike.param_groups[0][key] == OTHER[key]
         plain = CLASSES[rule](b, **{**spelled_out(rule, name), **given})
-        assert bits(run(alike, a)) == bits(run(plain, b)), key
+        assert run(alike, a) == run(plain, b), key
 
 
 @pytest.mark.parametrize(("rule", "name"), ALL)
@@ -166,22 +163,18 @@ def test_lr_is_the_first_argument_after_params(rule: str, name: str) -> None:
         assert opt.param_groups[0]["lr"] == 0.03125
 
 
-def test_sharks_limit_is_the_largest_finite_number() -> None:
+@pytest.mark.parametrize(
+    ("name", "size", "grad", "limit"),
+    [("shark", 3e38, 1, np.finfo(np.float32).max), ("opencv", 1.5 * FLT_EPSILON, -1, FLT_EPSILON)],
+)
+def test_limits_of_step_sizes_are_those_of_float(name: str, size: float, grad: float, limit: float) -> None:
     p = np.zeros(1, np.float32)
-    opt = fs.Rprop.like("shark", p)
-    opt.state["0"]["step_size"][...] = 3e38
+    opt = fs.Rprop.like(name, p)
+    opt.state["0"]["step_size"][...] = size
     opt.state["0"]["prev_sign"][...] = 1
-    opt.step(np.ones(1, np.float32), loss=1.0)
-    assert opt.state["0"]["step_size"] == np.finfo(np.float32).max
+    opt.step(np.full(1, grad, np.float32), loss=1.0)
+    assert opt.state["0"]["step_size"] == limit
     assert np.isfinite(p).all()
-
-
-def test_opencvs_lower_limit_is_that_of_float() -> None:
-    opt = fs.Rprop.like("opencv", np.zeros(1))
-    opt.state["0"]["step_size"][...] = 1.5 * FLT_EPSILON
-    opt.state["0"]["prev_sign"][...] = 1
-    opt.step(-np.ones(1))
-    assert opt.state["0"]["step_size"] == FLT_EPSILON
 
 
 def test_verify_is_always_allowed() -> None:
@@ -194,51 +187,18 @@ def test_verify_is_always_allowed() -> None:
 
 @pytest.mark.parametrize(("rule", "name"), ALL)
 def test_what_has_no_place_is_refused(rule: str, name: str) -> None:
-    dialect = TABLES[rule][name]
+    """As an argument and in a group. Which arguments a framework has, DEFINED says."""
+    dialect, cls = TABLES[rule][name], CLASSES[rule]
     taken = [*dialect["required"], *dialect["defaults"]]
     for key in (*dialect["fixed"], "learning_rate", "params_"):
-        with pytest.raises(TypeError) as caught:
-            CLASSES[rule].like(name, np.zeros(2), **{**needed(rule, name), key: OTHER.get(key, 1.0)})
-        message = str(caught.value)
-        for word in (CLASSES[rule].__name__, name, f"'{key}'", ", ".join(taken)):
-            assert word in message, key
+        given = {key: OTHER.get(key, 1.0)}
+        says = [cls.__name__, name, f"unexpected argument '{key}'", f"; it takes {', '.join(taken)}"]
         if key in dialect["fixed"]:
-            assert repr(spelled_out(rule, name)[key]) in message
-
-
-@pytest.mark.parametrize(
-    ("cls", "name", "given"),
-    [
-        (fs.RMSprop, "tf1", {"weight_decay": 0.1}),
-        (fs.RMSprop, "mlx", {"weight_decay": 0.1}),
-        (fs.RMSprop, "graves", {"weight_decay": 0.1}),
-        (fs.RMSprop, "graves", {"centered": False}),
-        (fs.RMSprop, "chainer", {"momentum": 0.9}),
-        (fs.RMSprop, "lasagne", {"momentum": 0.9}),
-        (fs.RMSprop, "caffe", {"momentum": 0.9}),
-        (fs.RMSprop, "mlx", {"momentum": 0.9}),
-        (fs.RMSprop, "torch", {"nesterov": True}),
-        (fs.RMSprop, "keras", {"nesterov": True}),
-        (fs.RMSprop, "lasagne", {"centered": True}),
-        (fs.RMSprop, "torch", {"momentum_form": "tf"}),
-        (fs.RMSprop, "keras", {"eps_inside_sqrt": False}),
-        (fs.RMSprop, "keras", {"eps_inside_sqrt": True}),
-        (fs.RMSprop, "keras", {"decoupled_weight_decay": False}),
-        (fs.Adagrad, "caffe", {"lr_decay": 0.1}),
-        (fs.Adagrad, "optax", {"weight_decay": 0.1}),
-        (fs.Adagrad, "tf1", {"eps": 1e-8}),
-        (fs.Adagrad, "keras", {"lr_decay": 0.1}),
-        (fs.Rprop, "torch", {"variant": "rprop-"}),
-        (fs.Rprop, "torch", {"weight_decay": 0.1}),
-        (fs.Rprop, "encog", {"etas": (0.5, 1.2)}),
-    ],
-)
-def test_examples_of_what_is_refused(cls: Any, name: str, given: dict[str, Any]) -> None:
-    (key,) = given
-    with pytest.raises(TypeError, match=rf"unexpected argument '{key}'.*; it takes lr, .*verify$"):
-        cls.like(name, np.zeros(2), 0.1, **given)
-    with pytest.raises(TypeError, match=rf"unexpected argument '{key}'.*; it takes lr, .*verify$"):
-        cls.like(name, [{"params": np.zeros(2)}, {"params": np.zeros(2), **given}], 0.1)
+            says.append(repr(spelled_out(rule, name)[key]))
+        with refused(TypeError, says):
+            cls.like(name, np.zeros(2), **needed(rule, name), **given)
+        with refused(TypeError, says):
+            cls.like(name, [{"params": np.zeros(2)}, {"params": np.zeros(2), **given}], **needed(rule, name))
 
 
 @pytest.mark.parametrize(("rule", "name"), [(rule, name) for rule, name in ALL if TABLES[rule][name]["required"]])
@@ -254,37 +214,29 @@ def test_required_stays_required(rule: str, name: str) -> None:
     assert [group["lr"] for group in opt.param_groups] == [0.5, 0.125]
 
 
-@pytest.mark.parametrize("rule", CLASSES)
-@pytest.mark.parametrize("name", ["Torch", "pytorch", "", "tensorflow"])
-def test_unknown_names_are_refused(rule: str, name: str) -> None:
-    with pytest.raises(ValueError, match=f"{re.escape(repr(name))}.*; it has {', '.join(TABLES[rule])}$"):
-        CLASSES[rule].like(name, np.zeros(2))
-
-
 @pytest.mark.parametrize(
-    ("name", "meant"), [("pytorch", "torch"), ("PyTorch", "torch"), ("tensorflow", "tf1"), ("kreas", "keras"), ("", "")]
+    ("name", "meant"),
+    [
+        ("pytorch", "torch"),
+        ("PyTorch", "torch"),
+        ("Torch", "torch"),
+        ("tensorflow", "tf1"),
+        ("kreas", "keras"),
+        ("", ""),
+    ],
 )
-def test_what_was_meant_by_an_unknown_name(name: str, meant: str) -> None:
-    with pytest.raises(ValueError, match=f"no dialect '{name}'") as caught:
+def test_unknown_names_are_refused(name: str, meant: str) -> None:
+    hint = f" (did you mean {meant!r}?)" if meant else ""
+    with refused(ValueError, [f"RMSprop has no dialect {name!r}{hint}; it has {', '.join(TABLES['rmsprop'])}"]):
         fs.RMSprop.like(name, np.zeros(2))
-    assert (f"{name!r} (did you mean {meant!r}?); it has " if meant else f"{name!r}; it has ") in str(caught.value)
-
-
-def test_what_was_meant_by_an_argument_of_another_framework() -> None:
-    for key, meant in (("learning_rate", "lr"), ("rho", "alpha"), ("epsilon", "eps"), ("momentun", "momentum")):
-        with pytest.raises(TypeError, match=rf"unexpected argument '{key}' \(did you mean '{meant}'\?\)"):
-            fs.RMSprop.like("keras", np.zeros(2), **{key: 0.5})
-
-
-def test_names_are_of_one_rule() -> None:
-    with pytest.raises(ValueError, match="Rprop has no dialect 'keras'"):
+    for rule, cls in CLASSES.items():
+        with refused(ValueError, [f"{cls.__name__} has no dialect {name!r}", f"; it has {', '.join(TABLES[rule])}"]):
+            cls.like(name, np.zeros(2))
+    with refused(ValueError, ["Rprop has no dialect 'keras'"]):
         fs.Rprop.like("keras", np.zeros(2))
-
-
-@pytest.mark.parametrize("cls", [fs.AdagradDA, fs.AdagradNorm, fs.ProximalAdagrad])
-def test_classes_without_dialects_say_so(cls: Any) -> None:
-    with pytest.raises(ValueError, match=f"{cls.__name__} has no dialect 'tf1'; it has none"):
-        cls.like("tf1", np.zeros(2))
+    for none in (fs.AdagradDA, fs.AdagradNorm, fs.ProximalAdagrad):
+        with refused(ValueError, [f"{none.__name__} has no dialect {name!r}", "; it has none"]):
+            none.like(name, np.zeros(2))
 
 
 def test_out_of_range_is_refused_as_by_the_class() -> None:
