@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import linecache
 import math
 import os
 import pickle
@@ -411,6 +412,32 @@ def in_child(body: Callable[[], Any], seconds: float = 60) -> Any:
         told = said.read()
     assert told, "a forked child failed"
     return pickle.loads(told)
+
+
+def interrupted(k: int, call: Callable[[], Any]) -> bool:
+    """Call it with Ctrl-C at the k-th line or return of this package's Python; return whether that was reached."""
+    here = os.path.dirname(fs.__file__)
+    left = iter(range(k))
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        file = frame.f_code.co_filename
+        if not file.startswith(here):
+            return None
+        if linecache.getline(file, frame.f_lineno).lstrip().startswith("with "):
+            return trace  # signals arrive after calls, so never between the body of a "with" and its end
+        if event in ("line", "return") and next(left, None) is None:
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
 
 
 def shows(message: str, value: Any) -> bool:

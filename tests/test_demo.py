@@ -231,15 +231,6 @@ def test_verify_tries_every_option(quick: bool) -> None:
         )
 
 
-def test_every_rule_has_its_class_and_function() -> None:
-    rules = set(_core.rules())
-    classes = {
-        name for name in fs.__all__ if isinstance(cls := getattr(fs, name), type) and issubclass(cls, fs.Optimizer)
-    }
-    assert {name.lower() for name in classes - {"Optimizer"}} == {rule.replace("_", "") for rule in rules}
-    assert {f"{rule}_" for rule in rules} <= set(fs.__all__)
-
-
 def test_info_shows_the_configuration() -> None:
     done = run("info")
     assert (done.returncode, done.stderr) == (0, "")

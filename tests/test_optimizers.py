@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -10,7 +11,6 @@ import math
 import numbers
 import os
 import shelve
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import fusedstep as fs
-from checks import Guarded, Mirror, Unchanged, assert_same, bits, difference, memory_of, threads
+from checks import Guarded, Mirror, Unchanged, assert_same, bits, difference, interrupted, memory_of, threads
 from registry import (
     BAD_CONTAINERS,
     CASES,
@@ -895,42 +895,24 @@ def test_a_group_is_added_whole_or_not_at_all(reads: int) -> None:
 def test_steps_after_a_group_that_came_half_way() -> None:
     """Ctrl-C at the k-th line of adding a group, for each k: a step is that of the old or of the new optimizer, or is
     refused and writes nothing."""
-    here = os.fspath(Path(fs.__file__).parent)
     ends = set()
     for k in itertools.count():
         w, v = np.ones(3), np.ones(2)
         optimizer = fs.RMSprop({"w": w}, lr=0.5)
         optimizer.step({"w": np.ones(3)})
-        left = iter(range(k))
-
-        def trace(frame: Any, event: str, argument: Any, left: Any = left) -> Any:
-            if frame.f_code.co_filename.startswith(here) and event == "line" and next(left, None) is None:
-                raise KeyboardInterrupt
-            return trace
-
-        before = sys.gettrace()
-        sys.settrace(trace)
-        try:
-            optimizer.add_param_group({"params": {"v": v}, "lr": 0.25})
-            interrupted = False
-        except KeyboardInterrupt:
-            interrupted = True
-        finally:
-            sys.settrace(before)
+        reached = interrupted(k, functools.partial(optimizer.add_param_group, {"params": {"v": v}, "lr": 0.25}))
         unchanged = Unchanged([w, v])
         done = 0
         for grads in ({"w": np.ones(3)}, [{"w": np.ones(3)}, {"v": np.ones(2)}]):
             for _ in range(2):
-                try:
+                with contextlib.suppress(TypeError, ValueError):
                     optimizer.step(grads)
                     done += 1
-                except (TypeError, ValueError):
-                    pass
             if not done:
                 unchanged.check(f"line {k}")
         ends.add(done)
         assert optimizer.steps == 1 + done
-        if not interrupted:
+        if not reached:
             break
     assert done == 2
     assert ends <= {0, 2}
