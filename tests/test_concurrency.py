@@ -17,6 +17,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -94,45 +95,44 @@ CALLED = ((np, "array"), (np, "copyto"), (os, "fsync"), (json, "loads"))
 HOLDING = [name for name in USES if name not in ("deepcopy", "pickle")]  # these release it after reading the counters
 
 
+def save_all(opt: Any, folder: Path) -> None:
+    """Write what the uses of an optimizer read."""
+    opt.save(folder / "a.npz")
+    opt.save(folder / "a.safetensors")
+    (folder / "dict").write_bytes(pickle.dumps(opt.state_dict()))
+
+
 @pytest.mark.parametrize("holding", HOLDING)
 def test_one_use_at_a_time(holding: str, gate: Gate, tmp_path: Path) -> None:
     """While one thread steps, saves or loads, each use by another thread raises RuntimeError and changes no byte of the
     optimizer and no file. The first use goes on undisturbed, and so does the next one."""
-    param = np.arange(5.0)
-    opt = fs.Adagrad({"w": param, "v": np.ones(3)})
+    opt = fs.Adagrad({"w": np.arange(5.0), "v": np.ones(3)})
     grads = {"w": SlowGradient(np.ones(5), gate), "v": np.ones(3)}
     opt.step(grads)
-    opt.save(tmp_path / "a.npz")
-    opt.save(tmp_path / "a.safetensors")
-    (tmp_path / "dict").write_bytes(pickle.dumps(opt.state_dict()))
+    save_all(opt, tmp_path)
     opt.step(grads)
-    failed: list[BaseException] = []
-
-    def hold() -> None:
-        try:
-            USES[holding](opt, grads, tmp_path)
-        except BaseException as error:
-            failed.append(error)
-
     alone = copy.deepcopy(opt)
     shutil.copytree(tmp_path, tmp_path / "alone")
     USES[holding](alone, grads, tmp_path / "alone")
-    holder = gate.stops = threading.Thread(target=hold)
-    holder.start()
-    assert gate.reached.wait(60)
-    memory = Unchanged(memory_of(opt))
-    files = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file() and path.name[0] != "."}
-    try:
-        for name, use in USES.items():
-            with pytest.raises(RuntimeError, match="in use already"):
-                use(opt, grads, tmp_path)
-            memory.check(f"{name} during {holding}")
-            for path, content in files.items():
-                assert path.read_bytes() == content, f"{name} during {holding}"
-    finally:
-        gate.open.set()
-        holder.join(60)
-    assert not failed
+
+    def hold() -> None:
+        gate.stops = threading.current_thread()
+        USES[holding](opt, grads, tmp_path)
+
+    with ThreadPoolExecutor(1) as other:
+        held = other.submit(hold)
+        assert gate.reached.wait(60)
+        memory = Unchanged(memory_of(opt))
+        files = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file() and path.name[0] != "."}
+        try:
+            for name, use in USES.items():
+                with pytest.raises(RuntimeError, match="in use already"):
+                    use(opt, grads, tmp_path)
+                memory.check(f"{name} during {holding}")
+                assert all(path.read_bytes() == was for path, was in files.items()), f"{name} during {holding}"
+        finally:
+            gate.open.set()
+        held.result(60)
     for path in files:
         assert path.read_bytes() == (tmp_path / "alone" / path.name).read_bytes()
     for found, wanted in zip(memory_of(opt), memory_of(alone), strict=True):
@@ -145,9 +145,7 @@ def test_one_use_at_a_time(holding: str, gate: Gate, tmp_path: Path) -> None:
 def test_an_error_lets_go(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a use that failed, or that Ctrl-C stopped, the optimizer is free."""
     opt = fs.Adagrad({"w": np.ones(3)})
-    opt.save(tmp_path / "a.npz")
-    opt.save(tmp_path / "a.safetensors")
-    (tmp_path / "dict").write_bytes(pickle.dumps(opt.state_dict()))
+    save_all(opt, tmp_path)
     for error in (ZeroDivisionError, KeyboardInterrupt, MemoryError):
 
         def fail(*args: Any, error: type[BaseException] = error, **options: Any) -> Any:
@@ -210,23 +208,19 @@ def test_eight_threads_share_gradients_while_groups_change() -> None:
     refused."""
     case = FIRST_OF_RULE[0]
     rng = np.random.default_rng(3)
-    shapes = {"w": (5000,), "b": (3,), "c": (7, 4)}
-    start = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
-    grads = [{"w": rng.standard_normal(5000)}, [rng.standard_normal(3), rng.standard_normal((7, 4))]]
+    shapes = {"w": (5000,), "0": (3,), "1": (7, 4)}
+    start, gradients = ({name: rng.standard_normal(shape) for name, shape in shapes.items()} for _ in range(2))
+    grads = [{"w": gradients["w"]}, [gradients["0"], gradients["1"]]]
     params = [{name: array.copy() for name, array in start.items()} for _ in range(8)]
-    optimizers = [case.new([{"params": {"w": p["w"]}}, {"params": [p["b"], p["c"]]}], lr=0.01) for p in params]
-    steps = [0] * 8
+    optimizers = [case.new([{"params": {"w": p["w"]}}, {"params": [p["0"], p["1"]]}], lr=0.01) for p in params]
     stop = threading.Event()
-    failed: list[BaseException] = []
 
-    def work(k: int) -> None:
-        try:
-            end = time.monotonic() + 1
-            while time.monotonic() < end:
-                with contextlib.suppress(ValueError, TypeError):
-                    steps[k] = optimizers[k].step(grads).step
-        except BaseException as error:
-            failed.append(error)
+    def work(optimizer: Any) -> int:
+        steps, end = 0, time.monotonic() + 1
+        while time.monotonic() < end:
+            with contextlib.suppress(ValueError, TypeError):
+                steps = optimizer.step(grads).step
+        return steps
 
     def change() -> None:
         k = 0
@@ -237,31 +231,24 @@ def test_eight_threads_share_gradients_while_groups_change() -> None:
             groups.append(groups.pop())
             k += 1
 
-    threads_ = [threading.Thread(target=work, args=(k,)) for k in range(8)]
     switch = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
-    changer = threading.Thread(target=change)
     try:
-        for thread in (changer, *threads_):
-            thread.start()
-        for thread in threads_:
-            thread.join(60)
+        with ThreadPoolExecutor(9) as pool:
+            changer = pool.submit(change)
+            try:
+                steps = list(pool.map(work, optimizers, timeout=60))
+            finally:
+                stop.set()
+            changer.result(60)
     finally:
-        stop.set()
-        changer.join()
         sys.setswitchinterval(switch)
-    assert not failed
-    found = {steps[k]: (optimizers[k], params[k]) for k in range(8)}
-    gradients = {"w": grads[0]["w"], "0": grads[1][0], "1": grads[1][1]}  # type: ignore[call-overload, index]
-    wanted = Mirror(
-        case, {"w": start["w"], "0": start["b"], "1": start["c"]}, {key: {"lr": 0.01} for key in ("w", "0", "1")}
-    )
-    for count in sorted(found):
-        optimizer, own = found[count]
+    wanted = Mirror(case, start, {key: {"lr": 0.01} for key in start})
+    for count, optimizer, own in sorted(zip(steps, optimizers, params, strict=True), key=lambda each: each[0]):
         while wanted.steps < count:
             wanted.step(gradients)
-        wanted.assert_like(optimizer, {"w": own["w"], "0": own["b"], "1": own["c"]}, f"{count} steps")
-    assert max(found) > 0
+        wanted.assert_like(optimizer, own, f"{count} steps")
+    assert max(steps) > 0
 
 
 # --------------------------------------------------------------------------------------- forks in the middle of steps

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import fusedstep as fs
-from checks import Unchanged, assert_same, difference, memory_of
+from checks import Unchanged, assert_same, difference, memory_of, refused
 from registry import CASES, DTYPES, FIRST_OF_RULE, Case, loss
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -193,30 +193,26 @@ def test_nothing_is_lost_where_a_step_fails() -> None:
     assert report.grad_norm == 5.0
 
 
-@pytest.mark.parametrize(
-    ("mask", "error", "message"),
-    [
-        (np.ones(3, np.int8), TypeError, "mask of parameter '0': expected an array of bool, where True .*, got int8"),
-        (True, TypeError, "mask of parameter '0': expected an array of bool, where True .*, got bool"),
-        (np.ma.ones(3, bool), TypeError, "mask of parameter '0': expected an array of bool, got a masked one"),
-        (
-            np.ones(4, bool),
-            ValueError,
-            r"mask of parameter '0': expected a shape that broadcasts to \(3,\), got \(4,\)",
-        ),
-        (np.ones((2, 3), bool), ValueError, "mask of parameter '0': expected a shape"),
-        ({"w": np.ones(3, bool)}, ValueError, r"mask: expected one for each of \['0'\], got those of \['w'\]"),
-    ],
-)
-def test_bad_masks(mask: Any, error: type[Exception], message: str) -> None:
+BAD = "mask of parameter '0': expected "
+BAD_MASKS: list[tuple[Any, type[Exception], list[str]]] = [
+    (np.ones(3, np.int8), TypeError, [f"{BAD}an array of bool, where True ", ", got int8"]),
+    (True, TypeError, [f"{BAD}an array of bool, where True ", ", got bool"]),
+    (np.ma.ones(3, bool), TypeError, [f"{BAD}an array of bool, got a masked one"]),
+    (np.ones(4, bool), ValueError, [f"{BAD}a shape that broadcasts to (3,), got (4,)"]),
+    (np.ones((2, 3), bool), ValueError, [f"{BAD}a shape"]),
+    ({"w": np.ones(3, bool)}, ValueError, ["mask: expected one for each of ['0'], got those of ['w']"]),
+]
+
+
+def test_bad_masks() -> None:
     w = np.ones(3)
     opt = fs.RMSprop(w)
-    with pytest.raises(error, match=message):
-        opt.step(np.ones(3), mask=mask)
-    assert (w == 1).all()
+    for mask, error, says in BAD_MASKS:
+        with refused(error, says, memory_of(opt)):
+            opt.step(np.ones(3), mask=mask)
     read_only = np.ones(3)
     read_only.flags.writeable = False
-    with pytest.raises(ValueError, match="read-only"):
+    with refused(ValueError, ["read-only"], memory_of(opt)):
         opt.step(read_only, mask=np.zeros(3, bool), zero_grads=True)
 
 
