@@ -329,8 +329,7 @@ def load_what_fits(folder: Path) -> None:
 
 def load_version_1(folder: Path) -> None:
     """Load a file of 0.1.0 with states that must be computed and names of fields that have changed."""
-    sys.path.append(str(Path(__file__).parent / "data"))
-    import make_version_1
+    from data import make_version_1
 
     for name, (cls, options, container) in make_version_1.CASES.items():
         made = [make_version_1.CONTAINERS[container](np.zeros((2, 3)), np.zeros(4)) for _ in range(2)]

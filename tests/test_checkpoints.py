@@ -8,7 +8,6 @@ import copy
 import errno
 import functools
 import hashlib
-import importlib.util
 import itertools
 import json
 import math
@@ -34,6 +33,7 @@ import pytest
 
 import fusedstep as fs
 from checks import Unchanged, assert_same, bits, interrupted, memory_of, python
+from data import make_version_1 as version_1
 from registry import CASES, KEEPING, LAYOUT, LAYOUTS, Array, C, Case, Layout, loss
 
 ENDINGS = (".npz", ".safetensors")
@@ -1176,11 +1176,6 @@ def test_many_threads_save_to_one_path(path: Path) -> None:
 
 OLD = Path(__file__).parent / "data"
 OLD_FILES = sorted(path.name for path in OLD.iterdir() if path.suffix in ENDINGS and ".after" not in path.name)
-_spec = importlib.util.spec_from_file_location("make_version_1", OLD / "make_version_1.py")
-assert _spec is not None
-assert _spec.loader is not None
-version_1 = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(version_1)
 
 
 def old_arrays(name: str) -> tuple[dict[str, Array], Any]:

@@ -95,4 +95,4 @@ def test_the_drop_in_for_pytorch() -> None:
     program = EXAMPLES / "pytorch_drop_in.py"
     if not program.is_file():
         pytest.skip("the example is not here")
-    assert native.run(sys.executable, program).strip()
+    assert float(native.run(sys.executable, program).removeprefix("accuracy ")) > 0.95

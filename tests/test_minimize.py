@@ -377,6 +377,7 @@ def test_both_forms_of_callbacks(through_scipy: bool) -> None:
         ({"fun": lambda x: 1.0}, TypeError, r"fun: expected a pair \(loss, gradient\), got float"),
         ({"fun": lambda x: (x, x)}, ValueError, r"fun: expected the loss, one number, got an array of shape \(2,\)"),
         ({"fun": lambda x: (1.0, x[:1])}, ValueError, r"gradient of parameter '0': expected shape \(2,\), got \(1,\)"),
+        ({"fun": lambda x: (1.0, x[:, None])}, ValueError, r"gradient of .*: expected shape \(2,\), got \(2, 1\)"),
         ({"fun": lambda x: (1.0, 1j * x)}, TypeError, "complex128"),
         ({"x0": {"a": np.ones(1)}, "fun": lambda x: (1.0, {"b": x["a"]})}, ValueError, r"gradient: .*\['a'\].*\['b'\]"),
         ({"x0": {"a": 1.0}}, TypeError, "x0: 'a': expected an array of its own, got 1.0"),
