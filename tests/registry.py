@@ -188,6 +188,10 @@ class Case:
     def cls(self) -> Any:
         return getattr(fs, self.class_name)
 
+    def loss(self, t: int = 1) -> dict[str, float]:
+        """Return the loss at a step as an argument, if the case needs it."""
+        return {"loss": loss(t)} if self.needs_loss else {}
+
     def new(self, params: Any, **changed: Any) -> Any:
         """Make an optimizer."""
         return self.cls(params, **{**self.class_options, **changed})

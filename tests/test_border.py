@@ -59,10 +59,6 @@ def good_arrays(case: Case, dtype: np.dtype[Any], shape: tuple[int, ...] = (3, 4
     return arrays
 
 
-def loss_of(case: Case) -> dict[str, float]:
-    return {"loss": loss(1)} if case.needs_loss else {}
-
-
 # ----------------------------------------------------------------------------------------------------------- bad arrays
 
 
@@ -129,10 +125,10 @@ def test_classes_refuse_bad_arrays(case: Case, bad: BadArray) -> None:
             broken = {**grads, "bad": bad.make(grads["bad"])}
             memory = memory_of(optimizer, *grad_c.values(), *grads.values(), *broken.values())
             with refused(bad.error, [f"gradient of {name}", *bad.says(good, broken["bad"])], memory, where):
-                optimizer.step(in_two(grad_c, broken), zero_grads=zero, **loss_of(case))
+                optimizer.step(in_two(grad_c, broken), zero_grads=zero, **case.loss())
             grads["bad"] = good
-            assert optimizer.step(in_two(grad_c, grads), **loss_of(case)).step == 1
-            mirror.step({**grad_c, **grads}, **loss_of(case))
+            assert optimizer.step(in_two(grad_c, grads), **case.loss()).step == 1
+            mirror.step({**grad_c, **grads}, **case.loss())
             mirror.assert_like(optimizer, {**c, **params}, where)
             if grouped:
                 c["c"][...] = 1
@@ -167,7 +163,7 @@ def test_arrays_that_seem_larger_than_memory(case: Case, dtype: np.dtype[Any]) -
             with refused(
                 ValueError, ["gradient of parameter 'b'", str(shape), "that of the parameter"], memory, verify
             ):
-                optimizer.step({"a": np.ones(3, dtype), "b": grad}, zero_grads=zero, **loss_of(case))
+                optimizer.step({"a": np.ones(3, dtype), "b": grad}, zero_grads=zero, **case.loss())
 
 
 # ------------------------------------------------------------------------------------------------------------- overlaps
@@ -257,10 +253,10 @@ def test_a_gradient_and_a_parameter_of_an_optimizer(case: Case, pair: Pair) -> N
         if pair.overlap:
             says = ["gradient of parameter 'own'", f"parameter '{whose}'", "shares memory"]
             with refused(ValueError, says, memory_of(optimizer, *grads.values()), f"{whose}, {pair.name}"):
-                optimizer.step(grads, **loss_of(case))
+                optimizer.step(grads, **case.loss())
         else:
-            mirror.step({name: grad.copy() for name, grad in grads.items()}, **loss_of(case))
-            optimizer.step(grads, **loss_of(case))
+            mirror.step({name: grad.copy() for name, grad in grads.items()}, **case.loss())
+            optimizer.step(grads, **case.loss())
             mirror.assert_like(optimizer, params, f"{whose}, {pair.name}")
 
     memory = fill(np.zeros(64, dtype))
@@ -268,14 +264,14 @@ def test_a_gradient_and_a_parameter_of_an_optimizer(case: Case, pair: Pair) -> N
     params = {"first": np.ones(a.shape, dtype), "second": np.ones(b.shape, dtype)}
     optimizer, mirror = case.new(params), Mirror(case, params)
     grads = {"first": a, "second": b}
-    mirror.step(grads, **loss_of(case))
-    optimizer.step(grads, **loss_of(case))
+    mirror.step(grads, **case.loss())
+    optimizer.step(grads, **case.loss())
     mirror.assert_like(optimizer, params, pair.name)
     if pair.overlap:
         with refused(ValueError, ["'first'", "'second'", "shares memory"], memory_of(optimizer, memory), pair.name):
-            optimizer.step(grads, zero_grads=True, **loss_of(case))
+            optimizer.step(grads, zero_grads=True, **case.loss())
     else:
-        optimizer.step(grads, zero_grads=True, **loss_of(case))
+        optimizer.step(grads, zero_grads=True, **case.loss())
         assert not a.any()
         assert not b.any()
 
@@ -311,7 +307,7 @@ def test_a_gradient_and_a_state_of_an_optimizer(case: Case, dtype: np.dtype[Any]
             given = {**grads, name: own}
             says = [f"gradient of parameter '{name}'", f"{state.held_as} of parameter '{owner}'", "shares memory"]
             with refused(ValueError, says, memory_of(optimizer, *given.values()), f"{name}, {owner}, {state.name}"):
-                optimizer.step(given, **loss_of(case))
+                optimizer.step(given, **case.loss())
 
 
 @st.composite
@@ -441,9 +437,9 @@ def test_classes_refuse_bad_hyperparameters(rule: str, name: str) -> None:
         in_group = [{"params": params[:1]}, {"params": params[1:], name: bad.value}]
         wrong.append(judged(partial(case.new, in_group), name, bad))
         if name not in {state.starts_at for state in case.states}:
-            wrong.append(judged(partial(step_with, optimizer, grads, name, bad.value, loss_of(case)), name, bad))
+            wrong.append(judged(partial(step_with, optimizer, grads, name, bad.value, case.loss()), name, bad))
         unchanged.check(named(bad.value))
-        assert optimizer.step(grads, **loss_of(case)).step == 1, named(bad.value)
+        assert optimizer.step(grads, **case.loss()).step == 1, named(bad.value)
     assert not any(wrong), "\n".join(filter(None, wrong))
 
 
@@ -460,7 +456,7 @@ def test_hyperparameters_that_do_not_go_together(rule: str, options: dict[str, A
     optimizer = of_rule[rule].new([arrays["param"]])
     optimizer.param_groups[0].update(options)
     with refused(ValueError, list(says), memory_of(optimizer, *arrays.values())):
-        optimizer.step([arrays["grad"]], **loss_of(case))
+        optimizer.step([arrays["grad"]], **case.loss())
 
 
 def test_arguments_that_are_missing_or_unknown() -> None:
@@ -510,10 +506,10 @@ def test_step_refuses_bad_options(case: Case, name: str) -> None:
     for verify, bad in itertools.product(("never", "every"), BAD_STEP_OPTIONS[name]):
         optimizer = case.new(params, verify=verify)
         unchanged = Unchanged(memory_of(optimizer, *grads))
-        wrong.append(judged(partial(optimizer.step, grads, **{**loss_of(case), name: bad.value}), name, bad))
+        wrong.append(judged(partial(optimizer.step, grads, **{**case.loss(), name: bad.value}), name, bad))
         unchanged.check(named(bad.value))
     assert not any(wrong), "\n".join(filter(None, wrong))
-    assert optimizer.step(grads, **loss_of(case)).step == 1
+    assert optimizer.step(grads, **case.loss()).step == 1
 
 
 def test_functions_refuse_temporary_copies() -> None:
@@ -695,7 +691,7 @@ def test_a_parameter_that_changed_since(case: Case, last: bool, change: str) -> 
     params = {"other": other, "w": changed} if last else {"w": changed, "other": other}
     optimizer = case.new(params)
     grads = {name: np.ones(param.shape, param.dtype) for name, param in params.items()}
-    optimizer.step(grads, **loss_of(case))
+    optimizer.step(grads, **case.loss())
     try:
         CHANGES[change](changed)
     except (AttributeError, TypeError, ValueError) as error:
@@ -706,7 +702,7 @@ def test_a_parameter_that_changed_since(case: Case, last: bool, change: str) -> 
         with refused(
             TypeError if "type" in change or "order" in change else ValueError, ["parameter 'w'"], memory, change
         ):
-            optimizer.step(passed, **loss_of(case))
+            optimizer.step(passed, **case.loss())
 
 
 @each_rule
@@ -717,7 +713,7 @@ def test_a_state_that_changed_since(case: Case, tmp_path: Path) -> None:
     grads = {name: np.ones(param.shape, param.dtype) for name, param in params.items()}
     saved = case.new({name: param.copy() for name, param in params.items()}).state_dict()
     uses: dict[str, Callable[[Any], Any]] = {
-        "step": lambda optimizer: optimizer.step(grads, **loss_of(case)),
+        "step": lambda optimizer: optimizer.step(grads, **case.loss()),
         "state_dict": lambda optimizer: optimizer.state_dict(),
         "save": lambda optimizer: optimizer.save(tmp_path / "x.npz"),
         "load_state_dict": lambda optimizer: optimizer.load_state_dict(saved),
@@ -759,17 +755,17 @@ def test_a_gradient_that_changed_since(case: Case, zeroed: bool, change: str) ->
     params = {"other": np.ones(5, np.float64), "w": np.ones((3, 4), np.float32)}
     optimizer = case.new(params)
     grads = {"other": np.ones(5, np.float64), "w": np.ones((3, 4), np.float32)}
-    optimizer.step(grads, zero_grads=zeroed, **loss_of(case))
+    optimizer.step(grads, zero_grads=zeroed, **case.loss())
     try:
         CHANGES[change](grads["w"])
     except (AttributeError, TypeError, ValueError) as error:
         pytest.skip(f"this NumPy does not allow it: {error}")
     if change == "read-only" and not zeroed:
-        assert optimizer.step(grads, **loss_of(case)).step == 2
+        assert optimizer.step(grads, **case.loss()).step == 2
     error = TypeError if "type" in change or "order" in change else ValueError
     for more in ({"zero_grads": True}, {"zero_grads": change == "read-only", "clip_norm": 1.0}):
         with refused(error, ["gradient of parameter 'w'"], memory_of(optimizer, *grads.values()), change):
-            optimizer.step(grads, **more, **loss_of(case))
+            optimizer.step(grads, **more, **case.loss())
 
 
 @each_rule
@@ -793,17 +789,17 @@ def test_gradients_are_looked_at_anew(case: Case) -> None:
 
     step(memory[:6], memory[3:9])  # two gradients may overlap
     with refused(ValueError, ["'a'", "'b'", "shares memory"], memory_of(optimizer, memory)):
-        optimizer.step({"a": memory[:6], "b": memory[3:9]}, zero_grads=True, **loss_of(case))
+        optimizer.step({"a": memory[:6], "b": memory[3:9]}, zero_grads=True, **case.loss())
     step(memory[:6], memory[6:12], zero_grads=True)
     with refused(ValueError, ["shares memory"], memory_of(optimizer, memory)):
-        optimizer.step({"a": memory[:6], "b": memory[5:11]}, zero_grads=True, **loss_of(case))
+        optimizer.step({"a": memory[:6], "b": memory[5:11]}, zero_grads=True, **case.loss())
     with refused(ValueError, ["gradient of parameter 'b'", "shape"], memory_of(optimizer, memory)):
-        optimizer.step({"a": memory[4:10], "b": memory[:5]}, zero_grads=True, **loss_of(case))
+        optimizer.step({"a": memory[4:10], "b": memory[:5]}, zero_grads=True, **case.loss())
     with refused(ValueError, ["shares memory"], memory_of(optimizer, memory)):  # 'b' as in the last step that was done
-        optimizer.step({"a": memory[4:10], "b": memory[6:12]}, zero_grads=True, **loss_of(case))
+        optimizer.step({"a": memory[4:10], "b": memory[6:12]}, zero_grads=True, **case.loss())
     step(None, memory[5:11])
     with refused(ValueError, ["shares memory"], memory_of(optimizer, memory)):
-        optimizer.step({"a": memory[:6], "b": memory[5:11]}, zero_grads=True, **loss_of(case))
+        optimizer.step({"a": memory[:6], "b": memory[5:11]}, zero_grads=True, **case.loss())
     step(memory[:6], memory[6:12], zero_grads=True)
     memory[...] = rng.standard_normal(40)
     step(memory[:12:2], memory[1:13:2], zero_grads=True)
@@ -816,7 +812,7 @@ def test_gradients_are_looked_at_anew(case: Case) -> None:
             zero_grads=t % 2 == 0,
         )
     with refused(ValueError, ["gradient of parameter 'b'", "parameter 'a'"], memory_of(optimizer, memory)):
-        optimizer.step({"a": memory[:6], "b": params["a"]}, **loss_of(case))
+        optimizer.step({"a": memory[:6], "b": params["a"]}, **case.loss())
     step(memory[:6], memory[6:12])
 
 

@@ -15,7 +15,7 @@ import pytest
 
 import fusedstep as fs
 from checks import Unchanged, assert_same, difference, memory_of, refused
-from registry import CASES, DTYPES, FIRST_OF_RULE, Case, loss
+from registry import CASES, DTYPES, FIRST_OF_RULE, Case
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 KEPT = 11
@@ -41,7 +41,7 @@ def test_the_rest_steps_as_if_it_were_alone(case: Case, dtype: np.dtype[Any]) ->
         grads = {name: rng.standard_normal(p.shape).astype(dtype) for name, p in params.items()}
         grads["w"][KEPT:] = [np.nan, np.inf, 5.0, 1e30, -1.0]
         mine = {"w": grads["w"][:KEPT].copy(), "b": grads["b"].copy()}
-        options = {"loss": loss(t)} if case.needs_loss else {}
+        options = case.loss(t)
         if t > 2:
             clip = "clip_norm" if t == 3 else "clip_norm_each"
             options |= {clip: 0.5, "clip_value": 1.0, "nonfinite": "raise", "zero_grads": True}
@@ -69,7 +69,7 @@ def test_scattered_and_broadcast_masks(case: Case, shape: tuple[int, ...]) -> No
     masked, other = case.new(w), case.new(alone)
     for t in range(1, 4):
         g = rng.standard_normal((3, 4))
-        options = {"loss": loss(t)} if case.needs_loss else {}
+        options = case.loss(t)
         untouched = Unchanged([g, mask])
         masked.step(g, mask=mask, **options)
         other.step(g[where], **options)

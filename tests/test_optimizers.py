@@ -49,10 +49,6 @@ each_full_rule = pytest.mark.parametrize("case", FULLEST_OF_RULE, ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
-def loss_for(case: Case, t: int) -> dict[str, float]:
-    return {"loss": loss(t)} if case.needs_loss else {}
-
-
 def lr_may_change(case: Case) -> bool:
     """Whether ``lr`` has an effect after the start. For Rprop it has not, except with decoupled weight decay."""
     return case.rule != "rprop" or bool(case.options.get("decoupled_weight_decay"))
@@ -100,7 +96,7 @@ def test_steps_equal_the_reference(case: Case) -> None:
         mirror.assert_like(optimizer, params, "at the start")
         for t in range(1, 8):
             grads = gradients("F" if t == 3 else None)
-            options: dict[str, Any] = loss_for(case, t)
+            options: dict[str, Any] = case.loss(t)
             if t == 2:
                 grads["layers.1.w"] = grads["scale"] = None
             if t == 4 and lr_may_change(case):
@@ -142,8 +138,8 @@ def test_groups_with_hyperparameters_of_their_own(case: Case) -> None:
             for name in (first, second)[group]:
                 mirror.options[name] = {**mirror.options[name], **change}
         grads = {name: normal(rng, (37,), array.dtype) for name, array in params.items()}
-        optimizer.step(list(grads.values()), **loss_for(case, t))
-        mirror.step(grads, **loss_for(case, t))
+        optimizer.step(list(grads.values()), **case.loss(t))
+        mirror.step(grads, **case.loss(t))
         mirror.assert_like(optimizer, params, f"{case}, step {t}")
 
 
@@ -165,9 +161,9 @@ def test_step_options(case: Case, options: str) -> None:
             grads["none"] = None
             given = {key: grad for key, grad in grads.items() if grad is not None}
             before = {key: grad.copy() for key, grad in given.items()}
-            norm = mirror.step(grads, **chosen, **loss_for(case, t))
+            norm = mirror.step(grads, **chosen, **case.loss(t))
             with threads(count):
-                report = optimizer.step(grads, **chosen, **loss_for(case, t))
+                report = optimizer.step(grads, **chosen, **case.loss(t))
             where = f"{case} {dtype} {options}, {name}, {count} threads, step {t}"
             mirror.assert_like(optimizer, params, where)
             assert report == (t, norm, False, None if norm is None else ()), where
@@ -187,7 +183,7 @@ def test_large_arrays_in_threads(case: Case, dtype: np.dtype[Any]) -> None:
         mirror = Mirror(case, params)
         for t in range(1, 3):
             grads = {str(k): normal(rng, shape, dtype, "F") for k, shape in enumerate(shapes)}
-            options = {"clip_norm": 1.0, "grad_scale": 0.5, "nonfinite": "raise", **loss_for(case, t)}
+            options = {"clip_norm": 1.0, "grad_scale": 0.5, "nonfinite": "raise", **case.loss(t)}
             norm = mirror.step(grads, **options)
             with threads(count):
                 report = optimizer.step(list(grads.values()), zero_grads=True, **options)
@@ -205,8 +201,8 @@ def test_a_run_of_many_steps(case: Case) -> None:
     mirror = Mirror(case, params)
     for t in range(1, 201):
         grads = {"w": normal(rng, (33,), "f4"), "b": normal(rng, (17,), "f8") if t % 3 else None}
-        optimizer.step(grads, **loss_for(case, t))
-        mirror.step(grads, **loss_for(case, t))
+        optimizer.step(grads, **case.loss(t))
+        mirror.step(grads, **case.loss(t))
     mirror.assert_like(optimizer, params, f"{case}, step 200")
 
 
@@ -451,8 +447,8 @@ def test_state_is_live(case: Case) -> None:
     arrays = {name: optimizer.state["w"][name] for name in optimizer.state["w"]}
     for t in range(1, 4):
         grads = {"w": normal(rng, (40,), "f4")}
-        optimizer.step(grads, **loss_for(case, t))
-        mirror.step(grads, **loss_for(case, t))
+        optimizer.step(grads, **case.loss(t))
+        mirror.step(grads, **case.loss(t))
         for state in case.states:
             assert optimizer.state["w"][state.held_as] is arrays[state.held_as]
             for live in (arrays[state.held_as], mirror.arrays["w"][state.name]):
@@ -490,7 +486,7 @@ def test_a_reset_optimizer_is_like_a_new_one(case: Case) -> None:
     live = {name: dict(states) for name, states in opt.state.items()}
     start = copy.deepcopy(live)
     for t in range(3):
-        opt.step(grads[t], **loss_for(case, t))
+        opt.step(grads[t], **case.loss(t))
     before = [p.copy() for p in params]
     opt.param_groups[0]["weight_decay"] = opt.param_groups[0]["weight_decay"] + 0.125
     opt.reset()
@@ -503,7 +499,7 @@ def test_a_reset_optimizer_is_like_a_new_one(case: Case) -> None:
                     {"params": before[1], "lr": 0.25}])  # fmt: skip
     for t in range(3, 6):
         for each in (opt, new):
-            each.step(grads[t], **loss_for(case, t))
+            each.step(grads[t], **case.loss(t))
         for name in opt.state:
             assert_same(opt.state[name], new.state[name], f"{name}, step {t}")
             assert not difference(opt.parameters[name], new.parameters[name])
@@ -825,8 +821,8 @@ def test_added_groups(case: Case) -> None:
             mirror.options["0"] = mirror.options["1.b"] = {"weight_decay": 0.25}
         grads = {name: normal(rng, params[name].shape, params[name].dtype) for name in mirror.arrays}
         given: Any = grads if t < 3 else [{"w": grads["w"]}, [grads["0"], {"b": grads["1.b"]}]]
-        optimizer.step(list(grads.values()) if t == 4 else given, **loss_for(case, t))
-        mirror.step(grads, **loss_for(case, t))
+        optimizer.step(list(grads.values()) if t == 4 else given, **case.loss(t))
+        mirror.step(grads, **case.loss(t))
         mirror.assert_like(optimizer, {name: params[name] for name in grads}, f"{case}, step {t}")
     assert optimizer.steps == 5
 
@@ -926,13 +922,13 @@ def test_the_report(case: Case) -> None:
     """``step`` counts; ``grad_norm`` and ``nonfinite`` are there if an option needs them; it is a StepReport."""
     grad = np.full(4, 2.0, np.float32)
     optimizer = case.new([np.ones(4, np.float32)])
-    assert type(optimizer.step([grad], **loss_for(case, 1))) is fs.StepReport
+    assert type(optimizer.step([grad], **case.loss(1))) is fs.StepReport
     steps: list[tuple[Any, dict[str, Any], Any, Any]] = [
         (grad, {}, None, None), (grad, {"clip_norm": 100.0}, 4.0, ()),
         (grad, {"nonfinite": "skip", "grad_scale": 2.0}, 2.0, ()), (None, {"nonfinite": "skip"}, 0.0, ()),
     ]  # fmt: skip
     for t, (given, options, norm, nonfinite) in enumerate(steps, 2):
-        report = optimizer.step([given], **options, **loss_for(case, t))
+        report = optimizer.step([given], **options, **case.loss(t))
         assert (
             report == (report.step, report.grad_norm, report.skipped, report.nonfinite) == (t, norm, False, nonfinite)
         )
@@ -1108,7 +1104,7 @@ def test_verification_notices_one_bit(case: Case, monkeypatch: pytest.MonkeyPatc
     def new(verify: str) -> Callable[[int], Any]:
         optimizer = case.new({"layers": [{"w": normal(rng, (4, 3), dtype)}]}, verify=verify)
         return lambda t: optimizer.step(
-            {"layers": [{"w": normal(rng, (4, 3), dtype)}]}, **loss_for(case, t), clip_norm=1.0, grad_scale=3.0
+            {"layers": [{"w": normal(rng, (4, 3), dtype)}]}, **case.loss(t), clip_norm=1.0, grad_scale=3.0
         )
 
     true = getattr(fs.reference, case.function_name)
@@ -1177,11 +1173,11 @@ def test_a_step_that_cannot_be_verified_is_taken_back(
             patch.setattr(fs.reference, case.function_name, out_of_it)
             kept = Unchanged([*params.values(), *grad.values(), *memory_of(optimizer)])
             with pytest.raises(error):
-                optimizer.step(grad, **loss_for(case, 4 - t), clip_norm=1.0, zero_grads=True)
+                optimizer.step(grad, **case.loss(4 - t), clip_norm=1.0, zero_grads=True)
             kept.check()
             assert optimizer.steps == t - 1
         for each in (optimizer, other):
-            each.step({name: g.copy() for name, g in grad.items()}, **loss_for(case, t), clip_norm=1.0)
+            each.step({name: g.copy() for name, g in grad.items()}, **case.loss(t), clip_norm=1.0)
     assert_same(params, others, case.name)
     for name, states in other.state.items():
         assert_same(optimizer.state[name], states, name)
@@ -1219,7 +1215,7 @@ def test_verified_steps_are_like_others(case: Case, options: str) -> None:
                 if infinite and t == 2:
                     grads[0][2, 2] = math.inf
                 try:
-                    reports.append(tuple(optimizer.step(grads, **chosen, **loss_for(case, t))))
+                    reports.append(tuple(optimizer.step(grads, **chosen, **case.loss(t))))
                 except FloatingPointError as error:
                     reports.append((str(error),))
             runs.append((reports, memory_of(optimizer)))
@@ -1247,8 +1243,8 @@ def test_a_wrong_reference_is_noticed(case: Case, monkeypatch: pytest.MonkeyPatc
     params = {"w": np.ones((2, 2), np.float32)}
     grads = {"w": np.ones((2, 2), np.float32)}
     optimizer, mirror = case.new(params), Mirror(case, params)
-    optimizer.step(grads, **loss_for(case, 1))
-    mirror.step(grads, **loss_for(case, 1))
+    optimizer.step(grads, **case.loss(1))
+    mirror.step(grads, **case.loss(1))
     with pytest.raises(AssertionError, match=r"param: 1 of 4 elements differ, the first at \(1, 1\)"):
         mirror.assert_like(optimizer, params, "here")
 

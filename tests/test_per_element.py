@@ -31,7 +31,6 @@ from registry import (
     C,
     Case,
     Layout,
-    loss,
 )
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -80,7 +79,7 @@ def run(
             layout = layouts[name] if t % 2 else C
             grads[name] = layout.make(lambda shape: np.zeros(shape, grad_dtype), param.shape)
             grads[name][...] = rng.standard_normal(param.shape)
-        step: dict[str, Any] = {"loss": loss(t)} if case.needs_loss else {}
+        step: dict[str, Any] = case.loss(t)
         if t > 2:
             step |= {"clip_norm_each" if t == 3 else "clip_norm": 0.5, "clip_value": 1.0}
         mirror.step(grads, **step)
@@ -138,7 +137,7 @@ def test_each_element_steps_as_if_it_were_alone(case: Case) -> None:
     others = [case.new(p, **{key: of(value, k) for key, value in options.items()}) for k, p in enumerate(alone)]
     for t in range(1, 6):
         grad = rng.standard_normal(5).astype(dtype)
-        step = {"loss": loss(t)} if case.needs_loss else {}
+        step = case.loss(t)
         optimizer.step([grad], **step)
         for k, other in enumerate(others):
             other.step(grad[k : k + 1], **step)
@@ -181,7 +180,7 @@ def test_with_masks(case: Case) -> None:
     optimizer = case.new([{"params": {"w": w}, **options}])
     for t in range(1, 4):
         grad = rng.standard_normal((3, 4))
-        step = {"loss": loss(t)} if case.needs_loss else {}
+        step = case.loss(t)
         mirror.arrays["w"]["param"][1] = 0  # contributes nothing to a sum over all elements
         mirror.step({"w": np.where(mask, grad, 0)}, **step)
         optimizer.step([{"w": grad}], mask=[{"w": mask}], **step)
@@ -312,7 +311,7 @@ def test_checkpoints_hold_them(case: Case, ending: str, tmp_path: Path) -> None:
     options = own(case, (3,), rng)
     w, grads = rng.standard_normal((2, 3)), rng.standard_normal((6, 2, 3))
     opt = case.new([{"params": {"w": w}, **options}, {"params": {"b/~": np.ones(2)}}])
-    step = {"loss": loss(1)} if case.needs_loss else {}
+    step = case.loss(1)
     other = case.new([{"params": {"w": np.ones((2, 3))}}, {"params": {"b/~": np.zeros(2)}}])
     for g in grads[:3]:
         opt.step([{"w": g}, {"b/~": g[0, :2]}], **step)

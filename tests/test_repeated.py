@@ -17,7 +17,7 @@ import pytest
 
 import fusedstep as fs
 from checks import Mirror, Unchanged, difference, make_problem
-from registry import CASES, PER_ROW, STORED, Array, Case, loss
+from registry import CASES, PER_ROW, STORED, Array, Case
 
 SIZES = (16, 3, 5000)
 """Of the parameters: the last one is large enough that steps let other threads run."""
@@ -166,7 +166,7 @@ def test_each_rule(case: Case) -> None:
         if t == 8 and "lr" not in opt._schema.starting:
             opt.lr = 0.02
             mirror.options = {name: {"lr": 0.02} for name in params}
-        options = {"loss": loss(t)} if case.needs_loss else {}
+        options = case.loss(t)
         opt.step(list(given.values()), **options)
         mirror.step(given, **options)
     mirror.assert_like(opt, params, str(case))
