@@ -642,12 +642,8 @@ def test_a_pair_that_was_changed_in_place() -> None:
     param = np.ones(3, np.float32)
     optimizer = fs.Rprop([param], etas=[0.5, 1.2], step_sizes=[1e-6, 50.0])
     mirror = Mirror(of_rule["rprop"], {"0": param})
-    etas = optimizer.param_groups[0]["etas"]
     for eta_plus in (1.2, 3.0, 1.5):
-        if isinstance(etas, list):
-            etas[1] = eta_plus
-        else:
-            optimizer.param_groups[0]["etas"] = (0.5, eta_plus)
+        optimizer.param_groups[0]["etas"][1] = eta_plus
         mirror.options["0"]["etas"] = (0.5, eta_plus)
         grad = np.ones(3, np.float32)
         optimizer.step([grad])
@@ -696,12 +692,10 @@ def test_a_parameter_that_changed_since(case: Case, last: bool, change: str) -> 
         CHANGES[change](changed)
     except (AttributeError, TypeError, ValueError) as error:
         pytest.skip(f"this NumPy does not allow it: {error}")
-    states = [array for own in optimizer.state.values() for array in own.values()]
+    error = TypeError if "type" in change or "order" in change else ValueError
+    memory = [changed, other, *(array for own in optimizer.state.values() for array in own.values())]
     for passed in (grads, {**grads, "w": np.ones(changed.shape, np.float32)}):
-        memory = [changed, other, *states, *passed.values()]
-        with refused(
-            TypeError if "type" in change or "order" in change else ValueError, ["parameter 'w'"], memory, change
-        ):
+        with refused(error, ["parameter 'w'"], [*memory, *passed.values()], change):
             optimizer.step(passed, **case.loss())
 
 

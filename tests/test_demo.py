@@ -22,6 +22,9 @@ from fusedstep import _demo as demo
 from fusedstep._cli import COMMANDS, main, make_parser
 from fusedstep._verification import _selfcheck as selfcheck
 
+Patch = pytest.MonkeyPatch
+Said = pytest.CaptureFixture[str]
+
 
 def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fusedstep", *arguments]
@@ -85,9 +88,7 @@ def test_demo_weights_are_equal_bit_for_bit(comparisons: list[demo.Comparison]) 
         assert len(c.fused.times) == len(c.reference.times) == 2 * (-(-1347 // c.rule.batch) if c.rule.batch else 1)
 
 
-def test_demo_counts_differing_weights(
-    digits: demo.Digits, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_demo_counts_differing_weights(digits: demo.Digits, monkeypatch: Patch, capsys: Said) -> None:
     monkeypatch.setattr(reference, "adagrad_", nudged(reference.adagrad_))
     rule = next(rule for rule in demo.RULES if rule.name == "Adagrad")
     wrong = demo.compare(rule, digits, epochs=1, hidden=8)
@@ -96,9 +97,7 @@ def test_demo_counts_differing_weights(
     assert f"no: {wrong.differing_weights:,} differ" in capsys.readouterr().out
 
 
-def test_demo_exits_1_where_weights_differ(
-    digits: demo.Digits, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_demo_exits_1_where_weights_differ(digits: demo.Digits, monkeypatch: Patch, tmp_path: Path) -> None:
     monkeypatch.setattr(demo, "EPOCHS", 1)
     compare = demo.compare
     monkeypatch.setattr(demo, "compare", lambda *a, **k: compare(*a, **k, epochs=1, hidden=8))
@@ -114,27 +113,21 @@ def test_demo_draws_one_picture(comparisons: list[demo.Comparison], tmp_path: Pa
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_demo_does_without_matplotlib(
-    comparisons: list[demo.Comparison], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_demo_does_without_matplotlib(comparisons: list[demo.Comparison], tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     said = demo.describe_picture(comparisons, tmp_path / "picture.png")
     assert said == "no picture: matplotlib is not installed (pip install matplotlib)"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_demo_names_the_packages_that_it_needs(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_demo_names_the_packages_that_it_needs(monkeypatch: Patch, capsys: Said, tmp_path: Path) -> None:
     for module in ("sklearn", "sklearn.datasets", "sklearn.model_selection"):
         monkeypatch.setitem(sys.modules, module, None)
     assert main(["demo", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "demo needs scikit-learn: pip install matplotlib scikit-learn\n"
 
 
-def test_demo_looks_at_its_output_first(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_demo_looks_at_its_output_first(monkeypatch: Patch, capsys: Said, tmp_path: Path) -> None:
     monkeypatch.setattr(demo, "load_digits", lambda: pytest.fail("it trains"))
     (tmp_path / "file").touch()
     (tmp_path / "taken" / demo.PICTURE).mkdir(parents=True)
@@ -143,7 +136,7 @@ def test_demo_looks_at_its_output_first(
         assert f"demo: cannot write {tmp_path / place / demo.PICTURE}: " in capsys.readouterr().err
 
 
-def test_demo_from_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_demo_from_the_command_line(monkeypatch: Patch, tmp_path: Path) -> None:
     """Also in a terminal with ASCII only."""
     pytest.importorskip("sklearn")
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
@@ -165,7 +158,7 @@ def test_verify_finds_every_bit_equal() -> None:
         assert f"  {rule} " in table
 
 
-def test_verify_exits_1_and_names_where(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_exits_1_and_names_where(monkeypatch: Patch, capsys: Said) -> None:
     monkeypatch.setattr(reference, "rprop_", nudged(reference.rprop_))
     every = list(selfcheck.cases(quick=True))
     chosen = [case for case in every if case.schema.rule == "adagrad" or case.options == {"variant": "irprop-"}]
@@ -242,14 +235,14 @@ def test_info_shows_the_configuration() -> None:
 
 
 @pytest.mark.parametrize("name", ["rmsprop", "RMSprop", "RMSPROP", "rmsprop_"])
-def test_names_of_rules_are_case_blind(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_of_rules_are_case_blind(name: str, capsys: Said) -> None:
     assert make_parser().parse_args(["verify", "--rules", name]).rules == ["rmsprop"]
     with pytest.raises(SystemExit):
         main(["bench", "--rules", "RMSporp"])
     assert "got 'RMSporp' (did you mean 'rmsprop'?)" in capsys.readouterr().err
 
 
-def test_verify_checks_only_the_rules_that_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_checks_only_the_rules_that_are_named(capsys: Said) -> None:
     assert main(["verify", "--quick", "--rules", "AdaGrad"]) == 0
     said = capsys.readouterr().out
     assert "  adagrad " in said
@@ -267,7 +260,7 @@ def test_a_closed_pipe_is_silent() -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_ctrl_c_is_silent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_is_silent(monkeypatch: Patch, capsys: Said) -> None:
     def interrupted(*arguments: Any) -> Any:
         raise KeyboardInterrupt
 
@@ -277,7 +270,7 @@ def test_ctrl_c_is_silent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_a_command_has_an_example_that_it_understands(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_a_command_has_an_example_that_it_understands(command: str, capsys: Said) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
@@ -287,7 +280,7 @@ def test_help_of_a_command_has_an_example_that_it_understands(command: str, caps
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"]])
-def test_bad_commands_list_the_good_ones(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_commands_list_the_good_ones(arguments: list[str], capsys: Said) -> None:
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2

@@ -281,12 +281,3 @@ def test_markdown_shows_every_row(rule: str) -> None:
             assert shown["lr"] == "required"
         else:
             assert float(shown["lr"]) == dialect["defaults"]["lr"]
-
-
-def test_markdown_in_words() -> None:
-    lines = {line.split("|")[1].strip(): line for line in markdown("rmsprop").splitlines()}
-    assert "| 0.001 | 0.9 | 1e-7 | inside | 0 | tf | decoupled |" in lines["`keras`"]
-    assert "| 0.0001 | 0.95 | 0.0001 | inside | 0 | tf, 0.9, centered | - |" in lines["`graves`"]
-    assert "| required | 0.99 | 1e-8 | outside | 0 | - | - |" in lines["`mlx`"]
-    assert "| required | 0 | outside | 0.1 | - |" in markdown("adagrad")
-    assert "| 0.01 | 0.5, 1.2 | 0, 1e100 | `irprop+` |" in markdown("rprop")

@@ -161,10 +161,3 @@ def test_hints_name_what_can_be_installed() -> None:
     """No index has this package yet, nor its extras."""
     for path in SOURCES:
         assert 'install "fusedstep' not in path.read_text(encoding="utf-8"), path
-
-
-@pytest.mark.parametrize("module", ["optimizers", "functional", "checkpoint", "verify", "selfcheck", "demo"])
-def test_what_was_private_has_no_public_module(module: str) -> None:
-    assert not hasattr(fs, module)
-    with pytest.raises(ImportError):
-        __import__(f"fusedstep.{module}")
