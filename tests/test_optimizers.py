@@ -533,6 +533,10 @@ def test_a_reset_forgets_the_last_loss_and_keeps_the_first_lr() -> None:
     with pytest.raises(ValueError, match="lr"):
         opt.reset()
     assert opt.steps == 1
+    opt = fs.RMSprop(np.zeros(1))
+    for given in ({"loss": 3.0}, {}):
+        opt.step(np.ones(1), **given)
+        assert opt.state_dict()["last_loss"] == 3.0
     opt = fs.Rprop(np.ones(2), lr=0.5, weight_decay=0.1, decoupled_weight_decay=True)
     opt.lr = 0.125
     opt.step(np.ones(2))
@@ -858,6 +862,10 @@ def test_an_added_group_that_is_refused() -> None:
         assert len(optimizer.param_groups) == 1
         optimizer.step({"w": np.ones(3)})
     assert optimizer.steps == len(bad)
+    late = np.ones(2)
+    with pytest.raises(ValueError, match="shares memory"):
+        optimizer.add_param_group({"params": {"a": late, "b": late[1:]}})
+    optimizer.add_param_group({"params": {"a": late}})  # nothing of it is left that could overlap
 
 
 @pytest.mark.parametrize("reads", range(4))
