@@ -351,7 +351,7 @@ def test_hostile_containers(seed: int) -> None:
     """Run ``fuzz/hostile.py`` for some seconds, in a process that overwrites freed memory."""
     done = subprocess.run(
         [sys.executable, Path(__file__).parent / "fuzz" / "hostile.py", "--seconds", "4", "--seed", str(seed)],
-        env=os.environ | {"PYTHONMALLOC": "malloc_debug", "MALLOC_PERTURB_": "85"},
+        env=os.environ | {"PYTHONMALLOC": "debug", "MALLOC_PERTURB_": "85"},
         capture_output=True,
         text=True,
         timeout=300,
