@@ -181,7 +181,7 @@ def bench(session: nox.Session) -> None:
 def recipes(session: nox.Session) -> None:
     """Run what needs large installations: PyTorch, JAX, and the other libraries of the page of recipes."""
     install(session, "test,recipes")
-    pytest(session, "tests/test_torch.py", "tests/test_torch_trajectories.py", "tests/test_borrowing.py",
+    pytest(session, "tests/test_torch.py", "tests/test_borrowing.py",
            "tests/test_dialects.py", "tests/test_docs.py", "tests/test_examples.py")  # fmt: skip
 
 

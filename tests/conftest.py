@@ -24,7 +24,7 @@ settings.load_profile("short")
 # change or count what the whole process shares.
 PARALLEL = {
     "test_border", "test_borrowing", "test_dialects", "test_exactness", "test_norm", "test_optimizers",
-    "test_oracles", "test_registry", "test_torch", "test_torch_trajectories",
+    "test_oracles", "test_registry", "test_torch",
 }  # fmt: skip
 
 
@@ -32,14 +32,12 @@ PARALLEL = {
 # other programs, train, or take more than a second.
 SLOW = {
     "test_bench", "test_c_abi", "test_demo", "test_embedding", "test_examples", "test_gallery", "test_instructions",
-    "test_mpi", "test_torch_trajectories", "test_typing",
+    "test_mpi", "test_typing",
     "test_a_huge_directory_of_an_archive", "test_altered_files_with_a_right_checksum",
-    "test_ctrl_c_many_times_during_a_load", "test_dense_gradients_row_by_row", "test_each_step_is_that_of_torch",
-    "test_every_byte_and_every_length", "test_forks_in_the_middle_of_an_optimizers_steps", "test_functions_of_scipy",
+    "test_dense_gradients_row_by_row", "test_each_step_is_that_of_torch", "test_every_byte_and_every_length",
     "test_headers_that_are_too_large", "test_interrupted_between_any_two_instructions", "test_killed_while_saving",
     "test_memory_is_bounded", "test_memory_is_bounded_in_files_with_a_right_checksum", "test_resumed_at_every_cut",
     "test_schedulers", "test_scipy_is_told_what_is_ignored", "test_states_go_from_torch_to_us_and_back",
-    "test_training_runs_as_with_torch",
 }  # fmt: skip
 
 

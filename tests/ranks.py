@@ -108,35 +108,21 @@ def lanes_give_the_bits_of_one_process(folder: Path) -> None:
             mirror.assert_like(Whole(opt, params), params, f"{case}, step {t}")
 
 
-def equal_gradients_give_the_bits_of_one_process(folder: Path) -> None:
-    """Without lanes, on a power of two of ranks."""
-    for case in FULLEST:
-        for reduce, factor in (("mean", 1), ("sum", COMM.size)):
-            params = parameters()
-            opt = fs.mpi.Sharded(case.cls, params, comm=COMM, reduce=reduce, **case.class_options)
-            mirror = Mirror(case, parameters())
-            for t, options in options_of_steps():
-                grads = gradients(t)
-                opt.step(grads, loss=loss(t), **options)
-                mirror.step({n: None if g is None else g * g.dtype.type(factor) for n, g in grads.items()},
-                            loss=loss(t), **options)  # fmt: skip
-            mirror.assert_like(Whole(opt, params), params, f"{case}, {reduce}")
-
-
 def gradients_are_added_in_a_tree(folder: Path) -> None:
     """Different gradients without lanes are added in the tree over rank numbers, whatever MPI does."""
     case = FULLEST[0]
-    params = parameters()
-    opt = fs.mpi.Sharded(case.cls, params, comm=COMM, **case.class_options)
-    mirror = Mirror(case, parameters())
-    for name, options in STEP_OPTIONS.items():
-        grads = gradients(opt.steps + COMM.rank)
-        mirror.step(mean([gradients(opt.steps + rank) for rank in range(COMM.size)]), **options)
-        opt.step(grads, **options)
-        mirror.assert_like(Whole(opt, params), params, name)
-        expected = dict.fromkeys(grads, 0) if options.get("zero_grads") else gradients(opt.steps - 1 + COMM.rank)
-        for key, gradient in grads.items():
-            assert np.array_equal(gradient, np.broadcast_to(expected[key], gradient.shape)), (name, key)
+    for reduce, reduced in (("mean", mean), ("sum", summed)):
+        params = parameters()
+        opt = fs.mpi.Sharded(case.cls, params, comm=COMM, reduce=reduce, **case.class_options)
+        mirror = Mirror(case, parameters())
+        for name, options in STEP_OPTIONS.items():
+            grads = gradients(opt.steps + COMM.rank)
+            mirror.step(reduced([gradients(opt.steps + rank) for rank in range(COMM.size)]), **options)
+            opt.step(grads, **options)
+            mirror.assert_like(Whole(opt, params), params, f"{name}, {reduce}")
+            expected = dict.fromkeys(grads, 0) if options.get("zero_grads") else gradients(opt.steps - 1 + COMM.rank)
+            for key, gradient in grads.items():
+                assert np.array_equal(gradient, np.broadcast_to(expected[key], gradient.shape)), (name, key)
 
 
 def narrow_storage(folder: Path) -> None:

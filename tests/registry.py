@@ -257,19 +257,6 @@ def takes(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(function).parameters
 
 
-REQUIRED = object()
-"""In a dialect's row: the framework has no default."""
-
-
-@dataclass(frozen=True)
-class Dialects:
-    """The definition's table of dialects, written a second time in another form."""
-
-    columns: str
-    rows: Mapping[str, tuple[tuple[Any, ...], str]]
-    """By name: the values of the columns, and the arguments that the framework has."""
-
-
 @dataclass(frozen=True, eq=False)
 class Entry:
     """All that the tests know about a rule. A new rule is a new entry."""
@@ -288,7 +275,6 @@ class Entry:
     """Options that every combination has."""
     needs_loss: Callable[[Options], bool] = lambda options: False
     across: Callable[[list[Member]], list[dict[str, Any]]] = _alone
-    dialects: Dialects | None = None
     cases_of_rows: Mapping[str, Options] = field(default_factory=dict)
     """More cases, for parameters of at least one dimension."""
 
@@ -301,7 +287,6 @@ class Entry:
             f"the package: the class fs.{self.class_name}": hasattr(fs, self.class_name),
             "its entry: cases": bool(self.cases),
             "its entry: oracles, numbers that others published or that were worked out by hand": bool(self.oracles),
-            "its entry: its dialects": (self.dialects is None) == (self.rule not in fs.dialects()),
             "its entry: loops, what its kernels must be vectorised to": any(
                 x.loop == "update_loop" for x in self.loops
             ),
@@ -500,26 +485,6 @@ def _tf_rmsprop(alpha: float, momentum: float, eps: float, lr: float, centered: 
 
 RMSPROP = Entry(
     "rmsprop", "RMSprop",
-    dialects=Dialects(
-        "lr alpha eps eps_inside_sqrt initial_square_avg momentum_form momentum centered decoupled_weight_decay",
-        {
-            "default": ((0.01, 0.9, 1e-8, False, 0.0, "torch", 0.0, False, False), ""),
-            "torch": ((0.01, 0.99, 1e-8, False, 0.0, "torch", 0.0, False, False),
-                 "lr alpha eps centered momentum weight_decay maximize"),
-            "keras": ((0.001, 0.9, 1e-7, True, 0.0, "tf", 0.0, False, True),
-                 "lr alpha eps centered momentum weight_decay"),
-            "tf1": ((REQUIRED, 0.9, 1e-10, True, 1.0, "tf", 0.0, False, False), "lr alpha eps centered momentum"),
-            "optax": ((REQUIRED, 0.9, 1e-8, True, 0.0, "tf", 0.0, False, False),
-                 "lr alpha eps centered momentum nesterov bias_correction initial_square_avg"),
-            "chainer": ((0.01, 0.99, 1e-8, False, 0.0, "torch", 0.0, False, False), "lr alpha eps weight_decay"),
-            "lasagne": ((1.0, 0.9, 1e-6, True, 0.0, "torch", 0.0, False, False), "lr alpha eps"),
-            "caffe": ((REQUIRED, 0.99, 1e-8, False, 0.0, "torch", 0.0, False, False), "lr alpha eps weight_decay"),
-            "mlx": ((REQUIRED, 0.99, 1e-8, False, 0.0, "torch", 0.0, False, False), "lr alpha eps"),
-            "timm": ((0.01, 0.9, 1e-10, True, 1.0, "tf", 0.0, False, False),
-                 "lr alpha eps centered momentum weight_decay decoupled_weight_decay"),
-            "graves": ((1e-4, 0.95, 1e-4, True, 0.0, "tf", 0.9, True, False), "lr alpha eps momentum"),
-        },
-    ),
     cases={
         "plain": {},
         "torch": {"alpha": 0.99},
@@ -578,22 +543,6 @@ _TORCH7_ADAGRAD = [0.55373120047759, 0.55373120041518, 0.55373120039438]
 
 ADAGRAD = Entry(
     "adagrad", "Adagrad",
-    dialects=Dialects(
-        "lr eps eps_inside_sqrt initial_accumulator_value decoupled_weight_decay",
-        {
-            "default": ((0.01, 1e-10, False, 0.0, False), ""),
-            "torch": ((0.01, 1e-10, False, 0.0, False),
-                 "lr eps lr_decay initial_accumulator_value weight_decay maximize"),
-            "keras": ((0.001, 1e-7, True, 0.1, True), "lr eps initial_accumulator_value weight_decay"),
-            "optax": ((REQUIRED, 1e-7, True, 0.1, False), "lr eps initial_accumulator_value"),
-            "tf1": ((REQUIRED, 0.0, False, 0.1, False), "lr initial_accumulator_value"),
-            "lasagne": ((1.0, 1e-6, True, 0.0, False), "lr eps"),
-            "chainer": ((0.001, 1e-8, False, 0.0, False), "lr eps weight_decay"),
-            "caffe": ((REQUIRED, 1e-8, False, 0.0, False), "lr eps weight_decay"),
-            "mlx": ((REQUIRED, 1e-8, False, 0.0, False), "lr eps"),
-            "deepspeed": ((0.01, 1e-10, False, 0.0, False), "lr eps weight_decay"),
-        },
-    ),
     cases={
         "plain": {},
         "eps inside": {"eps_inside_sqrt": True, "eps": 1e-7, "lr": 0.001, "initial_accumulator_value": 0.1},
@@ -801,17 +750,6 @@ def _by_hand_grads(t: int, p: Array) -> Array:
 
 RPROP = Entry(
     "rprop", "Rprop",
-    dialects=Dialects(
-        "lr etas step_sizes variant",
-        {
-            "default": ((0.01, (0.5, 1.2), (1e-6, 50.0), "rprop-"), ""),
-            "torch": ((0.01, (0.5, 1.2), (1e-6, 50.0), "irprop-"), "lr etas step_sizes maximize"),
-            "shark": ((0.01, (0.5, 1.2), (0.0, 1e100), "irprop+"), "lr etas step_sizes"),
-            "encog": ((0.1, (0.5, 1.2), (1e-6, 50.0), "rprop+"), "lr step_sizes"),
-            "opencv": ((0.1, (0.5, 1.2), (FLT_EPSILON, 50.0), "irprop-move"), "lr etas step_sizes"),
-            "neuralnet": ((0.1, (0.5, 1.2), (1e-10, 0.1), "rprop+"), "lr etas step_sizes"),
-        },
-    ),
     cases={
         **{variant: {"variant": variant} for variant in RPROP_VARIANTS},
         "grprop-slr, coupled decay": {"variant": "grprop-slr", "weight_decay": 0.1, "maximize": True},
@@ -850,15 +788,6 @@ RPROP = Entry(
 # Adadelta
 ADADELTA = Entry(
     "adadelta", "Adadelta",
-    dialects=Dialects(
-        "lr rho eps decoupled_weight_decay",
-        {
-            "default": ((1.0, 0.9, 1e-6, False), ""),
-            "torch": ((1.0, 0.9, 1e-6, False), "lr rho eps weight_decay maximize"),
-            "keras": ((0.001, 0.95, 1e-7, True), "lr rho eps weight_decay"),
-            "optax": ((REQUIRED, 0.9, 1e-6, False), "lr rho eps weight_decay"),
-        },
-    ),
     cases={
         "plain": {"lr": 1.0},
         "coupled decay": {"weight_decay": 0.1},
@@ -894,7 +823,6 @@ CASES = tuple(entry.case(name, options) for entry in _WHOLE for name, options in
 COMBINATIONS = tuple(case for entry in _WHOLE for case in entry.combinations() if case.has_function)
 
 RULES = tuple(entry.rule for entry in _WHOLE)
-DEFINED = {entry.rule: entry.dialects for entry in _WHOLE if entry.dialects is not None}
 FIRST_OF_RULE = tuple(next(case for case in CASES if case.rule == rule) for rule in RULES)
 # The case with the most states of each rule: its arrays take every role.
 FULLEST_OF_RULE = tuple(

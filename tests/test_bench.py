@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusedstep import _bench, _core, _terminal
+from fusedstep import _bench, _core
 from fusedstep._bench import Case, alternate, repeated
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `bench`, which is not installed
 
-from bench import cases, history, lists, narrow, peers, report, rows
-from bench.__main__ import main, parts
+from bench import cases, history, narrow, peers, report, rows
+from bench.__main__ import main
 from bench.cases import CASES, LAYOUTS, RIGHT, WRONG, Arrays
 
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -71,15 +71,6 @@ def test_the_installed_command_looks_at_its_output_first(tmp_path, monkeypatch, 
     assert small_bench(monkeypatch, "--json", tmp_path / "missing" / "rows.json") == 2
     assert small_bench(monkeypatch, "--json", tmp_path) == 2
     assert capsys.readouterr().err.count("bench: cannot write ") == 2
-
-
-def test_progress_is_said_on_stderr_after_two_seconds(monkeypatch, capsys):
-    now = iter([0.0, 1.9, 2.1, 3.0, 4.3])
-    monkeypatch.setattr(_terminal.time, "perf_counter", lambda: next(now))
-    say = _terminal.progress()
-    for k in range(4):
-        say(k / 4, f"part {k}")
-    assert capsys.readouterr().err == "25%, 2 s part 1\n75%, 4 s part 3\n"
 
 
 @pytest.mark.parametrize(
@@ -174,30 +165,6 @@ def test_a_peer_is_timed_only_if_it_is_right(peer, said):
     assert (contender is not None) == (said == "0 ulp")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", ["RMSprop", "Adagrad", "Rprop"])
-@pytest.mark.parametrize("peer", [peer for peer in peers.PEERS if not peer.needs], ids=lambda peer: peer.name)
-def test_numpy_peers_are_right_for_many_steps(name, peer, dtype):
-    case = cases.by_name(name)
-    data, expected = (Arrays(case, 997, dtype) for _ in range(2))
-    contender, parameter = peer.make(data, 1)
-    rng = np.random.default_rng(1)
-    for _ in range(20):
-        data.grad[...] = expected.grad[...] = rng.integers(-1, 2, 997)  # signs that stay, flip and become 0
-        before = expected.param.copy()
-        contender(1)
-        expected.reference()
-        assert peers.ulps(np.asarray(parameter()), expected.param, before) <= 20 * peers.ACCEPTED
-
-
-def test_lists_of_the_peers_start_like_an_optimizer():
-    for name in rows.MAIN:
-        case = cases.by_name(name)
-        for peer in lists.PEERS_OF_LISTS:
-            said, _ = lists.verdict_of_list(peer, case, *cases.lists(case, [16], "float32"), 1)
-            assert said.endswith((" ulp", "has no such rule", "is not installed")), (name, peer.name, said)
-
-
 def test_the_command_writes_rows_a_table_and_says_where_it_loses(tmp_path, monkeypatch):
     from bench.__main__ import END, SHORT_START, START
 
@@ -230,11 +197,6 @@ def test_the_command_writes_rows_a_table_and_says_where_it_loses(tmp_path, monke
         for line in lost
     )
     assert report.defeats([replace(row, ns_per_element=1e9) for row in found if not row.is_ours]) == []
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/benchmark.md"])
-def test_tables_have_a_place(page):
-    assert parts(Path(__file__).parents[1] / page)[1].startswith("<!-- bench:start")
 
 
 @pytest.mark.parametrize("option", ["--table", "--json", "--plot", "--history"])

@@ -231,21 +231,6 @@ def test_parameters_of_jax() -> None:
             call(jax.numpy.ones(3))
 
 
-def test_gradients_of_jax() -> None:
-    """A loop in which JAX makes the gradients from NumPy's parameters."""
-    jax = pytest.importorskip("jax")
-    x, y = numbers(0, DTYPES[0]), numbers(1, DTYPES[0])
-    w = np.zeros((4, 4), np.float32)
-    optimizer = fs.RMSprop({"w": w}, lr=0.05)
-    loss = jax.jit(jax.value_and_grad(lambda params: ((x @ params["w"] - y) ** 2).mean()))
-    losses = []
-    for _ in range(50):
-        value, grads = loss({"w": w.copy()})
-        optimizer.step(grads)
-        losses.append(float(value))
-    assert losses[-1] < 0.1 * losses[0]
-
-
 # ------------------------------------------------------------------------------------------------------------ lifetimes
 
 

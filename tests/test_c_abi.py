@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,10 +14,10 @@ import pytest
 
 import fusedstep as fs
 import native
-from cases import DTYPE_CODES, c_options
+from cases import DTYPE_CODES
 from checks import assert_same, difference
 from fusedstep import _core
-from registry import CASES, DTYPES, FULLEST_OF_RULE, STEPS, STORAGES, Case, Storage, loss, of_rows, ordinary, rose
+from registry import CASES, FULLEST_OF_RULE, STORAGES, Case, Storage, loss
 
 cffi: Any = pytest.importorskip("cffi")
 ffi = cffi.FFI()
@@ -135,79 +134,8 @@ def library_settings_stay(lib: Library) -> Iterator[None]:
 
 # ---------------------------------------------------------------------------------------------------------------- steps
 
-CALLED = [case for case in CASES if case.has_function]
-
-
-@pytest.mark.parametrize("case", CALLED, ids=repr)
-def test_steps_have_the_bits_of_python(lib: Library, case: Case) -> None:
-    rng = np.random.default_rng(1)
-    for dtype in DTYPES:
-        for transposed in (False, True):
-            shape = (13, 17)
-            param = rng.standard_normal(shape).astype(dtype)
-            # In C a parameter's layout may differ from that of its states.
-            mine = param.T.copy().T if transposed else param.copy()
-            states = {s.name: np.full(s.shape(shape), s.start, s.dtype(dtype)) for s in case.states}
-            of_c = {name: state.copy() for name, state in states.items()}
-            for t in range(1, 4):
-                grad = rng.standard_normal(shape).astype(dtype)
-                case.call({"param": param, "grad": grad, **states}, t)
-                rule = lib.rule(case.rule, c_options(case, case.at_step(t, rose(t))))
-                assert lib.states(rule) == [s.held_as for s in case.states]
-                code = lib.step(rule, t, borrow(mine), borrow(grad), borrow(*of_c.values()), len(of_c))
-                assert code == OK, lib.error()
-                assert_same({"param": mine, **of_c}, {"param": param, **states}, f"{dtype} after step {t}")
-
-
-@pytest.mark.parametrize("t", [1, 2], ids=("the loss fell", "the loss rose"))
-@pytest.mark.parametrize("case", [case for case in CALLED if any(s.sign for s in case.states)], ids=repr)
-def test_every_int8_as_the_last_sign(lib: Library, case: Case, t: int) -> None:
-    """Use only the sign of a ``prev_sign`` other than -1, 0 and 1, as in Python."""
-    last = np.arange(-128, 128).astype(np.int8).repeat(3)
-    grad = np.resize(np.array([1.5, 0.0, -1e-40], np.float32), last.size)
-    states = {s.name: last if s.sign else np.full(last.shape, 0.1, np.float32) for s in case.states}
-    found = {"param": np.ones(grad.shape, np.float32), **states}
-    expected = {name: np.sign(array) if array is last else array.copy() for name, array in found.items()}
-    case.call({**expected, "grad": grad}, t)
-    rule = lib.rule(case.rule, c_options(case, case.at_step(t, rose(t))))
-    assert lib.step(rule, t, borrow(found["param"]), borrow(grad), borrow(*states.values()), len(states)) == OK
-    assert_same(found, expected, "")
-
-
 STORED = [case.as_stored(storage) for case in FULLEST_OF_RULE for storage in STORAGES]
 each_stored = pytest.mark.parametrize("case", STORED, ids=repr)
-
-
-@pytest.mark.parametrize(
-    ("case", "by_rows"),
-    [(case, by_rows) for case in STORED for by_rows in (False, True) if RULES[case.rule]["rows"] or not by_rows],
-    ids=repr,
-)
-def test_stored_steps_have_the_bits_of_python(lib: Library, case: Case, by_rows: bool) -> None:
-    """Compare 16-bit arrays with a key and low halves, dense and by rows."""
-    rng = np.random.default_rng(3)
-    shape, storage = (23, 19), case.storage
-    index = tuple(rng.integers(0, 23, 30) for _ in range(STEPS))
-    make = of_rows(case, storage.compute, shape, index, rng) if by_rows else ordinary(case, storage.compute, shape, rng)
-    values = storage.stored(case, make)
-    expected = {"param": values.param, **values.states}
-    mine = {name: array.copy() for name, array in expected.items()}
-    for t, grad in enumerate(values.grads, 1):
-        rows = {"rows": index[t - 1]} if by_rows else {}
-        case.call({**expected, "grad": grad, **rows}, t)
-        now = case.at_step(t, rose(t))
-        key = NULL
-        if storage.stochastic:
-            key = ffi.new("uint64_t *")
-            assert lib.noise_key(0, t, b"0", key) == OK
-            assert key[0] == now.pop("key")
-        states = [array for name, array in mine.items() if name not in ("param", "param_low")]
-        low = borrow(mine["param_low"]) if storage.master else NULL
-        given = (borrow(index[t - 1]), borrow(grad)) if by_rows else (borrow(grad),)
-        step = lib.step_rows if by_rows else lib.step_narrow
-        rule = lib.rule(case.rule, c_options(case, now))
-        assert step(rule, t, borrow(mine["param"]), *given, borrow(*states), len(states), key, low) == OK, lib.error()
-        assert_same(mine, expected, f"{case} after step {t}")
 
 
 def test_strides(lib: Library) -> None:
@@ -278,15 +206,6 @@ def test_an_option_is_set_and_read_by_its_name(lib: Library, rule: str, name: st
             assert set(RULES[rule]["fields"]) <= set(lib.error().split("'"))
     assert lib.get(made, name, kind) == good[-1]
     assert lib.get(untouched, name, kind) == field["default"]
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_defaults_are_those_of_python(lib: Library, rule: str) -> None:
-    made = lib.rule(rule)
-    arguments = inspect.signature(CLASSES[rule]).parameters
-    for name, field in RULES[rule]["fields"].items():
-        if field["purpose"] != "loss":  # an optimizer finds out the loss itself
-            assert lib.get(made, name, field["kind"]) == arguments[name].default, name
 
 
 @pytest.mark.parametrize(("rule", "name"), [(rule, name) for rule in DIALECTS for name in DIALECTS[rule]])
@@ -753,32 +672,3 @@ def test_versions_threads_and_instruction_sets(lib: Library) -> None:
     assert lib.force_isa(b"") == OK
     assert ffi.string(lib.isa()).decode() == fs.available_isas()[-1]
     assert lib.force_isa(NULL) == INVALID_ARGUMENT
-
-
-# ---------------------------------------------------------------------------------------------------------------- rows
-
-
-@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint32, np.uint64])
-def test_gradients_of_rows(lib: Library, dtype: Any) -> None:
-    """Compare a function and an optimizer, beside a dense gradient, with Python. Refuse a row too many."""
-    rng = np.random.default_rng(12)
-    index, values, grad = rng.integers(0, 9, 12).astype(dtype), rng.standard_normal((12, 4)), rng.standard_normal(3)
-    found = {"w": rng.standard_normal((9, 4)), "b": rng.standard_normal(3)}
-    expected = {name: array.copy() for name, array in found.items()}
-    sums = [np.zeros((9, 4)), np.zeros((9, 4))]
-    rule = lib.rule("adagrad", {"lr": 0.1})
-    of_update = rule, 1, borrow(found["w"]), borrow(index), borrow(values), borrow(sums[0]), 1
-    assert lib.step_rows(*of_update, NULL, NULL) == OK, lib.error()
-    fs.adagrad_(expected["w"], values, sums[1], lr=0.1, rows=index)
-    assert_same({"w": found["w"], "sum": sums[0]}, {"w": expected["w"], "sum": sums[1]}, "function")
-
-    optimizer = Optimizer(lib, [rule], {name: (array, 0) for name, array in found.items()})
-    python = fs.Adagrad(expected, lr=0.1)
-    for _ in range(3):
-        assert optimizer.step([values, grad], index)[0] == OK, lib.error()
-        python.step({"w": fs.Rows(index, values), "b": grad})
-        assert_same(found, expected, "optimizer")
-    index[5] = 9
-    assert optimizer.step([values, grad], index)[0] == INVALID_ARGUMENT
-    assert "place 5" in lib.error()
-    assert_same(found, expected, "refused")

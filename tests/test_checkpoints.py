@@ -32,9 +32,10 @@ import numpy as np
 import pytest
 
 import fusedstep as fs
+import native
 from checks import Unchanged, assert_same, bits, interrupted, memory_of, python
 from data import make_version_1 as version_1
-from registry import CASES, KEEPING, LAYOUT, LAYOUTS, Array, C, Case, Layout, loss
+from registry import CASES, FULLEST_OF_RULE, KEEPING, LAYOUT, LAYOUTS, STORAGES, Array, C, Case, Layout, loss
 
 ENDINGS = (".npz", ".safetensors")
 has_modes = pytest.mark.skipif(not hasattr(os, "fchmod"), reason="files have no owners and modes here")
@@ -148,8 +149,11 @@ Transport = Callable[[Any, int, str], Callable[[Any], None]]
 """Keeps an optimizer, at a step, by a way; returns what brings another one there."""
 
 
-def resume(case: Case, layout: Layout, dtype: Any, cuts: range, transports: Mapping[str, Transport]) -> None:
-    """Cut a run at each of ``cuts`` and go on in fresh arrays: the end is that of the uninterrupted run."""
+def resume(
+    case: Case, layout: Layout, other_layout: Layout, dtype: Any, cuts: range, transports: Mapping[str, Transport]
+) -> None:
+    """Cut a run at each of ``cuts`` and go on in fresh arrays of another layout: the end is that of the uninterrupted
+    run."""
     params = new_params(layout, dtype)
     opt = new_optimizer(case, params)
     whole = []
@@ -163,8 +167,8 @@ def resume(case: Case, layout: Layout, dtype: Any, cuts: range, transports: Mapp
                 saved[t, how] = transport(opt, t, how)
         assert everything(opt, params) == whole[-1], "a save changed something"
     for (cut, how), bring_back in saved.items():
-        where = f"{case}, {layout}, {np.dtype(dtype)}, cut at {cut}, by {how}"
-        fresh = new_params(layout, dtype, seed=99)
+        where = f"{case}, {layout}, then {other_layout}, {np.dtype(dtype)}, cut at {cut}, by {how}"
+        fresh = new_params(other_layout, dtype, seed=99)
         other = new_optimizer(case, fresh, lr=0.5)
         if cut % 2:  # also from another point of another run
             take_step(case, other, fresh, 1)
@@ -195,27 +199,21 @@ def by_dict(opt: Any, t: int, how: str) -> Callable[[Any], None]:
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("case", RESUMED, ids=str)
 def test_resumed_at_every_cut(case: Case, layout: Layout, tmp_path: Path) -> None:
-    """13 cuts, both formats and the dict, all layouts; from fresh arrays and from another run."""
+    """13 cuts, both formats and the dict, from all layouts into all; from fresh arrays and from another run."""
     transports = {**dict.fromkeys(ENDINGS, by_file(tmp_path)), "dict": by_dict}
-    resume(case, layout, np.float32, range(STEPS + 1), transports)
+    other = LAYOUTS[LAYOUTS.index(layout) - 5]
+    resume(case, layout, other, np.float32, range(STEPS + 1), transports)
 
 
-@pytest.mark.parametrize("case", KEEPING, ids=str)
+STORED = [case.as_stored(storage) for case in FULLEST_OF_RULE for storage in STORAGES if storage.stochastic]
+
+
+@pytest.mark.parametrize("case", [*KEEPING, *STORED[::5]], ids=str)
 def test_every_rule_resumes(case: Case, tmp_path: Path) -> None:
+    """Stochastic rounding goes on, too."""
+    dtype = np.float64 if case.storage is None else case.storage.param
     for layout, ending in (("F", ".npz"), ("every 2nd, backwards", ".safetensors")):
-        resume(case, LAYOUT[layout], np.float64, range(5, 7), {ending: by_file(tmp_path)})
-
-
-def test_layouts_may_change(path: Path) -> None:
-    """Match elements by index, so that a C array is resumed in an F one."""
-    case = RESUMED[0]
-    for before, after in itertools.permutations(("C", "F", "reversed", "every 3rd of each axis"), 2):
-        opt, params = some_run(layout=LAYOUT[before])
-        opt.save(path)
-        other_params = new_params(LAYOUT[after], seed=3)
-        other = new_optimizer(case, other_params)
-        other.load(path)
-        assert everything(other, other_params) == everything(opt, params)
+        resume(case, LAYOUT[layout], LAYOUTS[5], dtype, range(5, 7), {ending: by_file(tmp_path)})
 
 
 def test_names_decide_and_not_the_order(path: Path) -> None:
@@ -351,23 +349,17 @@ HUGE = 10**400
 f32 = np.float32
 BAD: list[tuple[tuple[Any, ...], Any, str]] = [
     (("format_version",), 3, "format_version: expected 1 or 2, got 3"),
-    (("format_version",), 0, "format_version: expected 1 or 2, got 0"),
     (("format_version",), True, "format_version: expected 1 or 2, got True"),
     (("format_version",), ..., "format_version: expected 1 or 2, got None"),
     (("class",), "Adagrad", "class: expected RMSprop, as this optimizer is, got 'Adagrad'"),
-    (("class",), None, "class: expected RMSprop"),
     (("step",), ..., "state dict: 'step' missing"),
     (("more",), 1, "state dict: 'more' unknown"),
     (("step",), -1, "step: expected a whole number"),
     (("step",), 2**63, "step: expected a whole number"),
-    (("step",), HUGE, "step: expected a whole number"),
-    (("step",), 1.0, "step: expected a whole number"),
     (("step",), True, "step: expected a whole number"),
     (("times",), [1, 2, 3, 4, 5], "times: expected a mapping"),
     (("times", "w"), ..., "times: 'w' missing"),
     (("times", "w"), -1, "times of 'w': expected a whole number"),
-    (("times", "w"), 2**63, "times of 'w': expected a whole number"),
-    (("times", "w"), "5", "times of 'w': expected a whole number"),
     (("times", "v"), 5, "times: 'v' unknown"),
     (("last_loss",), "0.5", "last_loss: expected a real number or None"),
     (("last_loss",), True, "last_loss: expected a real number or None"),
@@ -384,15 +376,8 @@ BAD: list[tuple[tuple[Any, ...], Any, str]] = [
     (("groups", 0, "lr"), ..., "group 0: 'lr' missing"),
     (("groups", 0, "nu"), 0.5, "group 0: 'nu' unknown"),
     (("groups", 0, "lr"), -1.0, "group 0: lr: "),
-    (("groups", 1, "lr"), math.nan, "group 1: lr: "),
-    (("groups", 1, "lr"), math.inf, "group 1: lr: "),
     (("groups", 1, "lr"), "0.1", "group 1: lr: "),
-    (("groups", 1, "lr"), True, "group 1: lr: "),
     (("groups", 1, "lr"), HUGE, "group 1: "),
-    (("groups", 1, "lr"), None, "group 1: lr: "),
-    (("groups", 0, "alpha"), 1.5, "group 0: alpha: "),
-    (("groups", 0, "centered"), 1, "group 0: centered: "),
-    (("groups", 0, "momentum_form"), "other", "group 0: momentum_form: "),
     (("groups", 0, "momentum_form"), [], "group 0: momentum_form: "),
     (("groups", 0, "momentum"), 0.0, "nesterov"),
     (("params",), [], "params: expected a mapping"),
@@ -400,8 +385,6 @@ BAD: list[tuple[tuple[Any, ...], Any, str]] = [
     (("params", "v"), np.zeros((3, 4), f32), "params: 'v' unknown"),
     (("params", "w"), np.zeros((3, 4), f32).tolist(), "params: 'w': expected a numpy.ndarray, got list"),
     (("params", "w"), np.zeros((4, 3), f32), "params: 'w': expected float32 of shape (3, 4), as in this optimizer"),
-    (("params", "w"), np.zeros(12, f32), "params: 'w': expected float32 of shape (3, 4)"),
-    (("params", "w"), np.zeros((1, 4), f32), "params: 'w': expected float32 of shape (3, 4)"),
     (("params", "w"), np.zeros((3, 4)), "params: 'w': expected float32 of shape (3, 4)"),
     (("params", "w"), np.zeros((3, 4), ">f4"), "params: 'w': expected float32 of shape (3, 4)"),
     (("params", "none"), np.zeros((3, 0), f32), "params: 'none': expected float32 of shape (0, 3)"),
@@ -525,68 +508,6 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
         opt.state_dict()
     assert (tmp_path / "x.npz").read_bytes() == good
     assert os.listdir(tmp_path) == ["x.npz"]
-
-
-INTERRUPTED = """
-    import os, random, signal, sys
-    import numpy as np
-    import fusedstep as fs
-
-    def new(value):
-        params = {f"p{i}": np.full(4, value) for i in range(200)} | {"large": np.full((300, 100), value).T}
-        opt = fs.RMSprop([{"params": params}, {"params": {"other": np.full(3, value)}}], lr=value, momentum=0.5)
-        for states in opt.state.values():
-            for array in states.values():
-                array.fill(value)
-        opt.load_state_dict({**opt.state_dict(), "step": int(value), "last_loss": value,
-                             "times": dict.fromkeys(opt.state, int(value))})
-        return opt
-
-    def values(opt):
-        found = {float(x) for group in opt.param_groups for p in group["params"] for x in (p.flat[0], p.flat[-1])}
-        found |= {float(x) for states in opt.state.values() for s in states.values() for x in (s.flat[0], s.flat[-1])}
-        saved = opt.state_dict()
-        return found | {opt.steps, saved["last_loss"], *saved["times"].values(), *(g["lr"] for g in saved["groups"])}
-
-    def interrupt(_, frame):
-        while frame is not None and frame.f_code not in loads:
-            frame = frame.f_back
-        if frame is not None:  # in a load, and not in this program
-            raise KeyboardInterrupt
-
-    loads = {fs.RMSprop.load.__code__, fs.RMSprop.load_state_dict.__code__}
-    path, how = sys.argv[1:]
-    rng = random.Random(how)
-    runs = [new(1.0), new(2.0)]
-    dicts = [run.state_dict() for run in runs]
-    opt = new(1.0)
-    now, interrupted, seen = 1, 0, set()
-    signal.signal(signal.SIGALRM, interrupt)
-    for run, name in zip(runs, "12"):
-        run.save(path + name + ".npz")
-    for trial in range(200):
-        wanted = 3 - now
-        # Interrupts follow each other faster than a repeated write can end.
-        signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 0.02 if how == "file" else 0.004), 5e-5)
-        try:
-            if how == "file":
-                opt.load(path + str(wanted) + ".npz")
-            else:
-                opt.load_state_dict(dicts[wanted - 1])
-        except KeyboardInterrupt:
-            interrupted += 1
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        found = values(opt)
-        assert found in ({1.0}, {2.0}), f"trial {trial}: torn: {found}"
-        (now,) = map(int, found)
-    print(interrupted)
-"""
-
-
-@pytest.mark.parametrize("how", ["file", "dict"])
-def test_ctrl_c_many_times_during_a_load(how: str, tmp_path: Path) -> None:
-    """After any number of interrupts, parameters, states, hyperparameters and counters are all old or all new."""
-    assert int(python(INTERRUPTED, tmp_path / "x", how)) > 10, "too few interrupts to show anything"
 
 
 @pytest.mark.parametrize("partial", [False, True])
@@ -800,37 +721,13 @@ def sealed(ending: str, content: bytes) -> bytes | None:
     return content[:place] + digest.encode() + content[place + 64 :]
 
 
-def test_altered_files_with_a_right_checksum(path: Path) -> None:
-    """2,000 files with a right checksum are refused, or loaded completely if only values were changed."""
-    damage = Damage(path)
-    rng = random.Random(1)
-    refused = loaded = 0
-    edge = [0, 1, 0x7F, 0x80, 0xFF, *b'"{}[],:.-+eE0159\\ux']
-    while refused + loaded < 2000:
-        content = bytearray(damage.good)
-        for _ in range(rng.choice((1, 1, 2, 8))):
-            at = rng.randrange(len(content))
-            what = rng.randrange(4)
-            if what == 0:
-                content[at] ^= 1 << rng.randrange(8)
-            elif what == 1:
-                content[at] = rng.choice(edge)
-            elif what == 2:
-                del content[at : at + rng.randrange(1, 9)]
-            else:
-                content[at:at] = bytes(rng.choice(edge) for _ in range(rng.randrange(1, 5)))
-        altered = sealed(damage.ending, bytes(content))
-        if altered is None or altered == damage.good:
-            continue
-        if damage.tried(altered, f"file {refused + loaded}"):
-            refused += 1
-        else:
-            loaded += 1
-            damage.opt.step(NOTHING, loss=1.0)  # still usable
-            damage.begin_again()
-    assert refused > 1000
-    assert loaded > 20
-    damage.was_good()
+def test_altered_files_with_a_right_checksum() -> None:
+    """Run ``fuzz/checkpoint.py`` for some seconds: a file is refused and changes nothing, or is loaded completely."""
+    program = Path(__file__).parent / "fuzz" / "checkpoint.py"
+    done = native.run(sys.executable, program, "--plain", "--seconds", "4")
+    refused, loaded = map(int, re.findall(r"(\d+) (?:refused|loaded)", done))
+    assert refused
+    assert loaded
 
 
 NOTHING = [dict.fromkeys(("w", "b")), {"deep": [{"w": None}], "scale": None, "none": None}]
@@ -1051,25 +948,6 @@ def test_a_save_that_fails_leaves_the_old_file(fails: str, path: Path, monkeypat
     assert path.read_bytes() != old
 
 
-def test_a_full_disk(path: Path) -> None:
-    """The system itself refuses bytes in the middle of the file."""
-    param = np.zeros(100_000)
-    opt = fs.RMSprop(param)
-    opt.save(path)
-    old = path.read_bytes()
-    opt.step(np.ones_like(param))
-    resource = pytest.importorskip("resource")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            opt.save(path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert path.read_bytes() == old
-    assert os.listdir(path.parent) == [path.name]
-
-
 def test_synced_before_and_after_the_replacement(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The complete file is on the disk before it gets its name, and the name after: the calls come in this order."""
     opt, _ = some_run()
@@ -1211,14 +1089,6 @@ def test_files_of_version_1(name: str) -> None:
     with np.load(OLD / f"{case}.after.npz") as after:
         for ours, theirs in ((w, after["w"]), (b, after["b"])):
             np.testing.assert_allclose(ours, theirs, rtol=1e-12)
-
-
-def test_old_files_are_of_each_rule_and_container() -> None:
-    classes = {old_arrays(name)[1]["class"] for name in OLD_FILES}
-    assert classes >= {
-        "RMSprop", "Adagrad", "Rprop", "ProximalAdagrad", "AdagradDA", "AdagradNorm",
-    }  # fmt: skip
-    assert {f"container-{name.replace(' ', '_')}.npz" for name in version_1.CONTAINERS} <= set(OLD_FILES)
 
 
 @pytest.mark.parametrize("correct", [False, True])
@@ -1875,17 +1745,6 @@ def test_a_shallow_copy_is_a_second_handle() -> None:
             take_step(case, alone, alone_params, t)
             for one in (opt, handle):
                 assert everything(one, params) == everything(alone, alone_params), f"{case}, step {t}"
-
-
-def test_a_pickle_reaches_another_process(tmp_path: Path) -> None:
-    opt, params = some_run(layout=LAYOUT["F"])
-    (tmp_path / "x").write_bytes(pickle.dumps((params, opt)))
-    code = "import pickle, sys; params, opt = pickle.load(open(sys.argv[1], 'rb')); opt.save(sys.argv[2])"
-    python(code, tmp_path / "x", tmp_path / "y.npz")
-    fresh = new_params(C, seed=3)
-    other = new_optimizer(RESUMED[0], fresh)
-    other.load(tmp_path / "y.npz")
-    assert everything(other, fresh) == everything(opt, params)
 
 
 # ----------------------------------------------------------------------------------------- groups that came later

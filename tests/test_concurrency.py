@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 
 import fusedstep as fs
-from checks import Mirror, Unchanged, difference, in_child, memory_of, threads
+from checks import Mirror, Unchanged, difference, in_child, memory_of
 from fusedstep import _core
 from registry import FIRST_OF_RULE, Array
 
@@ -161,46 +161,6 @@ def test_an_error_lets_go(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         opt.step({"w": np.ones(3)})
 
 
-def test_saves_during_steps() -> None:
-    """One thread steps, another takes state dicts, as fast as they can. Each dict is that of a whole number of steps.
-    If they meet, one of them is refused."""
-    case = FIRST_OF_RULE[0]
-    rng = np.random.default_rng(1)
-    start, grad = {"w": rng.standard_normal(300_000)}, {"w": rng.standard_normal(300_000)}
-    params = {"w": start["w"].copy()}
-    opt, mirror = case.new(params), Mirror(case, start)
-    saved: list[dict[str, Any]] = []
-    stop = threading.Event()
-
-    def save() -> None:
-        while not stop.is_set():
-            with contextlib.suppress(RuntimeError):
-                saved.append(opt.state_dict())
-            del saved[3:-3]
-            time.sleep(0)  # otherwise the thread with the GIL keeps it for a switch interval
-
-    saver = threading.Thread(target=save)
-    steps = 0
-    end = time.monotonic() + 60
-    with threads(2):
-        saver.start()
-        try:
-            while time.monotonic() < end and steps < 500 and (steps < 20 or len(saved) < 6):
-                with contextlib.suppress(RuntimeError):
-                    steps = opt.step(grad).step
-                time.sleep(0)
-        finally:
-            stop.set()
-            saver.join()
-    for state in sorted(saved, key=lambda state: state["step"]):
-        while mirror.steps < state["step"]:
-            mirror.step(grad)
-        assert not difference(state["params"]["w"], mirror.arrays["w"]["param"])
-    while mirror.steps < steps:
-        mirror.step(grad)
-    mirror.assert_like(opt, params, "at the end")
-
-
 @pytest.mark.slow
 def test_eight_threads_share_gradients_while_groups_change() -> None:
     """Each steps an optimizer of its own with gradients that all read, while another thread gives all groups new
@@ -252,58 +212,6 @@ def test_eight_threads_share_gradients_while_groups_change() -> None:
 
 
 # --------------------------------------------------------------------------------------- forks in the middle of steps
-
-
-def test_forks_in_the_middle_of_an_optimizers_steps() -> None:
-    """Fork at any time while another thread steps an optimizer. In the child, the optimizer is complete and goes on
-    with the right bits, or raises RuntimeError because the fork came during a step. The child's own optimizers always
-    work, and the parent's run is undisturbed."""
-    case = FIRST_OF_RULE[0]
-    rng = np.random.default_rng(2)
-    start = {"w": rng.standard_normal(200_000), "b": rng.standard_normal(5)}
-    grads = {name: rng.standard_normal(array.shape) for name, array in start.items()}
-    wanted = Mirror(case, start)
-    wanted.step(grads)
-
-    def child(opt: Any, params: dict[str, Array]) -> str:
-        own = {name: array.copy() for name, array in start.items()}
-        fresh = case.new(own)
-        fresh.step(grads)
-        wanted.assert_like(fresh, own, "an optimizer of the child's own")
-        try:
-            steps = opt.step(grads).step
-        except RuntimeError:
-            return "in a step"
-        while wanted.steps < steps:
-            wanted.step(grads)
-        wanted.assert_like(opt, params, "the parent's optimizer in the child")
-        return "whole"
-
-    said = []
-    with threads(2):
-        for k in range(40):
-            params = {name: array.copy() for name, array in start.items()}
-            opt = case.new(params)
-            stop = threading.Event()
-
-            def work(opt: Any = opt, stop: threading.Event = stop) -> None:
-                while not stop.is_set() and opt.step(grads).step < 30:
-                    time.sleep(0.0005)
-
-            worker = threading.Thread(target=work)
-            worker.start()
-            try:
-                time.sleep(0.0005 * (k % 10))
-                said.append(in_child(lambda opt=opt, params=params: child(opt, params)))  # type: ignore[misc]
-            finally:
-                stop.set()
-                worker.join()
-            if k % 10 == 0:
-                parent = Mirror(case, start)
-                for _ in range(opt.step(grads).step):
-                    parent.step(grads)
-                parent.assert_like(opt, params, "the parent")
-    assert {*said} <= {"in a step", "whole"}, said
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")

@@ -18,8 +18,6 @@ import pytest
 
 import fusedstep as fs
 import native
-from fusedstep import _core
-from registry import CASES
 
 Array = np.ndarray[Any, Any]
 DTYPES = ("float32", "float64")
@@ -199,52 +197,6 @@ def test_consumers_need_no_exceptions(compiler: str, tmp_path: Path) -> None:
         "-o", tmp_path / "main",
     )  # fmt: skip
     assert native.run(tmp_path / "main") == "0"
-
-
-# -------------------------------------------------------------------------------------------------------------- rules
-
-
-def values(n: int, seed: int, dtype: str) -> Array:
-    random = Lcg(seed)
-    return np.array([random.next() for _ in range(n)], dtype)
-
-
-def fnv(array: Array) -> str:
-    hash_ = 0xCBF29CE484222325
-    for byte in array.tobytes():
-        hash_ = (hash_ ^ byte) * 0x100000001B3 % 2**64
-    return f"{hash_:016x}"
-
-
-CLASSES = {case.rule: case.cls for case in CASES}
-# Each rule with its defaults, and then the options of the consumer's ``print_rules``.
-RUNS: list[tuple[str, dict[str, Any]]] = [
-    *((rule, {}) for rule in _core.rules()),
-    ("rmsprop", {"lr": 0.02, "alpha": 0.95, "eps": 1e-4, "eps_inside_sqrt": True, "centered": True, "momentum": 0.9,
-                 "nesterov": True, "momentum_form": "tf", "bias_correction": True, "weight_decay": 0.01,
-                 "maximize": True}),
-    ("rprop", {"lr": 0.05, "etas": (0.4, 1.3), "step_sizes": (0.01, 0.1), "variant": "irprop-move",
-               "weight_decay": 0.1, "decoupled_weight_decay": True}),
-]  # fmt: skip
-
-
-def run_rule(rule: str, options: dict[str, Any], dtype: str) -> str:
-    param = values(777, 1, dtype)
-    optimizer = CLASSES[rule]({"w": param}, **options)
-    for t in range(1, 4):
-        optimizer.step({"w": values(777, 10 + t, dtype)})
-    return " ".join([rule, *map(fnv, (param, *optimizer.state["w"].values()))])
-
-
-@pytest.fixture(scope="session")
-def checks() -> Path:
-    """Return the consumer's checks, from the build that other tests need anyway."""
-    return native.subproject() / "checks"
-
-
-def test_every_rule_has_the_bits_of_python(checks: Path) -> None:
-    found = native.run(checks, "rules").splitlines()
-    assert found == [run_rule(rule, options, dtype) for dtype in DTYPES for rule, options in RUNS]
 
 
 # ----------------------------------------------------------------------------------------------------------- packages

@@ -379,17 +379,6 @@ def test_the_order_of_axes_and_many_of_them(case: Case, dtype: np.dtype[Any]) ->
     run_function(problem(case, dtype, (2,) * 13), f"{case} {dtype}, 13 axes", C, LAYOUT["F"])
 
 
-def test_memory_mapped_files(tmp_path: Any) -> None:
-    """They are arrays like any other."""
-    case, dtype = FIRST_OF_RULE[0], DTYPES[0]
-    wanted = problem(case, dtype, (1000,))
-    mapped = np.memmap(tmp_path / "param", dtype, "w+", shape=(1000,))
-    mapped[...] = wanted.values.param
-    states = {name: state.copy() for name, state in wanted.values.states.items()}
-    case.call({"param": mapped, "grad": wanted.values.grads[0], **states})
-    assert not difference(np.asarray(mapped), wanted.after[0]["param"])
-
-
 # ------------------------------------------------------------------------------------------- that these tests can fail
 
 

@@ -91,14 +91,6 @@ def test_every_method(method: Any) -> None:
     assert res.fun < (6.5 if method.startswith("grprop") else 6.5e-6)
 
 
-def test_functions_of_scipy() -> None:
-    """SciPy's own test functions, in more than two dimensions."""
-    optimize = pytest.importorskip("scipy.optimize")
-    res = fs.minimize(optimize.rosen, [1.3, 0.7, 0.8, 1.9, 1.2], jac=optimize.rosen_der, maxiter=20_000, xtol=1e-8)
-    assert res.success, res.message
-    np.testing.assert_allclose(res.x, 1, atol=1e-3)
-
-
 def watched(fun: Any, points: list[Any]) -> Any:
     """Return the function; it also notes the points at which it is asked."""
     return lambda x: (points.append(x), fun(x))[1]
@@ -148,15 +140,6 @@ def test_a_step_back_is_the_move_that_was_made() -> None:
     points: list[Any] = []
     fs.minimize(watched(at((1.0, -1.0), (2.0, 1.0)), points), [0.8], bounds=[(None, 1)], lr=0.5, maxiter=2)
     assert np.concatenate(points) == pytest.approx([0.8, 1.0, 0.8], abs=1e-15)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_all_points_are_inside(dtype: Any) -> None:
-    lo, hi = np.array([0.1, -1]), np.array([0.7, -0.1])
-    seen: list[Any] = []
-    bounds = list(zip(lo, hi, strict=True))
-    fs.minimize(watched(rosenbrock, seen), np.array([5, 5], dtype), bounds=bounds, lr=3.0, maxiter=100)
-    assert all(x.dtype == dtype and (x >= lo.astype(dtype)).all() and (x <= hi.astype(dtype)).all() for x in seen)
 
 
 def test_a_bound_costs_no_iterations() -> None:
@@ -504,14 +487,3 @@ def test_scipy_method_is_refused_at_once_and_can_be_sent() -> None:
     optimize = pytest.importorskip("scipy.optimize")
     method = pickle.loads(pickle.dumps(fs.scipy_method("rprop-")))
     assert optimize.minimize(bowl, [1.0], jac=True, method=method).success
-
-
-def test_as_the_local_search_of_basinhopping() -> None:
-    optimize = pytest.importorskip("scipy.optimize")
-
-    def fun(x: Any) -> tuple[Any, Any]:  # it has many minima, the lowest at 0
-        return (x * x - 10 * np.cos(2 * np.pi * x) + 10).sum(), 2 * x + 20 * np.pi * np.sin(2 * np.pi * x)
-
-    arguments = {"jac": True, "method": fs.scipy_method(), "options": {"lr": 0.1}}
-    res = optimize.basinhopping(fun, [2.2, -1.3], niter=60, stepsize=1.0, minimizer_kwargs=arguments, rng=3)
-    assert res.fun < 1e-6

@@ -66,11 +66,6 @@ def test_on_any_number_of_ranks(ranks: int, scenario: str, tmp_path: Path) -> No
     run(ranks, scenario, tmp_path)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_equal_gradients(ranks: int, tmp_path: Path) -> None:
-    run(ranks, "equal_gradients_give_the_bits_of_one_process", tmp_path)
-
-
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_arrays_of_16_bits(ranks: int, tmp_path: Path) -> None:
     pytest.importorskip("ml_dtypes")

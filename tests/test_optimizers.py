@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import fusedstep as fs
-from checks import Guarded, Mirror, Unchanged, assert_same, bits, difference, interrupted, memory_of, threads
+from checks import Guarded, Mirror, Unchanged, assert_same, difference, interrupted, memory_of, threads
 from registry import (
     BAD_CONTAINERS,
     CASES,
@@ -119,30 +119,6 @@ def test_steps_equal_the_reference(case: Case) -> None:
         assert not own.damaged(), f"memory beside {name} changed"
 
 
-@each_case
-def test_groups_with_hyperparameters_of_their_own(case: Case) -> None:
-    """Two groups differ in lr and weight decay, and these change independently; each group has both types."""
-    rng = np.random.default_rng(2)
-    params = {name: normal(rng, (37,), dtype) for name, dtype in zip("abcd", ("f4", "f8") * 2, strict=True)}
-    of_second = {"lr": 0.125, "weight_decay": 0.5}
-    first, second = ({name: params[name] for name in names} for names in ("ab", "cd"))
-    optimizer = case.new([{"params": first}, {"params": second, **of_second}])
-    mirror = Mirror(case, params, {"c": of_second, "d": of_second})
-    for t in range(1, 6):
-        changes = {4: (0, {"weight_decay": 0.25}), 5: (0, {"maximize": True})}
-        if lr_may_change(case):
-            changes[3] = (1, {"lr": 0.25})
-        if t in changes:
-            group, change = changes[t]
-            optimizer.param_groups[group].update(change)
-            for name in (first, second)[group]:
-                mirror.options[name] = {**mirror.options[name], **change}
-        grads = {name: normal(rng, (37,), array.dtype) for name, array in params.items()}
-        optimizer.step(list(grads.values()), **case.loss(t))
-        mirror.step(grads, **case.loss(t))
-        mirror.assert_like(optimizer, params, f"{case}, step {t}")
-
-
 @pytest.mark.parametrize("options", STEP_OPTIONS)
 @each_full_rule
 def test_step_options(case: Case, options: str) -> None:
@@ -169,41 +145,6 @@ def test_step_options(case: Case, options: str) -> None:
             assert report == (t, norm, False, None if norm is None else ()), where
             expected = {key: np.zeros_like(grad) for key, grad in before.items()} if "zero_grads" in chosen else before
             assert_same(given, expected, f"{where}: gradients")
-
-
-@each_dtype
-@each_full_rule
-def test_large_arrays_in_threads(case: Case, dtype: np.dtype[Any]) -> None:
-    """Large and small arrays with 2 and 3 threads and all options have the reference's bits."""
-    rng = np.random.default_rng(4)
-    shapes = ((331, 307), (5,), (100_003,), (0,), (64, 64))
-    for count in (2, 3):
-        params = {str(k): normal(rng, shape, dtype) for k, shape in enumerate(shapes)}
-        optimizer = case.new(list(params.values()))
-        mirror = Mirror(case, params)
-        for t in range(1, 3):
-            grads = {str(k): normal(rng, shape, dtype, "F") for k, shape in enumerate(shapes)}
-            options = {"clip_norm": 1.0, "grad_scale": 0.5, "nonfinite": "raise", **case.loss(t)}
-            norm = mirror.step(grads, **options)
-            with threads(count):
-                report = optimizer.step(list(grads.values()), zero_grads=True, **options)
-            assert report.grad_norm == norm
-            mirror.assert_like(optimizer, params, f"{case} {dtype}, {count} threads, step {t}")
-            assert not any(bits(grad).any() for grad in grads.values())
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case.counts], ids=str)
-def test_a_run_of_many_steps(case: Case) -> None:
-    """What depends on the step count (bias correction, lr decay) keeps its bits over 200 steps."""
-    rng = np.random.default_rng(5)
-    params = {"w": normal(rng, (33,), "f4"), "b": normal(rng, (17,), "f8")}
-    optimizer = case.new(params)
-    mirror = Mirror(case, params)
-    for t in range(1, 201):
-        grads = {"w": normal(rng, (33,), "f4"), "b": normal(rng, (17,), "f8") if t % 3 else None}
-        optimizer.step(grads, **case.loss(t))
-        mirror.step(grads, **case.loss(t))
-    mirror.assert_like(optimizer, params, f"{case}, step 200")
 
 
 # ----------------------------------------------------------------------------------------------------------- containers
@@ -608,20 +549,6 @@ def test_every_hyperparameter_is_an_attribute(case: Case) -> None:
     assert optimizer.steps == 0
 
 
-def test_an_assigned_hyperparameter_counts_in_the_next_step() -> None:
-    rng = np.random.default_rng(12)
-    param = normal(rng, (20,), "f4")
-    optimizer = fs.RMSprop(param, momentum=0.5, verify="every")
-    expected = {"param": param.copy(), "square_avg": np.zeros_like(param), "momentum_buffer": np.zeros_like(param)}
-    for lr, alpha in ((0.1, 0.9), (0.5, 0.75)):
-        optimizer.lr = lr
-        optimizer.alpha = alpha
-        grad = normal(rng, (20,), "f4")
-        optimizer.step(grad)
-        fs.reference.rmsprop_(grad=grad, **expected, lr=lr, alpha=alpha, momentum=0.5)
-    assert_same({"param": param, **optimizer.state["0"]}, expected, "assigned")
-
-
 REFUSED: list[tuple[str, Any, type[Exception], str]] = [
     ("alpha", 1.5, ValueError, "alpha"),
     ("alpha", "x", TypeError, "alpha"),
@@ -923,23 +850,6 @@ def test_steps_after_a_group_that_came_half_way() -> None:
 
 
 # ------------------------------------------------------------------------------------------------- reports, NaN and inf
-
-
-@each_rule
-def test_the_report(case: Case) -> None:
-    """``step`` counts; ``grad_norm`` and ``nonfinite`` are there if an option needs them; it is a StepReport."""
-    grad = np.full(4, 2.0, np.float32)
-    optimizer = case.new([np.ones(4, np.float32)])
-    assert type(optimizer.step([grad], **case.loss(1))) is fs.StepReport
-    steps: list[tuple[Any, dict[str, Any], Any, Any]] = [
-        (grad, {}, None, None), (grad, {"clip_norm": 100.0}, 4.0, ()),
-        (grad, {"nonfinite": "skip", "grad_scale": 2.0}, 2.0, ()), (None, {"nonfinite": "skip"}, 0.0, ()),
-    ]  # fmt: skip
-    for t, (given, options, norm, nonfinite) in enumerate(steps, 2):
-        report = optimizer.step([given], **options, **case.loss(t))
-        assert (
-            report == (report.step, report.grad_norm, report.skipped, report.nonfinite) == (t, norm, False, nonfinite)
-        )
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -119,34 +119,6 @@ def test_layouts_and_threads(case: Case) -> None:
             run(case, shapes, options, dict(zip(names, layouts, strict=True)))
 
 
-@pytest.mark.parametrize("case", ABLE, ids=str)
-def test_each_element_steps_as_if_it_were_alone(case: Case) -> None:
-    """An optimizer of one element, with that number for all, makes the same steps."""
-    if any(state.shape((3,)) != (3,) for state in case.states):
-        pytest.skip("its elements depend on each other")
-    rng = np.random.default_rng(4)
-    dtype = DTYPES[ABLE.index(case) % len(DTYPES)]
-    options = own(case, (5,), rng)
-    start = rng.standard_normal(5).astype(dtype)
-    whole, alone = start.copy(), [start[k : k + 1].copy() for k in range(5)]
-
-    def of(value: Any, k: int) -> Any:
-        return tuple(of(each, k) for each in value) if isinstance(value, tuple) else float(value[k])
-
-    optimizer = case.new([{"params": whole, **options}])
-    others = [case.new(p, **{key: of(value, k) for key, value in options.items()}) for k, p in enumerate(alone)]
-    for t in range(1, 6):
-        grad = rng.standard_normal(5).astype(dtype)
-        step = case.loss(t)
-        optimizer.step([grad], **step)
-        for k, other in enumerate(others):
-            other.step(grad[k : k + 1], **step)
-        found = {"param": whole, **optimizer.state["0"]}
-        for k, (p, other) in enumerate(zip(alone, others, strict=True)):
-            expected = {"param": p, **other.state["0"]}
-            assert_same({key: array[k : k + 1] for key, array in found.items()}, expected, f"element {k}, step {t}")
-
-
 @pytest.mark.parametrize("case", BY_ROWS, ids=str)
 def test_rows_take_their_part(case: Case) -> None:
     """Long and short rows, some named more than once, in a table that is dense or every second row of another."""

@@ -429,40 +429,6 @@ def test_repeated_indices_equal_aggregated_ones() -> None:
     assert np.allclose(table[:, 0], published, rtol=0, atol=2 * 2.0**-22)
 
 
-def test_proximal_and_averaged_rows_of_tensorflow() -> None:
-    """A row that is missing in a step is as if the step had not been, except for the count of dual averaging."""
-    table = np.array([[1.0], [2.0], [3.0]])
-    optimizer = fs.ProximalAdagrad(table, lr=3.0, initial_accumulator_value=0.1, l1=0.001)
-    alone = np.array([[1.0]])
-    beside = fs.ProximalAdagrad(alone, lr=3.0, initial_accumulator_value=0.1, l1=0.001)
-    for t in range(6):
-        optimizer.step(fs.Rows(np.array([0, 2] if t % 2 else [2, 2]), np.full((2, 1), 0.1)))
-        if t % 2:
-            beside.step(np.full((1, 1), 0.1))
-        assert not difference(table[:1], alone)
-
-
-@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
-def test_pytorchs_sparse_adagrad_step_by_step() -> None:
-    """In float64, with duplicates, ``lr_decay``, and rows that come and go."""
-    torch = pytest.importorskip("torch")
-    rng = np.random.default_rng(9)
-    start = rng.standard_normal((30, 5))
-    theirs = torch.nn.Parameter(torch.tensor(start))
-    other = torch.optim.Adagrad([theirs], lr=0.3, lr_decay=0.05, initial_accumulator_value=0.2, eps=1e-8)
-    ours = start.copy()
-    optimizer = fs.Adagrad(ours, lr=0.3, lr_decay=0.05, initial_accumulator_value=0.2, eps=1e-8)
-    for t in range(20):
-        index, values = rng.integers(0, 30, 25), rng.standard_normal((25, 5))
-        theirs.grad = torch.sparse_coo_tensor(
-            torch.tensor(index[None]), torch.tensor(values), (30, 5), check_invariants=True
-        )
-        other.step()
-        optimizer.step(fs.Rows(index, values))
-        assert np.allclose(ours, theirs.detach().numpy(), rtol=1e-13, atol=1e-14), t
-        assert np.allclose(optimizer.state["0"]["square_sum"], other.state[theirs]["sum"].numpy(), rtol=1e-14), t
-
-
 def test_row_wise_adagrad_of_fbgemm() -> None:
     """FBGEMM, fbgemm_gpu/docs and its CPU reference of EXACT_ROWWISE_ADAGRAD: m[r] += mean(g[r]^2), then
     w[r] -= lr / (sqrt(m[r]) + eps) g[r], where g[r] is the sum of all gradients of a row."""

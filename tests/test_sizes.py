@@ -123,17 +123,9 @@ def expect(case: Case, made: dict[str, Large], **more: Any) -> tuple[dict[str, A
 ADAGRAD = next(case for case in FIRST_OF_RULE if case.rule == "adagrad")
 
 
-def test_elements_past_2_31() -> None:
-    """2^31 + 17 elements in a few MiB of memory are each updated once."""
-    made = larges(ADAGRAD)
-    expected, windows = expect(ADAGRAD, made)
-    with threads(1):
-        ADAGRAD.call({name: large.array for name, large in made.items()})
-    check_past(made, expected, windows, "a function")
-
-
 def test_a_whole_step_past_2_31() -> None:
-    """The same in a step of an optimizer, clipped by the norm of all 2^31 + 17 gradients, beside small tensors."""
+    """2^31 + 17 elements in a few MiB of memory are each updated once. They are clipped by the norm of all gradients,
+    beside a small tensor."""
     case = ADAGRAD
     made = larges(case)
     small = {"param": np.ones(5, np.float32), "square_sum": np.zeros(5, np.float32)}

@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
-import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import numpy as np
 import pytest
 
 import fusedstep as fs
-from checks import Mirror, assert_same, difference, memory_of, refused, threads
+from checks import Mirror, assert_same, difference, memory_of, refused
 from registry import BFLOAT16, FULLEST_OF_RULE, ISAS, STORAGES, Case, loss
 
 FULLEST = tuple(case.as_stored(storage) for case in FULLEST_OF_RULE for storage in STORAGES)
@@ -173,50 +171,6 @@ def test_classes_equal_the_reference(case: Case) -> None:
         for name, arrays in mirror.arrays.items():
             expected = {held_as.get(key, key): array for key, array in arrays.items()}
             assert_same({"param": named[name], **optimizer.state[name]}, expected, f"{case}, step {t}, {name}")
-
-
-SPLIT = tuple(case for case in FULLEST if case.storage and case.storage.stochastic)
-
-
-@pytest.mark.parametrize(
-    "case",
-    [case if k % 5 == 0 else pytest.param(case, marks=pytest.mark.slow) for k, case in enumerate(SPLIT)],
-    ids=str,
-)
-def test_layout_threads_and_a_resume_change_no_bit(case: Case, tmp_path: Path) -> None:
-    """C and Fortran order, 1 to 4 threads, a copy, a pickle and both file formats: all as one run in C order."""
-    rng = np.random.default_rng(5)
-    start = rng.standard_normal((67, 130)).astype(np.float32).astype(case.storage.param)
-    grads = [rng.standard_normal(start.shape).astype(np.float32).astype(case.storage.grad) for _ in range(4)]
-
-    def run(array: Any, count: int = 1, between: Any = lambda optimizer: optimizer) -> dict[str, Any]:
-        optimizer = case.new(array, seed=9)
-        with threads(count):
-            for t, grad in enumerate(grads, 1):
-                optimizer.step(grad, loss=loss(t))
-                if t == 2:
-                    optimizer = between(optimizer)
-        found = {"param": optimizer.parameters["0"], **optimizer.state["0"]}
-        return {key: np.ascontiguousarray(array) for key, array in found.items()}
-
-    def through_a_file(optimizer: Any, ending: str) -> Any:
-        optimizer.save(tmp_path / f"run{ending}")
-        other = case.new(np.zeros(start.shape, start.dtype))
-        other.load(tmp_path / f"run{ending}")
-        return other
-
-    expected = run(start.copy())
-    for n in (2, 3, 4):
-        assert_same(run(start.copy(), n), expected, f"{case}, {n} threads")
-    assert_same(run(np.asfortranarray(start), 3), expected, f"{case}, Fortran order")
-    ways = {
-        "copied": copy.deepcopy,
-        "pickled": lambda optimizer: pickle.loads(pickle.dumps(optimizer)),
-        "npz": lambda optimizer: through_a_file(optimizer, ".npz"),
-        "safetensors": lambda optimizer: through_a_file(optimizer, ".safetensors"),
-    }
-    for what, between in ways.items():
-        assert_same(run(start.copy(), 1, between), expected, f"{case}, {what}")
 
 
 @pytest.mark.parametrize("case", FULLEST_OF_RULE, ids=str)

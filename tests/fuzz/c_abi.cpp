@@ -289,26 +289,6 @@ std::vector<std::string> states_of(const fusedstep_rule* rule) {
   return names;
 }
 
-void any_names(Data& data) {
-  const std::string name = data.ConsumeBool() ? pick(data, schemas).name : data.ConsumeRandomLengthString(9);
-  const std::string other = data.ConsumeRandomLengthString(9);
-  const bool without = data.ConsumeBool();
-  const Rule rule = create(name.c_str(), without ? nullptr : other.c_str());
-  REQUIRE(create(nullptr, other.c_str()) == nullptr);
-  check_code(fusedstep_rule_create(name.c_str(), nullptr, nullptr));
-  REQUIRE(fusedstep_rule_state(rule.get(), data.ConsumeIntegralInRange(-2, -1)) == nullptr);
-  const auto result = std::make_unique<double>();
-  const char* text = nullptr;
-  for (const char* option : {other.c_str(), static_cast<const char*>(nullptr)}) {
-    check_code(fusedstep_rule_set(rule.get(), option, 0));
-    check_code(fusedstep_rule_set_pair(rule.get(), option, 0, 0));
-    check_code(fusedstep_rule_set_choice(rule.get(), option, nullptr));
-    check_code(fusedstep_rule_get(rule.get(), option, result.get()));
-    check_code(fusedstep_rule_get_pair(rule.get(), option, result.get(), nullptr));
-    check_code(fusedstep_rule_get_choice(rule.get(), option, &text));
-  }
-}
-
 using Struct = std::unique_ptr<unsigned char[]>;
 
 // A copy of a struct of `whole` bytes, usually complete, in memory that ends where its `size` says.
@@ -574,30 +554,6 @@ void optimize(Data& data, Memory& memory) {
   fusedstep_optimizer_destroy(optimizer);
 }
 
-void settings(Data& data) {
-  switch (data.ConsumeIntegralInRange(0, 4)) {
-    case 0:
-      check_code(fusedstep_set_num_threads(data.ConsumeBool() ? data.ConsumeIntegralInRange(1, 3)
-                                                              : static_cast<std::int32_t>(any_number(data))));
-      if (fusedstep_num_threads() > 4) REQUIRE(fusedstep_set_num_threads(4) == FUSEDSTEP_OK);
-      break;
-    case 1:
-      check_code(fusedstep_force_isa(data.ConsumeRandomLengthString(9).c_str()));
-      break;
-    case 2: {
-      constexpr const char* isas[] = {"baseline", "avx2", "avx512", ""};
-      check_code(fusedstep_force_isa(data.PickValueInArray(isas)));
-      break;
-    }
-    case 3:
-      check_code(fusedstep_force_isa(nullptr));
-      break;
-    default:
-      check_code(fusedstep_step_options_init(nullptr, sizeof(fusedstep_step_options)));
-  }
-  REQUIRE(*fusedstep_isa() != '\0' && fusedstep_num_threads() >= 1);
-}
-
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* bytes, std::size_t size) {
@@ -617,7 +573,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* bytes, std::size_t siz
   while (data.remaining_bytes() > 0) {
     switch (data.ConsumeIntegralInRange(0, 7)) {
       case 0:
-        data.ConsumeBool() ? any_names(data) : settings(data);
+        check_code(fusedstep_set_num_threads(data.ConsumeIntegralInRange(0, 4)));
         break;
       case 1:
         norm(data, memory);

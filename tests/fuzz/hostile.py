@@ -2,7 +2,7 @@
 
 ``python tests/fuzz/hostile.py [--seconds N] [--seed N] [--only N]``: each world has an optimizer and gradients. From
 ``__getitem__``, ``__eq__``, ``__len__``, ``__float__``, ``__dlpack__`` and others, these empty, shorten, swap, resize,
-lock and release what the call is reading; in some worlds another thread does so, too. A refused call must not change a
+lock and release what the call is reading. A refused call must not change a
 byte of parameters and states. A call that succeeds must have the bits of a clean step. The optimizer must work
 afterwards, and nothing may crash. Run it with PYTHONMALLOC=debug and MALLOC_PERTURB_=85, or on a build with sanitizers,
 to see uses of freed memory.
@@ -20,7 +20,6 @@ import gc
 import numbers
 import random
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -585,33 +584,7 @@ def run(seed: int, number: int) -> bool:
         return one_function(world)
     if kind < 0.2:
         return one_construction(world)
-    if kind > 0.9:
-        return beside_another_thread(world)
     return one_step(world)
-
-
-def beside_another_thread(world: World) -> bool:
-    """Step while another thread swaps entries for equal ones."""
-    stop = threading.Event()
-
-    def work() -> None:
-        other = random.Random(1)
-        while not stop.is_set():
-            for items in world.lists:
-                swaps(items)
-            time.sleep(other.choice((0, 1e-5)))
-
-    world.left = 0
-    switch = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        return one_step(world)
-    finally:
-        stop.set()
-        thread.join()
-        sys.setswitchinterval(switch)
 
 
 def main() -> None:
