@@ -34,8 +34,6 @@ double clip_coef(double limit, double norm) {
   return limit == 0 || std::isinf(limit) ? 1.0 : limit / (norm < limit ? limit : norm);
 }
 
-void set_to_zero(const Array& array) { set_to_zero(array.data, array.shape, array.strides, array.item_size()); }
-
 // Calls f(element) for each element that `chosen`, which goes through them in C order, says.
 template <class F>
 void each_chosen(char* data, std::span<const std::int64_t> shape, const std::int64_t* strides, const bool*& chosen,
@@ -53,6 +51,8 @@ void each_chosen(const Array& array, const bool* chosen, const F& f) {
 }
 
 }  // namespace
+
+void set_to_zero(const Array& array) { set_to_zero(array.data, array.shape, array.strides, array.item_size()); }
 
 OptimizerCore::Frozen::Frozen(const OptimizerCore& core, std::span<const bool* const> frozen) {
   for (std::size_t i = 0; i < frozen.size(); ++i) {

@@ -22,6 +22,8 @@
 
 namespace fusedstep {
 
+void set_to_zero(const Array& array);
+
 // The memory of parameters and gradients is borrowed, so it must stay where it is. Shapes and strides are copied.
 class OptimizerCore {
  public:

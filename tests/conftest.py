@@ -71,6 +71,7 @@ def settings_stay(request: pytest.FixtureRequest) -> Iterator[None]:
     import fusedstep as fs
 
     before = fs.isa(), fs.get_num_threads()
+    fs.set_num_threads(before[1])  # which is otherwise asked of the system again, and may have changed there
     yield
     after = fs.isa(), fs.get_num_threads()
     fs.set_num_threads(before[1])

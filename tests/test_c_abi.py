@@ -666,6 +666,9 @@ def test_versions_threads_and_instruction_sets(lib: Library) -> None:
     for n in (1, 3):
         assert lib.set_num_threads(n) == OK
         assert lib.num_threads() == n
+    for n in (0, -1, 257):
+        assert lib.set_num_threads(n) == INVALID_ARGUMENT
+        assert lib.num_threads() == 3
     for name in fs.available_isas():
         assert lib.force_isa(name.encode()) == OK
         assert ffi.string(lib.isa()).decode() == name

@@ -782,6 +782,10 @@ def test_bad_files_that_are_well_made(path: Path) -> None:
             assert message in damage.refused(content, bad_name(bad)), bad_name(bad)
     for key in ("other", "params", "params.", "state.", "state.w", "state..", "params.\\x", "params.\\N{DIGIT}", "x.w"):
         damage.refused(written(damage.ending, damage.saved, made, {key: np.zeros(2, f32)}), key)
+    for alias in ("\\167", "\\N{LATIN SMALL LETTER W}", "\\w"):  # Python's other escapes for a name
+        params = {alias if name == "w" else name: array for name, array in damage.saved["params"].items()}
+        content = written(damage.ending, damage.saved | {"params": params}, made)
+        assert "is no name's key" in damage.refused(content, alias)
     for dtype in (bool, np.float16, np.int32, np.int64):
         content = written(damage.ending, damage.saved, made, {"params.w": np.zeros((3, 4), dtype)})
         damage.refused(content, str(dtype))

@@ -564,6 +564,13 @@ def test_thread_counts() -> None:
             assert fs.get_num_threads() == 6
 
 
+def test_a_test_keeps_the_threads_it_begins_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where what the system allows changes meanwhile, so that ``settings_stay`` sees only what a test does."""
+    before = fs.get_num_threads()
+    monkeypatch.setenv("FUSEDSTEP_NUM_THREADS", str(before + 1))
+    assert fs.get_num_threads() == before
+
+
 @needs_proc
 @pytest.mark.slow
 def test_threads_are_really_there() -> None:

@@ -7,6 +7,7 @@ import math
 import numbers
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 import fusedstep as fs
-from checks import Unchanged, assert_same, difference, memory_of, refused
+from checks import Unchanged, assert_same, difference, interrupted, memory_of, refused
 from registry import CASES, DTYPES, FIRST_OF_RULE, Case
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -210,6 +211,19 @@ def test_bad_masks() -> None:
     for mask, error, says in BAD_MASKS:
         with refused(error, says, memory_of(opt)):
             opt.step(np.ones(3), mask=mask)
+        if isinstance(mask, dict):
+            continue
+        with refused(error, says, [w]):
+            fs.RMSprop([{"params": w, "mask": mask}])
+        says = [each.replace("'0'", "'w'") for each in says]
+        with refused(error, says, memory_of(opt)):
+            opt.add_param_group({"params": {"w": np.ones(3)}, "mask": mask})
+        assert list(opt.parameters) == ["0"]
+    live = np.ones(3, bool)
+    grouped = fs.RMSprop([{"params": w, "mask": live}])
+    live.resize((4,), refcheck=False)
+    with refused(ValueError, [f"{BAD}a shape"], memory_of(grouped)):
+        grouped.step([np.ones(3)])
     read_only = np.ones(3)
     read_only.flags.writeable = False
     with refused(ValueError, ["read-only"], memory_of(opt)):
@@ -231,8 +245,8 @@ numbers.Real.register(Number)
 
 
 def test_arrays_that_change_while_the_options_are_read() -> None:
-    """Refuse a parameter that is then locked or resized, and leave the others as before. A gradient that is locked then
-    belongs to a step that has begun, and is set to 0."""
+    """Refuse a parameter that is then locked or resized, or a gradient that is locked but to be set to 0, and leave the
+    others as before."""
     first, second, g = np.full(3, 1.0), np.full(3, 2.0), np.ones(3)
     some = np.array([True, False, True])
     opt = fs.RMSprop([first, second])
@@ -242,11 +256,28 @@ def test_arrays_that_change_while_the_options_are_read() -> None:
         opt.step(**step, grad_scale=Number(2.0, lambda: second.setflags(write=False)))
     kept.check()
     second.setflags(write=True)
-    opt.step(**step, zero_grads=True, grad_scale=Number(2.0, lambda: g.setflags(write=False)))
-    assert opt.steps == 1
-    assert not g.any()
+    with pytest.raises(ValueError, match="gradient of parameter '0': expected a writeable array"):
+        opt.step(**step, zero_grads=True, grad_scale=Number(2.0, lambda: g.setflags(write=False)))
+    kept.check()
     kept = Unchanged([second])
     with pytest.raises(ValueError, match="parameter '0': was resized"):
         opt.step(**step, grad_scale=Number(2.0, lambda: first.resize((7,), refcheck=False)))
     kept.check()
-    assert opt.steps == 1
+    assert opt.steps == 0
+
+
+@pytest.mark.parametrize("verify", ["never", "every"])
+def test_ctrl_c_while_gradients_are_set_to_0(verify: Any) -> None:
+    """At the k-th line of a step, for each k, or for each eighth beside the long reference: it was made and the
+    gradients are 0, or nothing was written."""
+    done: list[bool] = []
+    reached = True
+    while reached:
+        w, g = np.ones(3), np.ones(3)
+        opt = fs.Rprop(w, lr=0.5, verify=verify)
+        step = partial(opt.step, g, mask=np.array([True, False, True]), zero_grads=True)
+        reached = interrupted(len(done) * (1 if verify == "never" else 8), step)
+        done.append(opt.steps == 1)
+        assert w.tolist() == ([0.5, 1.0, 0.5] if done[-1] else [1.0, 1.0, 1.0])
+        assert g.tolist() == [float(not done[-1])] * 3
+    assert {*done[:-1]} == {False, True}, "no interrupt came after the writes"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import itertools
 import math
 import pickle
 import sys
+import time
 import warnings
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -391,6 +395,19 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], messag
     given = {"fun": rosenbrock, "x0": np.array(ROSENBROCK), **arguments}
     with pytest.raises(error, match=message):
         fs.minimize(**given)
+
+
+def test_many_arrays_are_looked_through_once() -> None:
+    """The check of ``x0`` takes time in proportion to its arrays: no more than a few copies of them."""
+    x0 = [*(np.ones(1) for _ in range(10_000)), 1.0]
+
+    def seconds(call: Callable[..., object], *arguments: Any) -> float:
+        begin = time.process_time()
+        with contextlib.suppress(TypeError):
+            call(*arguments)
+        return time.process_time() - begin
+
+    assert seconds(fs.minimize, rosenbrock, x0) < 20 * seconds(copy.deepcopy, x0)
 
 
 def test_errors_of_the_function_pass() -> None:

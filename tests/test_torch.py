@@ -536,6 +536,18 @@ def test_old_state_dicts_of_torch(name: str) -> None:
     assert optimizer.param_groups[0].keys() - OURS.keys() == reference.param_groups[0].keys()
 
 
+@each_name
+def test_loading_frees_the_states_before(name: str) -> None:
+    model = network()
+    optimizer, other = (ours(name)(model.parameters()) for _ in range(2))
+    list(train(model, optimizer))
+    list(train(model, other))
+    before = [weakref.ref(value) for entry in optimizer.state.values() for value in entry.values()]
+    optimizer.load_state_dict(copy.deepcopy(other.state_dict()))
+    gc.collect()
+    assert not any(ref() is not None for ref in before)
+
+
 def test_signs_of_rprop() -> None:
     """``prev`` is the sign of the gradient, 0 for NaN and where the sign flipped. ``state_dict`` has it as a float."""
     param = torch.zeros(4, requires_grad=True)

@@ -79,7 +79,7 @@ def test_masked_arrays_are_refused() -> None:
         partial(opt.step, [g, fs.Rows(np.arange(3), masked)]),
         partial(opt.step, [g, fs.Rows(np.ma.array([0, 1], mask=[False, True]), np.ones(2))]),
         partial(opt.step, [g, g], mask=[None, masked > 0]),
-        partial(fs.RMSprop([{"params": np.ones(3), "mask": masked > 0}]).step, [g]),
+        partial(fs.RMSprop, [{"params": np.ones(3), "mask": masked > 0}]),
         partial(fs.minimize, lambda x: (0.0, masked), np.ones(3), jac=True),
         partial(fs.adagrad_, masked, g, s, lr=0.1),
         partial(fs.adagrad_, w, masked, s, lr=0.1),

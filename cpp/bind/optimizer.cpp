@@ -52,9 +52,12 @@ class PyOptimizer final : public Repeatable {
         report_type_(py::type::of<PyOptimizer>().attr("_StepReport")),
         rows_type_(py::type::of<PyOptimizer>().attr("_Rows")) {}
 
+  // The states of each parameter go into the dicts `into`, if these are given.
   py::tuple add_group(const std::vector<std::string>& names, const py::list& arrays, const py::dict& options,
-                      const py::object& states, const std::optional<std::string>& state_dtype, bool nearest, bool master) {
+                      const py::object& states, const std::optional<std::string>& state_dtype, bool nearest, bool master,
+                      const std::optional<std::vector<py::dict>>& into) {
     const Hold hold(*this);
+    if (into && into->size() != names.size()) throw py::value_error("into: expected a dict for each parameter");
     OwnArrays own;
     const Options values = in_group(core_.groups(), core_.groups() + 1, [&] {
       const Options found = options_from(core_.schema(), options, &own);
@@ -98,7 +101,7 @@ class PyOptimizer final : public Repeatable {
     }
     core_.add(std::span(&values, 1), added, std::span(&storage, 1));
     owned_.insert(owned_.end(), owned.begin(), owned.end());
-    return bind(first, owned, states.is_none(), states_each);
+    return bind(first, owned, states.is_none(), states_each, into);
   }
 
   // Raises what a step with these hyperparameters would raise.
@@ -121,10 +124,10 @@ class PyOptimizer final : public Repeatable {
   void own(const py::list& groups, bool has_their_values) { groups_.own(groups, core_, has_their_values); }
 
   // First does everything that may run Python code, and takes ownership of all objects. Then looks at the memory, without
-  // running Python code. Then works.
+  // running Python code. Then works. With a mask, `grads` has copies; `zeroed` are the caller's own, which are set to 0, too.
   PyObject* step(py::handle grads, py::handle groups, py::handle loss, py::handle grad_scale, py::handle clip_norm,
                  py::handle clip_value, py::handle zero_grads, py::handle nonfinite, py::handle clip_norm_each,
-                 py::handle frozen) {
+                 py::handle frozen, py::handle zeroed) {
     const Hold hold(*this, true);
     StepOptions options;
     if (!grad_scale.is_none()) options.grad_scale = positive(grad_scale, "grad_scale");
@@ -143,8 +146,15 @@ class PyOptimizer final : public Repeatable {
     }
 
     accept(gradients, indices, options.zero_grads);
+    std::vector<Array> to_zero;
+    for (std::size_t i = 0; !zeroed.is_none() && i < core_.size(); ++i) {
+      const auto own = py::reinterpret_borrow<py::object>(zeroed[py::int_(i)]);
+      if (!own.is_none()) to_zero.push_back(borrow(own, core_.gradient(i).label, gradient_types(bound_[i].type), true));
+    }
     const OptimizerCore::Frozen hidden(core_, frozen_elements(frozen));
-    return make_step(options);
+    PyObject* const report = make_step(options);
+    for (const Array& array : to_zero) set_to_zero(array);
+    return report;
   }
 
   PyObject* repeat(PyObject* const& grads) {
@@ -339,7 +349,8 @@ class PyOptimizer final : public Repeatable {
   }
 
   // Remembers the new parameters as they are, and returns them with their states as Python sees them.
-  py::tuple bind(std::size_t first, const std::vector<py::object>& owned, bool make_views, std::size_t states_each) {
+  py::tuple bind(std::size_t first, const std::vector<py::object>& owned, bool make_views, std::size_t states_each,
+                 const std::optional<std::vector<py::dict>>& into) {
     py::list parameters;
     py::list states;
     py::object memory;
@@ -357,7 +368,7 @@ class PyOptimizer final : public Repeatable {
       geometry_.insert(geometry_.end(), array.strides, array.strides + array.shape.size());
       geometry_.resize(geometry_.size() + array.shape.size());
       parameters.append(parameter);
-      py::dict by_name;
+      py::dict by_name = into ? (*into)[i - first] : py::dict();
       for (std::size_t s = 0; s < state_arrays; ++s) {
         if (core_.state(i, s).data == nullptr) continue;
         const char* const name = core_.state_name(i, s);
@@ -587,16 +598,17 @@ class PyOptimizer final : public Repeatable {
 
 PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   return raising([&]() -> PyObject* {
-    if (count != 9 && count != 10) throw py::type_error("step() takes 9 or 10 arguments, got " + std::to_string(count));
+    if (count != 9 && count != 11) throw py::type_error("step() takes 9 or 11 arguments, got " + std::to_string(count));
     auto& optimizer = *py::cast<PyOptimizer*>(py::handle(self));
     return optimizer.step(arguments[0], arguments[1], arguments[2], arguments[3], arguments[4], arguments[5], arguments[6],
-                          arguments[7], arguments[8], count == 10 ? arguments[9] : Py_None);
+                          arguments[7], arguments[8], count > 9 ? arguments[9] : Py_None,
+                          count > 9 ? arguments[10] : Py_None);
   });
 }
 
 PyMethodDef step_definition = {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)), METH_FASTCALL,
                                "step(grads, groups, loss, grad_scale, clip_norm, clip_value, zero_grads, nonfinite, "
-                               "clip_norm_each, frozen=None)"};
+                               "clip_norm_each, frozen=None, zeroed=None)"};
 
 PyStructSequence_Field report_fields[] = {
     {"step", "steps taken so far, this one included"},
@@ -640,7 +652,7 @@ void register_optimizer(py::module_& module) {
   type.def(py::init<const std::string&>(), py::arg("rule"))
       .def("add_group", &PyOptimizer::add_group, py::arg("names"), py::arg("arrays"), py::arg("options"),
            py::arg("states") = py::none(), py::arg("state_dtype") = py::none(), py::arg("nearest") = false,
-           py::arg("master") = false)
+           py::arg("master") = false, py::arg("into") = py::none())
       .def("check_options", &PyOptimizer::check_options, py::arg("group"), py::arg("values"))
       .def("sync_master", &PyOptimizer::sync_master, py::arg("parameter"))
       .def("set_tree", &PyOptimizer::set_tree, py::arg("tree"), py::arg("plain") = false)

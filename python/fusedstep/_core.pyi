@@ -81,7 +81,7 @@ class OptimizerCore(metaclass=_PybindType):
     def add_group(
         self, names: list[str], arrays: list[Any], options: dict[str, Any],
         states: Sequence[Sequence[NDArray[Any] | None]] | None = None, state_dtype: str | None = None,
-        nearest: bool = False, master: bool = False,
+        nearest: bool = False, master: bool = False, into: list[dict[str, NDArray[Any]]] | None = None,
     ) -> tuple[list[NDArray[Any]], list[dict[str, NDArray[Any]]]]: ...  # fmt: skip
     def check_options(self, group: int, values: dict[str, Any]) -> None: ...
     def sync_master(self, parameter: int) -> None: ...
@@ -96,5 +96,6 @@ class OptimizerCore(metaclass=_PybindType):
     def step(
         self, grads: Any, groups: list[dict[str, Any]], loss: float | None, grad_scale: float | None,
         clip_norm: float | None, clip_value: float | None, zero_grads: bool, nonfinite: str,
-        clip_norm_each: float | None, frozen: Sequence[NDArray[Any] | None] | None = None, /,
+        clip_norm_each: float | None, frozen: Sequence[NDArray[Any] | None] | None = None,
+        zeroed: Sequence[NDArray[Any] | None] | None = None, /,
     ) -> StepReport: ...  # fmt: skip

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple, Unpack, cast, get_args
@@ -267,8 +268,9 @@ class _Objective:
         if all(map(_is_number, found.arrays)) and (_is_number(x0) or type(x0) in (list, tuple)):
             x0 = np.array(x0)
             found = parse(x0)
+        uses = Counter(map(id, found.arrays))
         for name, leaf in zip(found.names, found.arrays, strict=True):
-            if _is_number(leaf) or sum(leaf is other for other in found.arrays) > 1:
+            if _is_number(leaf) or uses[id(leaf)] > 1:
                 raise TypeError(
                     f"x0: {name!r}: expected an array of its own, got {leaf!r}; pass np.array(...), one for each"
                 )
@@ -326,8 +328,9 @@ class _Run:
         if cls is Rprop:
             options = {"variant": method, "step_sizes": (min(1e-6, xtol), 50.0), **options}
         self.objective = objective
-        self._optimizer: Optimizer = cast(Any, cls)(dict(zip(objective.names, x, strict=True)), **options)
-        self._bounds = _bounds_of_all(bounds, objective.names, x)
+        params = dict(zip(objective.names, x, strict=True))
+        self._optimizer: Optimizer = cast(Any, cls)(params, **options)
+        self._bounds = _bounds_of_all(bounds, params)
         self._clip(x)
         self._ftol = ftol
         self.nit = 0
@@ -416,13 +419,13 @@ def _gradient(grad: Any, name: str, x: Array) -> Array:
     return g.reshape(x.shape)
 
 
-def _bounds_of_all(bounds: Any, names: Collection[str], x: list[Array]) -> list[tuple[Array, Array]]:
+def _bounds_of_all(bounds: Any, params: Mapping[str, Array]) -> list[tuple[Array, Array]]:
     if not isinstance(bounds, Mapping):
-        bounds = dict.fromkeys(names, bounds)
+        bounds = dict.fromkeys(params, bounds)
     for name in bounds:
-        if name not in names:
-            raise ValueError(f"bounds: no parameter is called {name!r}{did_you_mean(name, names)}")
-    return [_bounds(bounds.get(name), name, p) for name, p in zip(names, x, strict=True)]
+        if name not in params:
+            raise ValueError(f"bounds: no parameter is called {name!r}{did_you_mean(name, params)}")
+    return [_bounds(bounds.get(name), name, p) for name, p in params.items()]
 
 
 def _bounds(bounds: Any, name: str, x: Array) -> tuple[Array, Array]:

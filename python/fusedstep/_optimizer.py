@@ -401,17 +401,15 @@ class Optimizer:
         """Do a step beside the reference, or with a mask."""
         run = self._run
         step: Any = Run.step
+        if self._verify != "never":
+            from ._verification import _step
+
+            step = _step.verified_step
         with run.core:
-            if self._verify != "never":
-                from ._verification import _step
-
-                step = _step.verified_step
-            if mask is None and not run.masked:
-                report: StepReport = step(run, grads, options)
-            else:
-                from ._mask import masked_step
-
-                report = masked_step(run, grads, mask, options, step)
+            masked = None
+            if mask is not None or run.masked:
+                grads, masked = run.masked_gradients(grads, mask, options.zero_grads)
+            report: StepReport = step(run, grads, options, masked)
         if self._verify == "first":
             self._verify = "never"
         return report

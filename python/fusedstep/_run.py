@@ -5,7 +5,11 @@ Optimizers, checkpoints and verification stand on this. None of the parameters a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import operator
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
+from itertools import repeat
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
@@ -14,13 +18,15 @@ from numpy.typing import NDArray
 
 from . import _core, _storage
 from ._hints import did_you_mean
+from ._mask import frozen_in, without_frozen
 from ._rows import Rows
 from ._schema import SCHEMAS, Schema
-from ._tree import Leaves, entries, filled, no_params, parse, split
+from ._tree import Leaves, entries, filled, no_params, parse, parse_all, split
 
 Array = NDArray[Any]
+Call = Callable[[], object]
 
-_KEPT = ("name", "_defaults", "groups", "names", "trees", "grouped", "_unnamed", "begun", "masks", "storage")
+_KEPT = ("name", "_defaults", "groups", "names", "trees", "grouped", "_unnamed", "begun", "masks", "masked", "storage")
 _COUNTED = ("seed", "steps", "counts", "last_loss")
 """Attributes of a run and of its core that a copy has, too."""
 
@@ -63,6 +69,20 @@ class StepOptions(NamedTuple):
     clip_norm_each: float | None = None
 
 
+def in_one_call(calls: Iterable[Call]) -> Call:
+    """Return one call into C that makes all these calls: Ctrl-C comes before or after it if they run no Python code."""
+    return partial(deque, map(operator.call, calls), 0)
+
+
+class Masked(NamedTuple):
+    """What a step with a mask takes besides gradients, in the core's order: for each parameter an array or None."""
+
+    frozen: list[Array | None]
+    """True where an element stays as it is."""
+    zeroed: list[Array | None]
+    """The caller's own gradients that are set to 0 after the step, where it gets copies."""
+
+
 class Run:
     """Everything in an optimizer except its class."""
 
@@ -71,12 +91,11 @@ class Run:
         self.core.seed = seed
         self._defaults = {**schema.arguments, **_storage.DEFAULTS, **options}
         groups, self.grouped = entries(params)
-        for members, own in groups:
-            self._add(self._parsed(members), own)
+        for leaves, (_, own) in zip(parse_all(members for members, _ in groups), groups, strict=True):
+            in_one_call(self._adding(leaves, own))()
         if not self.params:
             raise ValueError("params: expected at least one array, got none")
-        self._bind(has_their_values=False)
-        self.starts += self._starts_of(self.groups)
+        self._bind()
 
     def _begin(self, schema: Schema, name: str) -> None:
         self.schema = schema
@@ -119,18 +138,20 @@ class Run:
             raise TypeError(no_params("param_group", group))
         self.check_groups()
         members, own = split(group)
-        leaves = self._parsed(members)
+        leaves = parse(members, self.params, len(self.params), self._unnamed)
         if not leaves.names:
             raise ValueError("param_group: expected at least one array, got none")
-        self._add(leaves, own)
-        self.grouped = True
-        self._bind(has_their_values=True)
-        self.starts += self._starts_of(self.groups[-1:])
+        in_one_call(
+            [
+                *self._adding(leaves, own),
+                partial(setattr, self, "grouped", True),
+                partial(self.core.set_tree, self.trees),
+                partial(self.core.own, self.groups, True),
+            ]
+        )()
 
-    def _parsed(self, members: Any) -> Leaves:
-        return parse(members, self.params, len(self.params), self._unnamed)
-
-    def _add(self, leaves: Leaves, own: dict[str, Any]) -> None:
+    def _adding(self, leaves: Leaves, own: dict[str, Any]) -> list[Call]:
+        """Check a group; return the calls that add it, of which only the first may fail."""
         mask = own.pop("mask", None)
         for key in own:
             if key not in self._defaults:
@@ -138,29 +159,41 @@ class Run:
         options = {**self._defaults, **own}
         storage = _storage.checked(options)
         arguments = {key: options[key] for key in self.schema.arguments}
-        arrays, states = self.core.add_group(leaves.names, leaves.arrays, arguments, **storage)
+        place = len(self.groups) or -1
+        arrays = [
+            _core.check_parameter(array, name, place, **storage)
+            for name, array in zip(leaves.names, leaves.arrays, strict=True)
+        ]
+        for name, array in zip(leaves.names, arrays, strict=True) if mask is not None else ():
+            frozen_in(name, array, [mask])
+        states: list[dict[str, Array]] = [{} for _ in arrays]
+        group = {"params": tuple(arrays), **{key: options[key] for key in self.schema.options}}
+        begun = {key: options[key] for key in self.schema.arguments if key not in self.schema.options}
+        calls: list[Call] = [
+            partial(self.core.add_group, leaves.names, arrays, arguments, into=states, **storage),
+            partial(self._params.update, zip(leaves.names, arrays, strict=True)),
+            partial(self._state.update, zip(leaves.names, map(MappingProxyType, states), strict=True)),
+            partial(self.storage.append, storage),
+            partial(self.names.append, leaves.names),
+            partial(self.trees.append, leaves.tree),
+            partial(self.masks.append, mask),
+            partial(self.groups.append, group),
+            partial(self.begun.append, begun),
+            partial(self._members.append, group["params"]),
+            partial(self.starts.extend, self._starts_of([group])),
+            partial(setattr, self, "masked", self.masked or mask is not None),
+            partial(setattr, self, "_unnamed", leaves.unnamed),
+        ]
         for key, state in self.schema.starting.items():
-            for each in states if isinstance(arguments[key], np.ndarray) else ():
-                np.copyto(each[state], arguments[key], casting="unsafe")
-        self._keep(leaves.names, arrays, states)
-        self.storage.append(storage)
-        self.names.append(leaves.names)
-        self.trees.append(leaves.tree)
-        self._unnamed = leaves.unnamed
-        self.masks.append(mask)
-        self.groups.append({"params": tuple(arrays), **{key: options[key] for key in self.schema.options}})
-        self.begun.append({key: options[key] for key in self.schema.arguments if key not in self.schema.options})
+            if isinstance(start := arguments[key], np.ndarray):
+                live = map(operator.itemgetter(state), states)
+                calls.append(partial(deque, map(np.ndarray.__setitem__, live, repeat(...), repeat(start)), 0))
+        return calls
 
-    def _keep(self, names: list[str], arrays: list[Array], states: list[dict[str, Array]]) -> None:
-        self._params.update(zip(names, arrays, strict=True))
-        self._state.update(zip(names, map(MappingProxyType, states), strict=True))
-
-    def _bind(self, *, has_their_values: bool) -> None:
-        self.masked = any(mask is not None for mask in self.masks)
+    def _bind(self) -> None:
         plain = not (self.grouped or self.masked)
         self.core.set_tree(self.trees if self.grouped else self.trees[0], plain)
-        self.core.own(self.groups, has_their_values)
-        self._members = [group["params"] for group in self.groups]
+        self.core.own(self.groups, False)
 
     def _unknown(self, key: object) -> str:
         known = [*self.schema.arguments, *_storage.DEFAULTS]
@@ -241,22 +274,49 @@ class Run:
 
     def contained(self, grads: Iterable[Any]) -> Any:
         """Return gradients, or values and index of ``Rows``, in the containers of the parameters."""
-        leaves = (Rows(grad[1], grad[0]) if isinstance(grad, tuple) else grad for grad in grads)
+        leaves = iter([Rows(grad[1], grad[0]) if isinstance(grad, tuple) else grad for grad in grads])
         trees = [filled(tree, leaves) for tree in self.trees]
         return trees if self.grouped else trees[0]
 
-    def step(self, grads: Any, options: StepOptions, frozen: list[Array | None] | None = None) -> _core.StepReport:
-        """Take a step, which leaves frozen elements as they are."""
-        return self.core.step(grads, self.groups, *options, frozen)
+    def step(self, grads: Any, options: StepOptions, masked: Masked | None = None) -> _core.StepReport:
+        """Take a step, in one call into C."""
+        return self.core.step(grads, self.groups, *options, *(masked or ()))
+
+    def masked_gradients(self, grads: Any, mask: Any, zero_grads: bool) -> tuple[Any, Masked]:
+        """Return gradients in which frozen elements are 0, and what else a step with a mask needs.
+
+        So a frozen element adds nothing to a norm and is never the one that GRprop chooses.
+        """
+        own = self.core.gradients(grads, zero_grads)
+        frozen = self._frozen(mask)
+        given = list(map(without_frozen, own, frozen))
+        pairs = zip(own, given, strict=True)
+        copied = [_values(grad) if zero_grads and grad is not copy else None for grad, copy in pairs]
+        return self.contained(given), Masked(frozen, copied)
+
+    def _frozen(self, mask: Any) -> list[Array | None]:
+        """Return for each parameter where the mask of a step, or of its group, freezes it; None without a mask."""
+        given: dict[str, Any] = dict.fromkeys(self.params)
+        if mask is not None:
+            if self.grouped and (not isinstance(mask, list | tuple) or len(mask) != len(self.trees)):
+                raise TypeError(f"mask: expected a list with one entry for each of the {len(self.trees)} groups")
+            given = {}
+            for leaves in parse_all(mask if self.grouped else [mask]):
+                given |= zip(leaves.names, leaves.arrays, strict=True)
+            if given.keys() != self.params.keys():
+                raise ValueError(f"mask: expected one for each of {list(self.params)}, got those of {list(given)}")
+        return [
+            frozen_in(name, self.params[name], [each for each in (given[name], of_group) if each is not None])
+            for of_group, names in zip(self.masks, self.names, strict=True)
+            for name in names
+        ]
 
     def sync_master(self, name: str | None) -> None:
         """Set the low halves of a master parameter, or of all, to 0."""
-        masters = [i for i, each in enumerate(self._params) if "param_low" in self._state[each]]
-        if name is not None:
-            masters = [i for i in masters if list(self._params)[i] == name]
-            if not masters:
-                raise ValueError(f"sync_master: expected a parameter with master=True, got {name!r}")
-        for i in masters:
+        masters = {each: i for i, each in enumerate(self._params) if "param_low" in self._state[each]}
+        if name is not None and name not in masters:
+            raise ValueError(f"sync_master: expected a parameter with master=True, got {name!r}")
+        for i in masters.values() if name is None else [masters[name]]:
             self.core.sync_master(i)
 
     def keys(self) -> list[int | None]:
@@ -300,8 +360,10 @@ class Run:
             for live, values in zip(states, saved, strict=True):
                 for key, array in live.items():
                     np.copyto(array, values[key])
-            run._keep(names, arrays, states)
-        run._bind(has_their_values=False)
+            run._params.update(zip(names, arrays, strict=True))
+            run._state.update(zip(names, map(MappingProxyType, states), strict=True))
+            run._members.append(group["params"])
+        run._bind()
         starts = run._starts_of(run.groups)
         run.starts = [(*start[:2], value) for start, value in zip(starts, parts["starts"], strict=True)]
         for key, value in parts["core"].items():
@@ -318,6 +380,10 @@ class Run:
                 on, off = (True, False) if self.schema.fields[switch]["kind"] == "flag" else (1.0, 0.0)
                 options[switch] = on if name in states else off
         return options
+
+
+def _values(grad: Any) -> Any:
+    return grad[0] if isinstance(grad, tuple) else grad
 
 
 def _usable(array: Array) -> Array:

@@ -16,22 +16,22 @@ class Schema:
     class_name: str
     """The name of the rule's own class, which checkpoints of its subclasses have too."""
 
-    def __init__(self, rule: str, fields: dict[str, Any], states: dict[str, Any], step: str | None, rows: bool) -> None:
+    def __init__(self, rule: str, declared: Mapping[str, Any]) -> None:
         self.rule = rule
-        self.fields = fields
-        self.states = states
-        self.step = step
+        self.fields: dict[str, Any] = declared["fields"]
+        self.states: dict[str, Any] = declared["states"]
+        self.step: str | None = declared["step"]
         """None: the formula never uses the step count; empty: always; else the hyperparameter that turns its use on."""
-        self.rows = rows
-        """Whether a gradient may be one of some rows."""
-        self.arguments = {name: field["default"] for name, field in fields.items() if field["purpose"] != "loss"}
+        self.arguments = {name: field["default"] for name, field in self.fields.items() if field["purpose"] != "loss"}
         """The default of each hyperparameter of the constructor."""
-        self.options = {name: value for name, value in self.arguments.items() if fields[name]["purpose"] == "option"}
+        self.options = {
+            name: value for name, value in self.arguments.items() if self.fields[name]["purpose"] == "option"
+        }
         """The default of each hyperparameter that a group holds: all except where states start."""
-        self.argument = {state["renamed"]: name for name, state in states.items() if state["renamed"] is not None}
+        self.argument = {state["renamed"]: name for name, state in self.states.items() if state["renamed"] is not None}
         """What functions call the states that have another name with some options."""
         self.starting = {
-            state["starts_at"]: name for name, state in states.items() if state["starts_at"] in self.options
+            state["starts_at"]: name for name, state in self.states.items() if state["starts_at"] in self.options
         }
         """Options of a group that a state starts at: later changes of them would be without effect."""
 
@@ -52,4 +52,4 @@ def _number(value: Any) -> Any:
     return np.array(value, np.float64, order="C") if isinstance(value, np.ndarray) else float(value)
 
 
-SCHEMAS = {rule: Schema(rule, **parts) for rule, parts in _core.rules().items()}
+SCHEMAS = {rule: Schema(rule, declared) for rule, declared in _core.rules().items()}

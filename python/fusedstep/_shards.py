@@ -19,7 +19,7 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from . import _core
-from ._tree import entries, parse, ungrouped
+from ._tree import entries, parse_all, ungrouped
 from ._verification._step import default_floating_point
 
 Array = NDArray[Any]
@@ -116,24 +116,18 @@ class Front:
 
     def __init__(self, params: Any) -> None:
         groups, self.grouped = entries(params)
-        self.names_of_groups: list[list[str]] = []
         self.options = [own for _, own in groups]
+        self.names_of_groups: list[list[str]] = []
         self.arrays: list[Array] = []
         self.trees: list[Any] = []
         self._core = _core.OptimizerCore("traffic")  # the rule that has no state; it makes no step
-        unnamed = 0
-        for members, _ in groups:
-            leaves = parse(members, self.names, len(self.arrays), unnamed)
-            unnamed = leaves.unnamed
+        for leaves in parse_all(members for members, _ in groups):
             arrays, _ = self._core.add_group(leaves.names, leaves.arrays, {"lr": 0.0, "states": "none"})
             self.names_of_groups.append(leaves.names)
             self.arrays += map(np.asarray, arrays)
             self.trees.append(leaves.tree)
+        self.names = [name for names in self.names_of_groups for name in names]
         self._core.set_tree(self.trees if self.grouped else self.trees[0])
-
-    @property
-    def names(self) -> list[str]:
-        return [name for names in self.names_of_groups for name in names]
 
     def gradients(self, grads: Any, zero_grads: bool) -> list[Array | None]:
         """Return the gradients by parameter, checked as for a step."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, MappingView, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MappingView, Set
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -74,6 +74,17 @@ def parse(members: Any, taken: Collection[str] = (), first: int = 0, unnamed: in
     tree = walker.walk(members, "", unnamed)
     unnamed += 1 if isinstance(tree, int) else len(tree) if isinstance(tree, list) else 0
     return Leaves(tree, list(walker.found), list(walker.found.values()), unnamed)
+
+
+def parse_all(members: Iterable[Any]) -> Iterator[Leaves]:
+    """Find the leaves of each group, whose names and numbers continue those before."""
+    taken: dict[str, None] = {}
+    unnamed = 0
+    for each in members:
+        leaves = parse(each, taken, len(taken), unnamed)
+        taken |= dict.fromkeys(leaves.names)
+        unnamed = leaves.unnamed
+        yield leaves
 
 
 class _Walker:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._mask import frozen_in
-from .._run import LoadReport, Run
+from .._run import Call, LoadReport, Run, in_one_call
 from .._storage import checked_seed
 from .._tree import is_masked
 from . import _version1
@@ -348,11 +346,10 @@ def _seed(value: Any) -> int:
 def write(run: Run, restore: Restore) -> None:
     """Write all of ``restore``, which has been read.
 
-    The writes are one call into C. Python sees signals before it or after it, so that Ctrl-C finds the run all old
-    or all new. None of it is Python code, not even in a subclass of an array or a dict.
+    The writes are one call, so that Ctrl-C finds the run all old or all new. None of it is Python code, not even in a
+    subclass of an array or a dict.
     """
-    writes: list[Callable[[], Any]] = []
-    writes += [partial(np.ndarray.__setitem__, live, ..., value) for live, value in restore.arrays]
+    writes: list[Call] = [partial(np.ndarray.__setitem__, live, ..., value) for live, value in restore.arrays]
     starts = {(id(group), key): value for group, key, value in run.starts}
     masks = list(run.masks)
     for index, (group, restored) in enumerate(zip(run.groups, restore.groups, strict=True)):
@@ -371,4 +368,4 @@ def write(run: Run, restore: Restore) -> None:
         partial(setattr, run.core, "last_loss", restore.last_loss),
         partial(setattr, run.core, "seed", restore.seed),
     ]
-    deque(map(operator.call, writes), maxlen=0)
+    in_one_call(writes)()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-import operator
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,7 +14,7 @@ from numpy.typing import NDArray
 
 from .. import _core, reference
 from .._core import StepReport
-from .._run import Run, StepOptions
+from .._run import Call, Masked, Run, StepOptions, in_one_call
 from .._schema import Schema
 from . import VerificationError
 
@@ -110,7 +108,7 @@ class Snapshot:
         return found
 
 
-def verified_step(run: Run, grads: Any, options: StepOptions, frozen: list[Array | None] | None = None) -> StepReport:
+def verified_step(run: Run, grads: Any, options: StepOptions, masked: Masked | None = None) -> StepReport:
     """Take a step like ``Run.step``, and raise ``VerificationError`` if a bit differs from the reference.
 
     If the comparison cannot be made, for want of memory or because of Ctrl-C, the step is taken back.
@@ -120,6 +118,7 @@ def verified_step(run: Run, grads: Any, options: StepOptions, frozen: list[Array
     before = core.last_loss
     groups = [group for group, names in zip(run.groups, run.names, strict=True) for _ in names]
     found = core.gradients(grads, bool(options.zero_grads))
+    frozen, zeroed = masked or ([None] * len(found), [])
     # The step gets these very arrays, because a container may make new ones at each read.
     given = run.contained(found)
     snapshots = [
@@ -127,19 +126,19 @@ def verified_step(run: Run, grads: Any, options: StepOptions, frozen: list[Array
             run.schema, name, array, run.state[name], grad, group, count + 1, _worse(group, loss, before), key, still
         )
         for (name, array), group, count, key, grad, still in zip(
-            run.params.items(), groups, core.counts, run.keys(), found, frozen or [None] * len(run.params), strict=True
+            run.params.items(), groups, core.counts, run.keys(), found, frozen, strict=True
         )
     ]
     saved = [(array, np.copy(array, order="K")) for each in snapshots for array in each.live.values()]
     for each in snapshots:
         if options.zero_grads and each.live_grad is not None and each.grad is not None:
             saved.append((each.live_grad, each.grad))
-    back: list[Callable[[], Any]] = [partial(np.ndarray.__setitem__, array, ..., values) for array, values in saved]
+    saved += [(array, np.copy(array, order="K")) for array in zeroed if array is not None]
+    back: list[Call] = [partial(np.ndarray.__setitem__, array, ..., values) for array, values in saved]
     counters = {"steps": core.steps, "counts": core.counts, "last_loss": before}
     back += [partial(setattr, core, name, value) for name, value in counters.items()]
-    # One call into C: Ctrl-C comes before it or after it.
-    take_back: Callable[[], Any] = partial(deque, map(operator.call, back), 0)
-    report = run.step(given, options, frozen)
+    take_back = in_one_call(back)
+    report = run.step(given, options, masked)
     try:
         with default_floating_point():
             _check(run.schema, snapshots, report, options)
