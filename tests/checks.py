@@ -198,7 +198,6 @@ def rows_problem(case: Case, dtype: np.dtype[Any], shape: Shape, name: str) -> P
 
 
 problem = functools.lru_cache(maxsize=512)(make_problem)
-large_problem = functools.lru_cache(maxsize=4)(make_problem)
 
 
 def run_function(

@@ -939,7 +939,6 @@ def short_lengths(dtype: np.dtype[Any]) -> range:
 
 # Lengths around those at which the kernels cut their work into blocks, and at which threads begin to pay.
 MIDDLE_LENGTHS = (1000, 1023, 1024, 1025, 2047, 2049, 8191, 8192, 8193, 32768, 33001)
-LARGE_LENGTH = 100_003
 LARGE_SHAPE = (331, 307)
 
 SMALL_SHAPES: tuple[Shape, ...] = (
@@ -992,13 +991,10 @@ LAYOUTS: tuple[Layout, ...] = (
 LAYOUT = {layout.name: layout for layout in LAYOUTS}
 
 
-def _broadcast_shapes(shape: Shape) -> list[Shape]:
-    return [(), *((*shape[:k], 1, *shape[k + 1 :]) for k in range(len(shape))), shape[1:]]
-
-
 def broadcast_gradients(shape: Shape, make: Callable[[Shape], Array]) -> list[Array]:
     """Return read-only gradients with strides of 0, along all axes and along one, and a plain read-only one."""
-    found = [np.broadcast_to(make(small), shape) for small in _broadcast_shapes(shape)]
+    fewer = [(), *((*shape[:k], 1, *shape[k + 1 :]) for k in range(len(shape))), shape[1:]]
+    found = [np.broadcast_to(make(small), shape) for small in fewer]
     plain = make(shape)
     plain.flags.writeable = False
     return [*found, plain]

@@ -6,14 +6,13 @@ import argparse
 import json
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fusedstep import _bench, _core
-from fusedstep._bench import Case, alternate, repeated
+from fusedstep._bench import Case, repeated
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `bench`, which is not installed
 
@@ -111,28 +110,6 @@ def test_the_streaming_rate_leaves_the_values(case):
     _bench.streaming(data)(2)  # twice, so that a flipped sign is flipped back
     for was, array in zip(before, data.arrays, strict=True):
         assert was.tobytes() == array.tobytes()
-
-
-@pytest.mark.parametrize(("roots", "divisions"), [(0, 0), (2, 1), (1, 3), (0, 2), (-1, 1)])
-def test_a_divider_that_was_not_compiled_is_refused(roots, divisions):
-    with pytest.raises(ValueError, match="division"):
-        _core.repeated_division(1024, 1024, False, roots, divisions)
-
-
-def test_contenders_take_turns_and_slow_ones_are_timed_less_often():
-    order: list[str] = []
-
-    def contender(name, seconds, calls):
-        order.append(name)
-        return seconds * calls
-
-    contenders = {"fast": partial(contender, "fast", 1e-4), "slow": partial(contender, "slow", 1.0)}
-    timings = alternate(contenders, seconds=0.1, rounds=9)
-    assert sorted(timings["fast"]) == list(range(9))
-    assert sorted(timings["slow"]) == [0, 4, 8]
-    assert _bench.median(timings["fast"]) == pytest.approx(1e-4)
-    measured = order[-12:]
-    assert [set(measured[k : k + 2]) for k in (0, 5, 10)] == [{"fast", "slow"}] * 3
 
 
 def peer_of(change):

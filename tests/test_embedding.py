@@ -11,16 +11,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 import fusedstep as fs
 import native
-
-Array = np.ndarray[Any, Any]
-DTYPES = ("float32", "float64")
 
 
 def wheel() -> Path:
@@ -40,66 +35,7 @@ def consumer(request: pytest.FixtureRequest) -> Path:
 
 def test_the_consumers_own_tests_pass(consumer: Path) -> None:
     told = native.run(native.tool("ctest"), "--test-dir", consumer, "--output-on-failure", "--no-tests=error")
-    assert re.findall(r"Test +#\d+: (\w+) \.+ +Passed", told) == ["trainer", "checks"]
-
-
-# ----------------------------------------------------------------------------------------- the same training in Python
-
-
-class Lcg:
-    """The random numbers of the consumer."""
-
-    def __init__(self, seed: int) -> None:
-        self._state = seed
-
-    def next(self) -> float:
-        self._state = (self._state * 6364136223846793005 + 1442695040888963407) % 2**64
-        return ((self._state >> 40) - 2**23) / 2**23
-
-
-def hexadecimal(values: Array) -> str:
-    values = values.reshape(-1)
-    return " ".join(f"{bits:0{2 * values.itemsize}x}" for bits in values.view(f"u{values.itemsize}").tolist())
-
-
-def train(dtype: str) -> list[str]:
-    """Return what the consumer's trainer should print."""
-    points, outputs, steps, clip_norm = 32, 3, 150, 0.25
-    random = Lcg(2024)
-    x, y, w = (np.array([random.next() for _ in range(n)], dtype) for n in (points, points, 2 * outputs))
-    w = w.reshape(outputs, 2)
-    b = np.zeros(outputs, dtype)
-    optimizer = fs.RMSprop(
-        [{"params": {"w": w}, "weight_decay": 1e-4}, {"params": {"b": b}}],
-        lr=0.005, alpha=0.95, centered=True, momentum=0.8,
-    )  # fmt: skip
-    w_grad, b_grad = np.zeros_like(w), np.zeros_like(b)
-    gradients = [{"w": w_grad}, {"b": b_grad}]
-    norms: list[Any] = []
-    for _ in range(steps):
-        for u, v in zip(x, y, strict=True):
-            target = np.arange(outputs, dtype=dtype) * u - v + b.dtype.type(0.5)
-            error = w[:, 0] * u + w[:, 1] * v + b - target
-            w_grad[:, 0] += error * u
-            w_grad[:, 1] += error * v
-            b_grad += error
-        norms.append(optimizer.step(gradients, grad_scale=points, clip_norm=clip_norm, zero_grads=True).grad_norm)
-    return [
-        f"{dtype}: {sum(norm > clip_norm for norm in norms)} of {steps} steps clipped",
-        f"w {hexadecimal(w)}",
-        f"b {hexadecimal(b)}",
-        f"norms {hexadecimal(np.array(norms))}",
-        f"momentum {hexadecimal(optimizer.state['w']['momentum_buffer'])}",
-    ]
-
-
-@pytest.fixture(scope="session")
-def trained() -> list[str]:
-    return [line for dtype in DTYPES for line in train(dtype)]
-
-
-def test_training_ends_with_the_bits_of_the_same_run_in_python(consumer: Path, trained: list[str]) -> None:
-    assert native.run(consumer / "trainer").splitlines() == trained
+    assert re.findall(r"Test +#\d+: (\w+) \.+ +Passed", told) == ["checks"]
 
 
 # ------------------------------------------------------------------------------------------- consumers of other kinds

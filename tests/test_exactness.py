@@ -20,7 +20,6 @@ from checks import (
     Guarded,
     assert_same,
     difference,
-    large_problem,
     make_problem,
     problem,
     problems,
@@ -38,7 +37,6 @@ from registry import (
     FIRST_OF_RULE,
     FUNCTIONS,
     ISAS,
-    LARGE_LENGTH,
     LARGE_SHAPE,
     LAYOUT,
     LAYOUTS,
@@ -142,47 +140,17 @@ def test_each_array_in_a_layout_of_its_own(case: Case, dtype: np.dtype[Any]) -> 
             run_function(problem(case, dtype, shape), where, mine, theirs, *others)
 
 
-def some_threads(*choices: int) -> int:
-    """Return a number of threads, another one for each neighbouring case, so that all numbers meet all cases."""
-    return THREADS[sum(choices) % len(THREADS)]
-
-
 @each_dtype
 @each_walked
 def test_middle_lengths_in_threads(case: Case, dtype: np.dtype[Any]) -> None:
     """1,000 and the lengths around which work is cut: dense, beside a cache line, and every second element, in turn;
     with 1, 2 and 3 threads where they can share the work."""
     for k, (n, wanted) in enumerate(problems(case, dtype, MIDDLE_LENGTHS).items()):
-        for count in THREADS if n >= 8000 else (some_threads(k),):
+        for count in THREADS if n >= 8000 else (THREADS[k % len(THREADS)],):
             layout, offset = ((C, 0), (C, 1), (EVERY_2ND, 0))[(k + count) % 3]
             with fs.use_isa(ISAS[k % len(ISAS)]), threads(count):
                 where = f"{case} {dtype} {fs.isa()}, {n=} {layout} {offset=}, {count} threads"
                 run_function(wanted, where, layout, offset=offset)
-
-
-@pytest.mark.slow
-@each_isa
-@each_dtype
-@each_walked
-def test_large_in_threads(case: Case, dtype: np.dtype[Any], isa: str) -> None:
-    """100,003 elements, dense with 1, 2 and 3 threads, and in other layouts. A large matrix in every second layout;
-    type and instruction set decide which, with how many threads, and whether the gradient has another layout."""
-    choice = (ISAS.index(isa), DTYPES.index(dtype))
-    runs = [((LARGE_LENGTH,), C, C, count) for count in THREADS]
-    runs += [
-        ((LARGE_LENGTH,), LAYOUT[name], LAYOUT[name], some_threads(k, *choice))
-        for k, name in enumerate(("offset by 1 element", "every 2nd of the last axis", "last axis reversed"))
-    ]
-    for k, layout in enumerate(LAYOUTS):
-        if (k + sum(choice)) % 2 and layout is not C:
-            continue
-        other = LAYOUTS[(k + 1 + sum(choice)) % len(LAYOUTS)] if (k + sum(choice)) % 3 == 0 else layout
-        runs.append((LARGE_SHAPE, layout, other, some_threads(k // 3, *choice)))
-    with fs.use_isa(isa):
-        for shape, layout, other, count in runs:
-            where = f"{case} {dtype} {isa}, {shape} {layout}, gradient {other}, {count} threads"
-            with threads(count):
-                run_function(large_problem(case, dtype, shape), where, layout, other, compare=(1, STEPS))
 
 
 @each_dtype

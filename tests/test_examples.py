@@ -57,37 +57,14 @@ def test_digits_are_learned() -> None:
     assert float(share) > 95
 
 
-@native.once
-def built() -> Path:
-    """Build the examples against the installed package with the command in their CMake file."""
-    native.cc()
-    build = native.scratch("examples")
-    native.cmake_build(EXAMPLES, build, f"-Dfusedstep_DIR={fs.get_cmake_dir()}")
-    return build
-
-
-def test_the_trainer_in_cpp() -> None:
-    refused = (
-        "refused: grad shares memory with param; "
-        "an update in place needs arrays that do not overlap: pass a copy of one"
-    )
-    assert native.run(built() / "trainer").splitlines() == [FITTED, refused]
-
-
-PRINTED_BY_C = [FITTED, "refused: lr: expected a finite number with lr >= 0, got -1"]
-
-
-def test_the_program_in_c() -> None:
-    assert native.run(built() / "program").splitlines() == PRINTED_BY_C
-
-
 def test_the_program_in_c_with_the_shared_library(tmp_path: Path) -> None:
     """The header is C11 without a warning."""
     library = native.shared_library()
     native.run(native.cc(), "-std=c11", "-Wall", "-Wextra", "-pedantic", "-Werror", "-I",
                native.sources() / "cpp" / "include", EXAMPLES / "program.c", "-o", tmp_path / "program", library, "-lm",
                f"-Wl,-rpath,{library.parent}")  # fmt: skip
-    assert native.run(tmp_path / "program").splitlines() == PRINTED_BY_C
+    refused = "refused: lr: expected a finite number with lr >= 0, got -1"
+    assert native.run(tmp_path / "program").splitlines() == [FITTED, refused]
 
 
 def test_the_drop_in_for_pytorch() -> None:

@@ -122,14 +122,14 @@ def test_steps_equal_the_reference(case: Case) -> None:
 @each_full_rule
 def test_step_options(case: Case, options: str) -> None:
     """Each option of a step, by itself and with others: parameters, states, norm, and gradients after it. Each type in
-    each layout; the number of threads is another one for each neighbour."""
+    each layout; the number of threads, and whether the steps are verified, differ from the neighbour's."""
     rng = np.random.default_rng(3)
     shapes: dict[str, tuple[int, ...]] = {"a": (70, 31), "b": (3,), "none": (4,), "c": ()}
     chosen = STEP_OPTIONS[options]
     for k, (dtype, name) in enumerate(itertools.product(DTYPES, ("C", "F", "every 2nd of the last axis"))):
-        count = (1, 3)[k % 2]
+        count, verify = (1, 3)[k % 2], ("never", "every")[k // 2 % 2]
         params = {key: normal(rng, shape, dtype, name) for key, shape in shapes.items()}
-        optimizer = case.new(params)
+        optimizer = case.new(params, verify=verify)
         mirror = Mirror(case, params)
         for t in (1, 2):
             grads: dict[str, Any] = {key: normal(rng, shape, dtype, name) for key, shape in shapes.items()}
@@ -139,7 +139,7 @@ def test_step_options(case: Case, options: str) -> None:
             norm = mirror.step(grads, **chosen, **case.loss(t))
             with threads(count):
                 report = optimizer.step(grads, **chosen, **case.loss(t))
-            where = f"{case} {dtype} {options}, {name}, {count} threads, step {t}"
+            where = f"{case} {dtype} {options}, {name}, {count} threads, verify={verify!r}, step {t}"
             mirror.assert_like(optimizer, params, where)
             assert report == (t, norm, False, None if norm is None else ()), where
             expected = {key: np.zeros_like(grad) for key, grad in before.items()} if "zero_grads" in chosen else before
@@ -572,9 +572,8 @@ def test_a_refused_assignment_changes_no_group(key: str, value: Any, error: type
 
 UNKNOWN = [
     (fs.RMSprop, "learning_rate", "lr"), (fs.RMSprop, "rho", "alpha"), (fs.RMSprop, "decay", "alpha"),
-    (fs.RMSprop, "beta2", "alpha"), (fs.Adagrad, "epsilon", "eps"), (fs.Adagrad, "decay", "lr_decay"),
-    (fs.Rprop, "learning_rate", "lr"), (fs.Rprop, "max_step", "step_sizes"), (fs.RMSprop, "momentun", "momentum"),
-    (fs.RMSprop, "weightdecay", "weight_decay"), (fs.RMSprop, "LR", "lr"), (fs.RMSprop, "foo", ""),
+    (fs.Adagrad, "epsilon", "eps"), (fs.Adagrad, "decay", "lr_decay"), (fs.Rprop, "max_step", "step_sizes"),
+    (fs.RMSprop, "momentun", "momentum"), (fs.RMSprop, "LR", "lr"), (fs.RMSprop, "foo", ""),
 ]  # fmt: skip
 
 
@@ -614,11 +613,7 @@ def test_unknown_names(cls: Any, name: str, meant: str) -> None:
         (lambda p: fs.RMSprop([{"param": p, "lr": 0.1}]), "params"),
         (lambda p: fs.RMSprop(p).add_param_group({"paramz": np.ones(2)}), "params"),
         (lambda p: fs.RMSprop.like("karas", p), "keras"),
-        (lambda p: fs.RMSprop.like("torch", p, alfa=0.5), "alpha"),
         (lambda p: fs.RMSprop.like("keras", p, learning_rate=0.5), "lr"),
-        (lambda p: fs.RMSprop.like("keras", p, rho=0.5), "alpha"),
-        (lambda p: fs.RMSprop.like("keras", p, epsilon=0.5), "eps"),
-        (lambda p: fs.RMSprop.like("keras", p, momentun=0.5), "momentum"),
         (lambda p: fs.adagrad_(p, np.ones(3), np.zeros(3), learning_rate=0.1), "lr"),
         (lambda p: fs.adagrad_(p, np.ones(3), np.zeros(3), lr=0.1, maximise=True), "maximize"),
         (lambda p: fs.minimize(lambda x: (x @ x, 2 * x), p, methop="rprop-"), "method"),
@@ -851,7 +846,7 @@ def test_ctrl_c_while_a_group_is_added() -> None:
 def test_nonfinite_gradients(case: Case, dtype: np.dtype[Any], value: float) -> None:
     """ "propagate" does what the reference does. "skip" and "raise" change no byte of parameters and states, nor the
     step count or the last loss, and name the parameters; "skip" sets the gradients to 0 if asked to. The run goes on as
-    if the step had not been."""
+    if the step had not been. Neighbours differ in whether they verify."""
     rng = np.random.default_rng(8)
     shapes = {"first": (5,), "large": (9000,), "wide": (30, 40), "last": (3,)}
     for k, (bad, more) in enumerate(itertools.product(
@@ -859,7 +854,7 @@ def test_nonfinite_gradients(case: Case, dtype: np.dtype[Any], value: float) -> 
         ({}, {"zero_grads": True}, {"clip_value": 1.0}, {"clip_norm": 1.0, "grad_scale": 2.0}),
     )):  # fmt: skip
         params = {name: normal(rng, shape, dtype) for name, shape in shapes.items()}
-        optimizer = case.new(params)
+        optimizer = case.new(params, verify=("never", "every")[k % 2])
         mirror = Mirror(case, params)
 
         def good(
@@ -1107,37 +1102,6 @@ def test_verification_reads_gradients_once(grouped: bool) -> None:
     assert arrays["w"][0] < 1
 
 
-@pytest.mark.parametrize("options", STEP_OPTIONS)
-@each_full_rule
-def test_verified_steps_are_like_others(case: Case, options: str) -> None:
-    """With ``verify="every"`` each option of a step has the report and the bits of ``"never"``, for finite numbers and
-    for inf, skipped steps included."""
-    chosen = STEP_OPTIONS[options]
-    for infinite in (False, True):
-        dtype = DTYPES[([*STEP_OPTIONS].index(options) + infinite) % len(DTYPES)]
-        runs = []
-        for verify in ("never", "every"):
-            rng = np.random.default_rng(10)
-            params = [normal(rng, (6, 5), dtype), normal(rng, (7,), dtype)]
-            optimizer = case.new(params, verify=verify)
-            reports = []
-            for t in (1, 2, 3):
-                grads: list[Any] = [normal(rng, (6, 5), dtype, "F"), normal(rng, (7,), dtype) if t != 2 else None]
-                if infinite and t == 2:
-                    grads[0][2, 2] = math.inf
-                try:
-                    reports.append(tuple(optimizer.step(grads, **chosen, **case.loss(t))))
-                except FloatingPointError as error:
-                    reports.append((str(error),))
-            runs.append((reports, memory_of(optimizer)))
-        (reports, memory), (same_reports, verified) = runs
-        assert reports == same_reports
-        for a, b in zip(memory, verified, strict=True):
-            assert not difference(a, b)
-        if not infinite and options != "grad_scale small":
-            assert all(np.isfinite(array).all() for array in memory), options
-
-
 def test_verify_takes_three_words() -> None:
     for verify in ("", "always", None, True, 1, "First"):
         with pytest.raises((TypeError, ValueError), match=r"verify.*'never', 'first', 'every'"):
@@ -1158,18 +1122,3 @@ def test_a_wrong_reference_is_noticed(case: Case, monkeypatch: pytest.MonkeyPatc
     mirror.step(grads, **case.loss(1))
     with pytest.raises(AssertionError, match=r"param: 1 of 4 elements differ, the first at \(1, 1\)"):
         mirror.assert_like(optimizer, params, "here")
-
-
-def test_states_lie_apart() -> None:
-    """They are in one piece of memory, each on its own cache lines, large ones at different page offsets."""
-    sizes = (5, 0, 1, 300_000, 2_000, 300_000, 17, 300_000)
-    optimizer = fs.RMSprop([np.zeros(n, np.float32) for n in sizes], centered=True, momentum=0.9)
-    states = [array for own in optimizer.state.values() for array in own.values() if array.size]
-    starts = [array.ctypes.data for array in states]
-    assert all(start % 64 == 0 for start in starts)
-    ends = [start + array.nbytes for start, array in zip(starts, states, strict=True)]
-    for (_, end), (start, _) in itertools.pairwise(sorted(zip(starts, ends, strict=True))):
-        assert start // 64 > (end - 1) // 64
-    assert max(ends) - min(starts) < sum(array.nbytes for array in states) + 4096 * len(states)
-    large = [start % 4096 for start, array in zip(starts, states, strict=True) if array.nbytes >= 4096]
-    assert len(set(large)) == len(large)
