@@ -113,7 +113,7 @@ def everything(opt: Any, params: Mapping[str, Array]) -> dict[str, Any]:
         "state": {name: all_bits(states) for name, states in opt.state.items()},
         "groups": [{key: repr(value) for key, value in g.items() if key != "params"} for g in opt.param_groups],
         "step": opt.steps,
-        **{key: repr(opt.state_dict()[key]) for key in ("times", "last_loss")},
+        **{key: repr(opt.state_dict()[key]) for key in ("times", "last_loss", "seed")},
     }
 
 
@@ -158,7 +158,7 @@ def resume(
     """Cut a run at each of ``cuts`` and go on in fresh arrays of another layout: the end is that of the uninterrupted
     run."""
     params = new_params(layout, dtype)
-    opt = new_optimizer(case, params)
+    opt = new_optimizer(case, params, seed=9)
     whole = []
     saved: dict[tuple[int, str], Callable[[Any], None]] = {}
     for t in range(STEPS + 1):

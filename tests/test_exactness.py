@@ -18,6 +18,7 @@ import pytest
 import fusedstep as fs
 from checks import (
     Guarded,
+    Unchanged,
     assert_same,
     difference,
     make_problem,
@@ -370,8 +371,13 @@ def test_a_wrong_reference_is_noticed(case: Case, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_write_beside_an_array_is_noticed() -> None:
-    """The guard bands, the gaps of a slice and the gradient are watched."""
+    """The guard bands, the gaps of a slice, the gradient, and whatever should stay unchanged are watched."""
     case, dtype = FIRST_OF_RULE[0], DTYPES[0]
+    array = np.zeros((2, 3))
+    unchanged = Unchanged([array.T[1:]])
+    array[0, 0] = -0.0
+    with pytest.raises(AssertionError, match="memory was changed"):
+        unchanged.check()
     wanted = problem(case, dtype, (8,))
 
     def stray(beyond: Any, role: str) -> Any:
