@@ -19,10 +19,6 @@ TEST = '.venv/bin/pip install "fusedstep[test]" && .venv/bin/python -m pytest'  
 QUICK = f'{TEST} -m "not slow" -n 2'
 
 
-def test_there_are_two_examples() -> None:
-    assert sum(block.language == "python" for block in blocks(README)) >= 2
-
-
 def test_set_up_commands_are_there() -> None:
     assert f"python -m venv .venv && {SET_UP}" in SHELL
     assert SHELL.index(QUICK) < SHELL.index(".venv/bin/python -m pytest")  # the quick check comes before the whole one
@@ -54,8 +50,3 @@ def test_ci_runs_the_commands() -> None:
     text = script.read_text(encoding="utf-8")
     assert SET_UP in text
     assert TEST in text
-
-
-def test_its_picture_is_small() -> None:
-    for picture in (ROOT / "docs").glob("*.[ps][nv]g"):
-        assert picture.stat().st_size < 200_000
