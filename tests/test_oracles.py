@@ -34,17 +34,6 @@ def test_published_numbers(entry: Entry, oracle: Oracle) -> None:
                 )
 
 
-def test_the_tables_differ() -> None:
-    """The variants of Rprop, and the place of eps, do show in the numbers above."""
-    assert len({table[0] for table in BY_HAND.values()}) == len(BY_HAND)
-    x, y = np.ones(3), np.ones(3)
-    for cls, lr in ((fs.Adagrad, 0.1), (fs.RMSprop, 0.01)):
-        inside, outside = cls.like("lasagne", x, lr), cls.like("torch", y, lr)
-        inside.step(np.array([0.2, 0.4, 0.6]))
-        outside.step(np.array([0.2, 0.4, 0.6]))
-        assert np.abs(x - y).max() > 1e-7
-
-
 @pytest.mark.parametrize(
     ("name", "variant"),
     [("default", "rprop-"), ("torch", "irprop-"), ("shark", "irprop+"), ("encog", "rprop+"),

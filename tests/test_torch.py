@@ -209,13 +209,13 @@ BESIDE = [entry for entry in ENTRIES if entry.class_name not in NAMES and "torch
 
 @pytest.mark.parametrize("entry", BESIDE, ids=lambda entry: entry.rule)
 def test_rules_that_have_no_class_here(entry: Entry) -> None:
-    """``like("torch")`` of a rule goes as torch's own class goes: parameter and states, after each of 50 steps."""
+    """``like("torch")`` of a rule goes as torch's own class goes: parameter and states, after each of 20 steps."""
     for row in of_torchs_own_tests(f"optim_inputs_func_{entry.rule}"):
         tensor = torch.linspace(-1, 1, 67, dtype=torch.float64).requires_grad_()
         array = tensor.detach().numpy().copy()
         optimizer = getattr(fs, entry.class_name).like("torch", array, **row.kwargs)
         reference = getattr(torch.optim, entry.class_name)([tensor], **row.kwargs)
-        for t in range(50):
+        for t in range(20):
             tensor.grad = torch.randn(67, generator=torch.Generator().manual_seed(t), dtype=torch.float64)
             optimizer.step(tensor.grad.numpy())
             reference.step()
@@ -601,18 +601,35 @@ def set_gradients(storage: Storage, params: list[Tensor], t: int) -> None:
         param.grad = torch.randn(param.shape, generator=generator).to(tensor_type(storage.grad))
 
 
+def saved_and_loaded(name: str, params: list[Tensor], optimizer: Any, storage: Storage) -> tuple[list[Tensor], Any]:
+    """Return what a file brings back, in an optimizer that was made with another seed and storage."""
+    file = io.BytesIO()
+    torch.save({"params": params, "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    others = [param.detach().clone().requires_grad_() for param in saved["params"]]
+    other = ours(name)(others, seed=1)
+    other.load_state_dict(saved["optimizer"])
+    for param in others if storage.grad != storage.param else ():
+        param.grad_dtype = tensor_type(storage.grad)
+    return others, other
+
+
 @each_storage
 @pytest.mark.parametrize(
     ("name", "options"),
     [*((name, {}) for name in FULLEST), ("RMSprop", {"centered": True}), *FULLEST.items()],
 )
 def test_storages_have_the_bits_of_the_reference(name: str, options: Any, storage: Storage) -> None:
-    """Parameters and states are those of ``fusedstep``'s own, verified optimizer. Noise goes by name."""
+    """Parameters and states are those of ``fusedstep``'s own, verified optimizer, also after they were saved and
+    loaded."""
     params = parameters_of(storage)
     optimizer = ours(name)(params, **options, **stored_so(storage, seed=3))
     arrays = [array_of(param).copy(order="K") for param in params]
     plain = getattr(fs, name)(arrays, verify="every", seed=3, **DIALECT[name], **options, **storage.class_options)
-    for t in range(3):
+    for t in range(4):
+        if t == 2 and "centered" not in options:  # torch's state dicts have no variance: it is computed, and rounded
+            params, optimizer = saved_and_loaded(name, params, optimizer, storage)
         set_gradients(storage, params, t)
         optimizer.step()
         plain.step([array_of(param.grad) for param in params])
@@ -623,36 +640,6 @@ def test_storages_have_the_bits_of_the_reference(name: str, options: Any, storag
             assert held.keys() == plain.state[str(i)].keys()
             for key, state in plain.state[str(i)].items():
                 assert not difference(held[key], state), f"{key} of parameter {i}, step {t}"
-
-
-@each_storage
-@each_name
-def test_storages_are_saved_and_loaded(name: str, storage: Storage) -> None:
-    """An optimizer with another seed and storage loads a state dict with its types, and goes on bit for bit."""
-    params = parameters_of(storage)
-    optimizer = ours(name)(params, **FULLEST[name], **stored_so(storage, seed=5))
-    for t in range(6):
-        if t == 3:
-            file = io.BytesIO()
-            torch.save({"params": params, "optimizer": optimizer.state_dict()}, file)
-            file.seek(0)
-            saved = torch.load(file, weights_only=True)
-            others = [param.detach().clone().requires_grad_() for param in saved["params"]]
-            other = ours(name)(others, seed=1)
-            other.load_state_dict(saved["optimizer"])
-            if storage.grad != storage.param:
-                for param in others:
-                    param.grad_dtype = tensor_type(storage.grad)
-            for a, b in zip(params, others, strict=True):
-                for key, tensor in optimizer.state[a].items():
-                    assert other.state[b][key].dtype == tensor.dtype
-                    assert torch.equal(other.state[b][key], tensor)
-        set_gradients(storage, params, t)
-        optimizer.step()
-        if t >= 3:
-            set_gradients(storage, others, t)
-            other.step()
-            assert all(map(torch.equal, params, others))
 
 
 @each_name
