@@ -237,23 +237,6 @@ def test_defaults_and_arguments_are_those_of_torch(name: str) -> None:
     assert lines[1] - lines[0] == {f"    {key}: {value}" for key, value in OURS.items()}
 
 
-@each_name
-def test_groups_with_hyperparameters_of_their_own(name: str) -> None:
-    """Groups have their own, which may change between steps, and a group may be added later."""
-    models = network(), network()
-    optimizers = []
-    for model, cls in zip(models, (theirs(name), ours(name)), strict=True):
-        first, second = model[0], model[2]
-        optimizer = cls([{"params": first.parameters(), "maximize": True}, {"params": [second.weight], "lr": 0.02}])
-        optimizer.add_param_group({"params": second.bias, "lr": 0.03})
-        optimizers.append(optimizer)
-    for t, _ in zip(*map(train, models, optimizers), strict=True):
-        assert_models_near(name, models, 100, f"step {t}")
-        for optimizer in optimizers:
-            optimizer.param_groups[1]["lr"] *= 0.5
-            optimizer.param_groups[0]["maximize"] = t % 2 == 0
-
-
 S = torch.optim.lr_scheduler
 SCHEDULERS: dict[str, Callable[[Any], Any]] = {
     "LambdaLR": lambda o: S.LambdaLR(o, lambda t: 0.9**t),
