@@ -23,11 +23,13 @@ constexpr Kernel kernel() {
     kernel.update = Erased<Rule, T, Before>::update;
     if constexpr (Rule::divides || in_groups<Rule>()) kernel.update_apart = Erased<Rule, T, Before>::update_apart;
     if constexpr (IsRule<Options> && std::is_same_v<Before<T>, NoPrologue<float>>) {
-      if constexpr (Narrow<Rule>::has_loop) {
-        kernel.update_narrow[0][1] = Narrow<Rule>::template update<float, bfloat16>;
-        kernel.update_narrow[1][0] = Narrow<Rule>::template update<bfloat16, float>;
-        kernel.update_narrow[1][1] = Narrow<Rule>::template update<bfloat16, bfloat16>;
-      }
+      using Loops = Narrow<Rule>;
+      kernel.update_narrow[0][0][1] = Loops::template update<float, float, bfloat16>();
+      kernel.update_narrow[0][1][0] = Loops::template update<float, bfloat16, float>();
+      kernel.update_narrow[0][1][1] = Loops::template update<float, bfloat16, bfloat16>();
+      kernel.update_narrow[1][1][0] = Loops::template update<bfloat16, bfloat16, float>();
+      kernel.update_narrow[1][1][1] = Loops::template update<bfloat16, bfloat16, bfloat16>();
+      kernel.update_master = Loops::template update<bfloat16, bfloat16, bfloat16, std::uint16_t>();
     }
   }
   if constexpr (requires(typename Rule::template Constants<T> c) { Rule::template settle<T>(0.0, 1, T(), c); }) {

@@ -125,7 +125,7 @@ void Reduction::update_chosen() const {
   std::copy(std::begin(kept_), std::end(kept_), values);
   for (std::size_t s = 0; s < max_arrays; ++s) streams[s] = values[s].bytes;
   const auto index = static_cast<std::uint64_t>(chosen_->first + index_);
-  std::uint32_t noise[2] = {Noise(chosen_->key, index)(0), Noise(second_key(chosen_->key), index)(0)};
+  std::uint32_t noise[2] = {Noise(chosen_->key, index).next(), Noise(second_key(chosen_->key), index).next()};
   float wide[low_stream];
   const Converted converted(work, 1, streams, {reinterpret_cast<char*>(wide), sizeof(float), {noise, noise + 1}});
   work.kernel.update_chosen(of_list_.sum, work.prepared, converted.streams());

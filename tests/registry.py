@@ -247,8 +247,8 @@ class Loop:
     width: str
     """Of AVX-512's vectors: "half", "full" or "both"."""
     loop: str = "update_loop"
-    narrow: int = 0
-    """How many of these kernels have one state of floating point, and so loops of their own over bfloat16 streams."""
+    narrow: bool = False
+    """Whether these kernels have loops of their own over bfloat16 streams."""
 
 
 @functools.cache
@@ -509,7 +509,7 @@ RMSPROP = Entry(
     },
     bad={**_DECAY, "alpha": UNIT, "eps": NONNEGATIVE, "momentum": UNIT, "initial_square_avg": NONNEGATIVE},
     signed=frozenset({"grad_avg", "momentum_buffer"}),
-    loops=(Loop("RMSpropRule", 3 * 2 * 2, "add sub mul div sqrt", "half", narrow=2 * 2),),
+    loops=(Loop("RMSpropRule", 3 * 2 * 2, "add sub mul div sqrt", "half", narrow=True),),
     oracles=(
         Oracle(f"{_KERAS}rmsprop_test.py, test_single_step", _TF_START, same([1.0, 6.0, 7.0, 2.0]),
                {1: [-0.5811, 0.4189, 1.4189, 2.4189]}, {"lr": 0.5}, "keras", atol=decimals(4)),
@@ -555,7 +555,7 @@ ADAGRAD = Entry(
         "lr decay, coupled decay": {"lr_decay": 1e-3, "weight_decay": 0.1, "maximize": True},
     },
     bad={**_DECAY, "eps": NONNEGATIVE, "lr_decay": NONNEGATIVE, "initial_accumulator_value": NONNEGATIVE},
-    loops=(Loop("AdagradRule", 2, "add sub mul div sqrt", "half", narrow=2),),
+    loops=(Loop("AdagradRule", 2, "add sub mul div sqrt", "half", narrow=True),),
     oracles=(
         Oracle(f"{_KERAS}adagrad_test.py, test_single_step", _TF_START, same([1.0, 6.0, 7.0, 2.0]),
                {1: [0.5233, 1.5007, 2.5005, 3.5061]}, {"lr": 0.5}, "keras", atol=decimals(4)),
@@ -595,7 +595,7 @@ PROXIMAL_ADAGRAD = Entry(
     },
     bad=_PENALTIES,
     combined={"l1": 0.1},
-    loops=(Loop("ProximalAdagradRule", 1, "add sub mul div sqrt", "half", narrow=1),),
+    loops=(Loop("ProximalAdagradRule", 1, "add sub mul div sqrt", "half", narrow=True),),
     # TensorFlow computes in float32: it is off by 8e-7 after ten steps, so its own tolerance is used.
     oracles=(
         *(Oracle(f"{_TF}proximal_adagrad_test.py, {test}", start, _PROXIMAL_GRADS, {steps: published},
@@ -637,7 +637,7 @@ ADAGRAD_DA = Entry(
     bad=_PENALTIES,
     signed=frozenset({"grad_sum"}),
     combined={"l1": 0.1, "l2": 0.1},
-    loops=(Loop("AdagradDARule", 1, "add sub mul div sqrt", "half"),),
+    loops=(Loop("AdagradDARule", 1, "add sub mul div sqrt", "half", narrow=True),),
     oracles=(
         *(Oracle(f"{_TF}adagrad_da_test.py, {test}", start, _PROXIMAL_GRADS, {1: published},
                  {"lr": 3.0, "l1": l1, "l2": l2, "initial_accumulator_value": 0.1}, atol=decimals(6))
@@ -770,7 +770,7 @@ RPROP = Entry(
     },
     loops=(
         # The subtraction is part of a fused multiply-add, where there is one.
-        Loop("RpropRule", 4, "mul", "both", narrow=4),
+        Loop("RpropRule", 4, "mul", "both", narrow=True),
         Loop("GRpropRule", 2, "", "full", "reduce_loop"),  # finds the first of the smallest, in a scalar loop
     ),
     needs_loss=lambda options: options.get("variant") == "irprop+",
@@ -797,7 +797,7 @@ ADADELTA = Entry(
         "ones": {"lr": 1.0, "rho": 1.0, "eps": 1.0},
     },
     bad={**_DECAY, "rho": UNIT, "eps": NONNEGATIVE},
-    loops=(Loop("AdadeltaRule", 1, "add sub mul div sqrt", "half"),),
+    loops=(Loop("AdadeltaRule", 1, "add sub mul div sqrt", "half", narrow=True),),
     oracles=(
         Oracle(f"{_KERAS}adadelta_test.py, test_single_step", _TF_START, same([1.0, 6.0, 7.0, 2.0]),
                {1: [0.9993, 1.9993, 2.9993, 3.9993]}, {"lr": 0.5}, "keras", atol=decimals(4)),

@@ -41,14 +41,14 @@ inline void split(std::int64_t n, const float* from, bfloat16* high, std::uint16
   }
 }
 
-inline void draw(std::int64_t n, std::uint64_t key, std::uint64_t index, std::uint32_t* to) noexcept {
+inline void draw(std::int64_t n, std::uint64_t key, std::uint64_t index, std::int64_t step, std::uint32_t* to) noexcept {
   while (n > 0) {
-    const Noise noise(key, index);
-    const std::int64_t most = Noise::good_for(index);
+    Noise noise(key, index);
+    const std::int64_t most = (Noise::good_for(index) + step - 1) / step;
     const std::int64_t count = n < most ? n : most;
-    for (std::uint32_t i = 0; i < static_cast<std::uint32_t>(count); ++i) to[i] = noise(i);
+    for (std::int64_t i = 0; i < count; ++i) to[i] = noise.next(static_cast<std::uint32_t>(step));
     to += count;
-    index += static_cast<std::uint64_t>(count);
+    index += static_cast<std::uint64_t>(count * step);
     n -= count;
   }
 }

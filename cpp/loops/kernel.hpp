@@ -147,23 +147,28 @@ struct Storage {
   }
 };
 
+// A loop over streams of bfloat16 and float. It rounds with up to two draws of noise for each element, or to nearest if there
+// are none. Null where conversions apart are faster.
+struct NarrowUpdate {
+  void (*loop)(const Prepared& prepared, std::int64_t n, void* const* streams, const std::uint32_t* const* noise) noexcept;
+  std::int64_t at_a_time;   // n is a multiple of it
+  std::int64_t noise_step;  // 2: the noise of all even elements comes before that of the odd ones
+};
+
 // The last three are null unless the rule needs a reduction over all elements before it updates any. For a reduction over an
 // array or a row of n elements, settle() updates the rule's scalar by the sum and completes the constants. For one over the
 // whole list of arrays, update_chosen() updates the one element that was found.
 struct Kernel {
-  static constexpr std::int64_t whole_groups = 16;
-
   // Computes the constants for update number `step` of a parameter.
   void (*prepare)(const void* options, const Prologue& prologue, std::int64_t step, Prepared& out) noexcept;
   void (*update)(const Prepared& prepared, std::int64_t n, void* const* streams) noexcept;
   // The same for elements that are so many bytes apart in each stream. Null for a rule whose loop would then not be
   // vectorised.
   void (*update_apart)(const Prepared& prepared, std::int64_t n, void* const* streams, const std::int64_t* strides) noexcept;
-  // The same for a multiple of `whole_groups` elements, where parameter and gradient are float or [1] bfloat16, and the state
-  // is float or [][1] bfloat16. It rounds with one draw of noise for each element, or to nearest if there is none. Null where
-  // conversions apart are faster.
-  void (*update_narrow[2][2])(const Prepared& prepared, std::int64_t n, void* const* streams,
-                              const std::uint32_t* noise) noexcept;
+  // The same where parameter, gradient and states are float or, at [1], bfloat16; and where they all are bfloat16, with a
+  // master parameter.
+  NarrowUpdate update_narrow[2][2][2];
+  NarrowUpdate update_master;
   Reduced (*reduce)(const Prepared& prepared, std::int64_t n, void* const* streams) noexcept;
   void (*settle)(double sum, std::int64_t n, void* scalar, Prepared& prepared) noexcept;
   void (*update_chosen)(double sum, const Prepared& prepared, void* const* streams) noexcept;
@@ -189,7 +194,8 @@ struct Conversions {
   // Joins and splits the halves of a master parameter.
   void (*join)(std::int64_t n, const bfloat16* high, const std::uint16_t* low, float* to) noexcept;
   void (*split)(std::int64_t n, const float* from, bfloat16* high, std::uint16_t* low) noexcept;
-  void (*noise)(std::int64_t n, std::uint64_t key, std::uint64_t index, std::uint32_t* to) noexcept;
+  // Draws the noise of n elements, `step` apart.
+  void (*noise)(std::int64_t n, std::uint64_t key, std::uint64_t index, std::int64_t step, std::uint32_t* to) noexcept;
 };
 
 struct Kernels {

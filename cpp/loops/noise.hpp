@@ -33,7 +33,7 @@ class Noise {
  public:
   static constexpr std::uint32_t increment = 0x9E3779B9u;
 
-  // How many elements one object serves, from this index on.
+  // How many elements one object serves, from this index on, before the upper half of the index changes.
   static constexpr std::int64_t good_for(std::uint64_t index) {
     return (std::int64_t{1} << 32) - static_cast<std::int64_t>(index & 0xFFFFFFFFu);
   }
@@ -44,9 +44,10 @@ class Noise {
     middle_ = static_cast<std::uint32_t>(k >> 32);
   }
 
-  // The noise of the element this far after the first. The hash is Wellons' lowbias32.
-  constexpr std::uint32_t operator()(std::uint32_t after) const {
-    std::uint32_t x = counter_ + after * increment;
+  // Returns the noise of the element and moves on to the one that is `step` after it. The hash is Wellons' lowbias32.
+  constexpr std::uint32_t next(std::uint32_t step = 1) {
+    std::uint32_t x = counter_;
+    counter_ += step * increment;
     x ^= x >> 16;
     x *= 0x7FEB352Du;
     x ^= middle_;

@@ -12,6 +12,7 @@ namespace {
 
 inline constexpr std::uint32_t sign_bit = 0x80000000u;
 inline constexpr std::uint32_t quiet_nan = 0x7FC00000u;
+inline constexpr std::uint32_t exponent_bits = 0x7F800000u;
 inline constexpr std::int32_t infinity_bits = 0x7F800000;
 
 inline std::uint32_t bits_of(float x) { return __builtin_bit_cast(std::uint32_t, x); }
@@ -53,7 +54,7 @@ inline std::uint32_t nearest_word(float x) {
 inline std::uint32_t stochastic_word(float x, std::uint32_t u) {
   const std::uint32_t b = word_of(x);
   const std::uint32_t up = b + u;
-  return static_cast<std::int32_t>(up & ~sign_bit) < infinity_bits ? up : b;
+  return (up & exponent_bits) == exponent_bits ? b : up;
 }
 
 inline bfloat16 to_nearest(Tag<bfloat16>, float x) { return upper_half(nearest_word(x)); }
@@ -88,14 +89,12 @@ inline float16 stochastic(Tag<float16>, float x, std::uint32_t u) {
 }
 
 // A master parameter is a float in two halves. The high half is the bfloat16 nearest to it, ties away from 0. So the two
-// halves determine all 32 bits.
-inline float joined(bfloat16 high, std::uint16_t low) {
-  const std::uint32_t h = high.bits;
-  const std::uint32_t l = low;
-  return float_of((h - (l >> 15)) << 16 | l);
-}
+// halves determine all 32 bits. Here the high half stands in the upper half of a word, and the low one in the lower.
+inline constexpr std::uint32_t half_unit = 0x8000u;
+inline float joined(std::uint32_t high, std::uint32_t low) { return float_of((high - (low << 1 & 0x10000u)) | low); }
 
-inline bfloat16 high_bits(float x) { return upper_half(word_of(x) + 0x8000u); }
+inline float joined(bfloat16 high, std::uint16_t low) { return joined(std::uint32_t{high.bits} << 16, std::uint32_t{low}); }
+inline bfloat16 high_bits(float x) { return upper_half(word_of(x) + half_unit); }
 inline std::uint16_t low_bits(float x) { return static_cast<std::uint16_t>(word_of(x)); }
 
 }  // namespace

@@ -315,15 +315,34 @@ void update_by_own_constants(const Work& work, std::int64_t begin, std::int64_t 
   }
 }
 
+// Draws the noise of elements [begin, begin + n) of a run: that of all even ones first if `step` is 2.
+void draw_noise(const Work& work, std::int64_t begin, std::int64_t n, void* const* run, std::uint64_t key,
+                const Indices& indices, std::int64_t step, const Wide& memory) {
+  for (int k = 0; k < work.storage.draws(); ++k) {
+    const std::uint64_t own_key = k == 0 ? key : second_key(key);
+    for (std::int64_t i = 0, count = 0; i < n; i += count) {
+      const std::uint64_t index = index_of(run) + indices(begin + i);
+      count = indices.in_a_row(begin + i, n - i);
+      for (std::int64_t j = 0; j < std::min(count, step); ++j) {
+        std::uint32_t* const to = memory.noise[k] + (i + j) % step * (n / step) + (i + j) / step;
+        kernels().conversions.noise((count - j + step - 1) / step, own_key, index + static_cast<std::uint64_t>(j), step, to);
+      }
+    }
+  }
+}
+
 // The loop over streams as they are stored, if the rule has one.
-auto narrow_update(const Work& work) -> decltype(+work.kernel.update_narrow[0][0]) {
-  const auto known = [](Type type) { return type == Type::float32 || type == Type::bfloat16; };
+NarrowUpdate narrow_update(const Work& work) {
   const Storage& storage = work.storage;
-  const Type parameter = storage.type[0];
-  const Type state = storage.type[first_state];
-  if (!known(parameter) || storage.type[gradient_stream] != parameter || !known(state)) return nullptr;
-  if (storage.is_master() || work.own != nullptr) return nullptr;
-  return work.kernel.update_narrow[parameter == Type::bfloat16][state == Type::bfloat16];
+  if (work.own != nullptr) return {};
+  for (int s = 0; s < low_stream; ++s) {
+    const Type type = storage.type[s];
+    if (storage.uses(s) && type != Type::float32 && type != Type::bfloat16 && type != Type::int8) return {};
+    if (storage.uses(s) && s > first_state && type != Type::int8 && type != storage.type[first_state]) return {};
+  }
+  const auto narrow = [&](int stream) { return storage.type[stream] == Type::bfloat16; };
+  if (!storage.is_master()) return work.kernel.update_narrow[narrow(0)][narrow(gradient_stream)][narrow(first_state)];
+  return narrow(gradient_stream) && narrow(first_state) ? work.kernel.update_master : NarrowUpdate{};
 }
 
 }  // namespace
@@ -332,29 +351,18 @@ void update_converted(const Work& work, std::int64_t begin, std::int64_t n, void
                       const Indices& indices, const Wide& memory) {
   void* streams[max_streams];
   advance(work, streams, run, begin);
-  for (int k = 0; k < work.storage.draws(); ++k) {
-    const std::uint64_t own_key = k == 0 ? key : second_key(key);
-    for (std::int64_t i = 0, count = 0; i < n; i += count) {
-      const std::uint64_t index = index_of(run) + indices(begin + i);
-      count = indices.in_a_row(begin + i, n - i);
-      if (count == 1) {
-        memory.noise[k][i] = Noise(own_key, index)(0);
-      } else {
-        kernels().conversions.noise(count, own_key, index, memory.noise[k] + i);
-      }
-    }
-  }
-  Wide rest = memory;
-  if (const auto update = narrow_update(work); update != nullptr) {
-    const std::int64_t whole = n / Kernel::whole_groups * Kernel::whole_groups;
-    update(work.prepared, whole, streams, work.storage.draws() > 0 ? memory.noise[0] : nullptr);
+  const NarrowUpdate narrow = narrow_update(work);
+  const std::int64_t whole = narrow.loop == nullptr ? 0 : n / narrow.at_a_time * narrow.at_a_time;
+  if (whole > 0) {
+    draw_noise(work, begin, whole, run, key, indices, narrow.noise_step, memory);
+    narrow.loop(work.prepared, whole, streams, work.storage.draws() > 0 ? memory.noise : nullptr);
     if (whole == n) return;
     begin += whole;
     n -= whole;
     advance(work, streams, run, begin);
-    rest.noise[0] += whole;
   }
-  const Converted converted(work, n, streams, rest);
+  draw_noise(work, begin, n, run, key, indices, 1, memory);
+  const Converted converted(work, n, streams, memory);
   if (work.own == nullptr) {
     work.kernel.update(work.prepared, n, converted.streams());
   } else {

@@ -225,10 +225,10 @@ const Constants& as(const Prepared& prepared) {
 }
 
 // Calls f(index sequence of the states, parameter, gradient, states ...).
-template <class P, class... S, class F>
+template <class P, class G = P, class... S, class F>
 auto with_types(Types<S...>, void* const* streams, F f) {
   return [&]<std::size_t... k>(std::index_sequence<k...> states) {
-    return f(states, static_cast<P*>(streams[0]), static_cast<const P*>(streams[gradient_stream]),
+    return f(states, static_cast<P*>(streams[0]), static_cast<const G*>(streams[gradient_stream]),
              static_cast<S*>(streams[first_state + k])...);
   }(std::index_sequence_for<S...>{});
 }
