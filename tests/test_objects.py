@@ -358,8 +358,8 @@ def test_every_kernel_is_there(core: dict[str, Object], isa: str) -> None:
     wanted = {(kind, type): count for kind, count in expected.items() for type in ("float", "double")}
     for kind, loop in LOOPS.items():
         if loop.narrow:
-            # By the types of parameter, gradient and states, and for master parameters. What is rounded is so to nearest and
-            # stochastically. Beside wide streams, one of bytes needs instructions that convert a vector of them.
+            # By the types of parameter, gradient and states, and for master parameters; and, if anything is rounded, to
+            # nearest and stochastically. Beside wide streams, one of bytes needs an instruction that converts a vector.
             storages = 4 if loop.width == "both" and (isa == "baseline" or is_clang()) else 11
             wanted[f"{NARROW}{kind}", "float"] = storages * loop.variants // 2
     assert found == wanted, "the entry of a rule in tests/registry.py says in `loops` what its kernels are"
