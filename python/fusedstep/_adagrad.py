@@ -51,10 +51,8 @@ def adagrad_(
 
     Raises
     ------
-    IndexError
-        A row that ``param`` does not have. Nothing was written.
-    TypeError, ValueError
-        An array or a hyperparameter that does not fit, see ``Optimizer``. Nothing was written.
+    IndexError, TypeError, ValueError
+        A row, an array or a hyperparameter that does not fit, see ``Optimizer``. Nothing was written.
 
     See Also
     --------

@@ -5,46 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-_ELSEWHERE: dict[str, tuple[str, ...]] = {
+_ELSEWHERE = {
     # hyperparameters: Keras, TensorFlow, optax, MLX, Lasagne, timm, Caffe, Shark, Encog, OpenCV, neuralnet
-    "learning_rate": ("lr",),
-    "learning_rate_decay": ("lr_decay",),
-    "rho": ("alpha",),
-    "beta2": ("alpha",),
-    "beta_2": ("alpha",),
-    "rms_decay": ("alpha",),
-    "decay_rate": ("alpha",),
-    "decay": ("alpha", "lr_decay"),
-    "epsilon": ("eps",),
-    "eps_in_sqrt": ("eps_inside_sqrt",),
-    "initial_scale": ("initial_square_avg",),
-    "initial_gradient_squared_accumulator_value": ("initial_accumulator_value",),
-    "l1_regularization_strength": ("l1",),
-    "l2_regularization_strength": ("l2",),
-    "wd": ("weight_decay",),
-    "decoupled_decay": ("decoupled_weight_decay",),
-    "eta_minus": ("etas",),
-    "eta_plus": ("etas",),
-    "min_step": ("step_sizes",),
-    "max_step": ("step_sizes",),
-    "initial_update": ("lr",),
+    "lr": "learning_rate initial_update",
+    "alpha": "rho beta2 beta_2 rms_decay decay_rate decay",
+    "lr_decay": "learning_rate_decay decay",
+    "eps": "epsilon",
+    "eps_inside_sqrt": "eps_in_sqrt",
+    "initial_square_avg": "initial_scale",
+    "initial_accumulator_value": "initial_gradient_squared_accumulator_value",
+    "l1": "l1_regularization_strength",
+    "l2": "l2_regularization_strength",
+    "weight_decay": "wd",
+    "decoupled_weight_decay": "decoupled_decay",
+    "etas": "eta_minus eta_plus",
+    "step_sizes": "min_step max_step",
     # options of a step: torch.nn.utils, Keras
-    "max_norm": ("clip_norm",),
-    "global_clipnorm": ("clip_norm",),
-    "clipnorm": ("clip_norm_each",),
+    "clip_norm": "max_norm global_clipnorm",
+    "clip_norm_each": "clipnorm",
     # dialects
-    "pytorch": ("torch",),
-    "tensorflow": ("tf1",),
-    "tensorflow1": ("tf1",),
-    "tf": ("tf1",),
-    "jax": ("optax",),
+    "torch": "pytorch",
+    "tf1": "tensorflow tensorflow1 tf",
+    "optax": "jax",
 }
-"""Names that other frameworks, or other people, use, and what they are called here."""
+"""Names here, and the words that other frameworks, or other people, use for them."""
 
 
 def elsewhere(name: str, known: Collection[str]) -> str | None:
     """Return the one of the ``known`` names that another framework calls ``name``."""
-    return next((here for here in _ELSEWHERE.get(name.lower(), ()) if here in known), None)
+    return next((here for here, there in _ELSEWHERE.items() if here in known and name.lower() in there.split()), None)
 
 
 def did_you_mean(name: object, known: Collection[str]) -> str:

@@ -430,12 +430,13 @@ class _Optimizer(torch.optim.Optimizer):
 
     def _begin(self, param: Tensor, group: Group) -> None:
         """Give a parameter its states."""
-        self.state[param] = {"step": torch.zeros(()), **self._new_entry(param, group)}
-        if group["master"]:
-            self.state[param][_LOW] = torch.zeros_like(param, dtype=torch.uint16)
+        starts = {**self._starts(group), **({_LOW: 0} if group["master"] else {})}
+        kind = _type_of_states(param, group)
+        states = {name: torch.full_like(param, at, dtype=_INTEGERS.get(name, kind)) for name, at in starts.items()}
+        self.state[param] = {"step": torch.zeros(()), **states}
 
-    def _new_entry(self, param: Tensor, group: Group) -> Entry:
-        """Return the rule's states for a parameter as they start."""
+    def _starts(self, group: Group) -> dict[str, float]:
+        """Return the rule's states in a group, and where they start."""
         raise NotImplementedError
 
     def _options(self, group: Group) -> Group:
@@ -634,13 +635,10 @@ class RMSprop(_Optimizer):
     ) -> None:  # fmt: skip
         super().__init__(params, _defaults(locals()))
 
-    def _new_entry(self, param: Tensor, group: Group) -> Entry:
-        names = ["variance" if group["centered"] else "square_avg"]
-        if group["momentum"] > 0:
-            names.append("momentum_buffer")
-        if group["centered"]:
-            names.append("grad_avg")
-        return {name: torch.zeros_like(param, dtype=_type_of_states(param, group)) for name in names}
+    def _starts(self, group: Group) -> dict[str, float]:
+        momentum = ["momentum_buffer"] if group["momentum"] > 0 else []
+        averages = ["variance", *momentum, "grad_avg"] if group["centered"] else ["square_avg", *momentum]
+        return dict.fromkeys(averages, 0)
 
     @staticmethod
     def _to_torch(entry: Entry) -> Entry:
@@ -711,9 +709,8 @@ class Adagrad(_Optimizer):
             for param in group["params"]:
                 self._begin(param, group)
 
-    def _new_entry(self, param: Tensor, group: Group) -> Entry:
-        start = self.defaults["initial_accumulator_value"]
-        return {"sum": torch.full_like(param, start, dtype=_type_of_states(param, group))}
+    def _starts(self, group: Group) -> dict[str, float]:
+        return {"sum": self.defaults["initial_accumulator_value"]}
 
     def share_memory(self) -> None:
         """Move the states to memory that other processes can share.
@@ -784,11 +781,8 @@ class Rprop(_Optimizer):
     ) -> None:  # fmt: skip
         super().__init__(params, _defaults(locals()))
 
-    def _new_entry(self, param: Tensor, group: Group) -> Entry:
-        return {
-            "prev": torch.zeros_like(param, dtype=torch.int8),
-            "step_size": torch.full_like(param, super()._options(group)["lr"], dtype=_type_of_states(param, group)),
-        }
+    def _starts(self, group: Group) -> dict[str, float]:
+        return {"prev": 0, "step_size": super()._options(group)["lr"]}
 
     def _options(self, group: Group) -> Group:
         """Return an ``lr`` other than 0, for which the rule would drop its lower limit; torch always has one."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from .._mask import frozen_in
 from .._run import Call, LoadReport, Run, in_one_call
-from .._storage import checked_seed
+from .._storage import checked_seed, whole
 from .._tree import is_masked
 from . import _version1
 from ._containers import Stored
@@ -24,9 +25,6 @@ FORMAT_VERSION = 2
 _KEYS = ("format_version", "class", "groups", "step", "times", "last_loss", "seed", "params", "state")
 _LATER = {"per": "array", "mean": False}
 """Hyperparameters that older checkpoints do not have, as these did without."""
-
-_LARGEST_COUNT = 2**53
-"""Doubles, and so the JSON of every language, count exactly up to here."""
 
 
 def state_dict(run: Run) -> dict[str, Any]:
@@ -93,10 +91,8 @@ def description(run: Run) -> dict[str, Any]:
 
 
 def _hyperparameters(run: Run, index: int, group: Mapping[str, Any]) -> dict[str, Any]:
-    try:
+    with _value_errors(f"group {index}: "):
         return run.checked(index, group)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"group {index}: {error}") from error
 
 
 def _restored(run: Run, index: int, saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,11 +102,9 @@ def _restored(run: Run, index: int, saved: Mapping[str, Any]) -> dict[str, Any]:
     values, mask = _hyperparameters(run, index, options), saved.get("mask")
     if mask is None:
         return values
-    try:
+    with _value_errors(f"group {index}: "):
         for name in run.names[index]:
             frozen_in(name, run.params[name], [mask])
-    except TypeError as error:
-        raise ValueError(f"group {index}: {error}") from error
     return {**values, "mask": np.array(mask)}
 
 
@@ -238,8 +232,10 @@ def _matched(run: Run, saved: Mapping[str, Any], strict: bool) -> Restore:
     used = set(loaded)
     unused = tuple(name for name in saved["params"] if name not in used)
     step, last_loss = _count("step", saved["step"]), _loss(saved["last_loss"])
+    with _value_errors():
+        seed = checked_seed(saved["seed"])
     report = LoadReport(tuple(loaded), tuple(fresh), unused)
-    return Restore(arrays, groups, step, times, last_loss, _seed(saved["seed"]), report)
+    return Restore(arrays, groups, step, times, last_loss, seed, report)
 
 
 def _start(run: Run, index: int, state: str, options: Mapping[str, Any]) -> Any:
@@ -320,9 +316,9 @@ def _listed(names: list[Any]) -> str:
 
 
 def _count(what: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value <= _LARGEST_COUNT:
-        raise ValueError(f"{what}: expected a whole number from 0 to 2^53, got {value!r}")
-    return int(value)
+    """Return a count up to which doubles, and so the JSON of every language, hold all whole numbers."""
+    with _value_errors():
+        return whole(what, value, 0, 2**53, "2^53")
 
 
 def _loss(value: Any) -> float | None:
@@ -330,17 +326,17 @@ def _loss(value: Any) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise ValueError(f"last_loss: expected a real number or None, got {value!r}")
-    try:
+    with _value_errors("last_loss: "):
         return float(value)
-    except OverflowError as error:
-        raise ValueError(f"last_loss: {error}") from error
 
 
-def _seed(value: Any) -> int:
+@contextlib.contextmanager
+def _value_errors(place: str = "") -> Iterator[None]:
+    """Raise ValueError for what is wrong with values that somebody saved, and say where."""
     try:
-        return checked_seed(value)
-    except TypeError as error:
-        raise ValueError(str(error)) from error
+        yield
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{place}{error}") from error
 
 
 def write(run: Run, restore: Restore) -> None:
