@@ -139,6 +139,14 @@ def test_verify_sees_a_write_outside_a_parameter() -> None:
     assert where[0].startswith("parameter 'a block', element (0, 0): ")
 
 
+def test_verify_knows_when_the_loss_is_worse() -> None:
+    """Also where it is maximised, which only the long check combines with the variant that looks at the loss."""
+    inputs = selfcheck.Inputs("float32")
+    combined = {"variant": "irprop+", "maximize": True}
+    [case] = [each for each in selfcheck.cases() if each.options == combined and not each.step_options]
+    assert selfcheck.compare(selfcheck.run_fused(case, inputs), selfcheck.run_reference(case, inputs)) == (0, [])
+
+
 def is_refused(rule: str, flag: str) -> bool:
     """Whether the rule refuses the flag together with weight decay."""
     try:

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _core, reference
+from .. import _core
 from .._config import available_isas, get_num_threads, set_num_threads, use_isa
 from .._run import Run, StepOptions
 from .._schema import SCHEMAS, Schema
 from .._terminal import add_rules, progress
-from ._step import Snapshot, apply_reference, differing, first_difference
+from ._step import apply_reference, differing, first_difference, prologues_of, snapshots_of
 
 HELP = "compare every kernel with the NumPy reference on this machine, bit for bit"
 
@@ -215,28 +215,20 @@ def run_reference(case: Case, inputs: Inputs) -> Written:
     around, params = inputs.parameters()
     # For its hyperparameters and where its states start.
     run = Run(case.schema, params, case.options, case.schema.rule)
-    arguments = dict(case.step_options)
-    zero_grads, clip_norm = arguments.pop("zero_grads", False), arguments.pop("clip_norm", None)
     grads, norm = {}, None
     for step, loss in enumerate(LOSSES):
         grads = inputs.gradients(case, step)
-        present = {name: grad for name, grad in grads.items() if grad is not None}
-        prologue = dict(arguments)
-        if clip_norm is not None:
-            norm = reference.norm(present.values(), **arguments)
-            prologue["clip_coef"] = clip_norm / max(norm, clip_norm)
-        rises = step > 0 and loss > LOSSES[step - 1]
-        snapshots = [
-            Snapshot(case.schema, name, params[name], run.state[name], grad, run.groups[0], step + 1, rises)
-            for name, grad in present.items()
-        ]
-        apply_reference(case.schema, snapshots, [prologue] * len(snapshots))
+        options = StepOptions(loss, **case.step_options)
+        run.core.counts = [step] * len(run.params)
+        snapshots = [each for each in snapshots_of(run, list(grads.values()), loss) if each.grad is not None]
+        run.core.last_loss = loss
+        norm, prologues = prologues_of(snapshots, options)
+        apply_reference(case.schema.rule, snapshots, prologues)
         for snapshot in snapshots:
             for key, array in snapshot.live.items():
                 array[...] = snapshot.before[key]
-        if zero_grads:
-            for grad in present.values():
-                grad.fill(0.0)
+            if options.zero_grads and snapshot.live_grad is not None:
+                snapshot.live_grad.fill(0.0)
     return Written(around, run.state, grads, norm)
 
 

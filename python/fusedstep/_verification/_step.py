@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from .. import _core, reference
 from .._core import StepReport
 from .._run import Call, Masked, Run, StepOptions, in_one_call
-from .._schema import Schema
 from . import VerificationError
 
 Array = NDArray[Any]
@@ -48,22 +47,16 @@ def default_floating_point() -> Iterator[None]:
 
 
 class Snapshot:
-    """A parameter with its states and its gradient, as they were before a step.
-
-    ``grad`` is a gradient, or the values and the index of one of rows.
-    ``count`` is the number of this update of the parameter, ``loss_increased`` whether the loss rose since the last
-    step, ``key`` that of the noise, ``frozen`` which elements stay as they are.
-    """
+    """A parameter with its states and its gradient, as they were before a step; where it is frozen, with 0."""
 
     def __init__(
-        self, schema: Schema, name: str, param: Array, state: Mapping[str, Array],
-        grad: Array | tuple[Array, Array] | None, group: Mapping[str, Any], count: int, loss_increased: bool,
-        key: int | None = None, frozen: Array | None = None,
-    ) -> None:  # fmt: skip
+        self, name: str, live: dict[str, Array], grad: Array | tuple[Array, Array] | None, frozen: Array | None = None
+    ) -> None:
         self.name = name
-        self.live = {"param": param, **state}
-        self.before = {key: np.copy(array, order="K") for key, array in self.live.items()}
-        kept = {} if frozen is None else {key: a for key, a in self.before.items() if a.shape == param.shape}
+        self.live = live
+        self.before = {key: np.copy(array, order="K") for key, array in live.items()}
+        shape = live["param"].shape
+        kept = {} if frozen is None else {key: a for key, a in self.before.items() if a.shape == shape}
         self._frozen = [(array, frozen, array[frozen]) for array in kept.values()]
         for hidden in ("param", "param_low"):
             if hidden in kept:
@@ -72,10 +65,8 @@ class Snapshot:
         self.live_grad = values
         self.grad = None if values is None else np.copy(values, order="K")
         self.rows = None if index is None else np.copy(index)
-        self.options = {key: group.get(key) for key in schema.options}  # what is missing, the step will name
-        self.count = count
-        self.loss_increased = loss_increased
-        self.key = key
+        self.arguments: dict[str, Any] = {}
+        """Those of the reference, except the parameter and the gradient."""
 
     def restore_frozen(self) -> None:
         """Bring back what a mask leaves as it is, which the reference sees as 0."""
@@ -87,25 +78,32 @@ class Snapshot:
         assert self.grad is not None
         return self.grad if self.rows is None else reference.summed(self.before["param"], self.grad, self.rows)[1]
 
-    def arguments(self, schema: Schema) -> dict[str, Any]:
-        """Return the arguments of the reference, except the parameter and the gradient.
 
-        The reference, or ``gradient`` in it, has most options of a group under the same names. A state is an argument
-        where the options use it. The step count and the loss are arguments of the rules that ask for them.
-        """
-        functions = reference.gradient, getattr(reference, f"{schema.rule}_")
-        names = {key for function in functions for key in inspect.signature(function).parameters}
-        found = {key: value for key, value in self.options.items() if key in names}
-        used = _core.used_states(schema.rule, self.options)
-        found |= {schema.argument.get(key, key): self.before[key] for key in used}
-        found |= {"key": self.key, "param_low": self.before.get("param_low")}
-        if schema.uses_step(self.options):
-            found["step"] = self.count
-        if self.rows is not None:
-            found["rows"] = self.rows
-        if "loss_increased" in names:
-            found["loss_increased"] = self.loss_increased
-        return found
+def snapshots_of(
+    run: Run, grads: list[Any], loss: float | None, frozen: list[Array | None] | None = None
+) -> list[Snapshot]:
+    """Return all parameters as they are before a step with these gradients, or values and indices of rows."""
+    schema = run.schema
+    groups = [group for group, names in zip(run.groups, run.names, strict=True) for _ in names]
+    functions = reference.gradient, getattr(reference, f"{schema.rule}_")
+    takes = {argument for function in functions for argument in inspect.signature(function).parameters}
+    found = []
+    for name, group, count, key, grad, still in zip(
+        run.params, groups, run.core.counts, run.keys(), grads, frozen or [None] * len(grads), strict=True
+    ):
+        each = Snapshot(name, {"param": run.params[name], **run.state[name]}, grad, still)
+        options = {option: group.get(option) for option in schema.options}  # what is missing, the step will name
+        asked = {**options, "loss_increased": _worse(group, loss, run.core.last_loss), "rows": each.rows}
+        used = _core.used_states(schema.rule, options)
+        each.arguments = {
+            **{argument: value for argument, value in asked.items() if argument in takes},
+            **{schema.argument.get(state, state): each.before[state] for state in used},
+            **({"step": count + 1} if schema.uses_step(options) else {}),
+            "key": key,
+            "param_low": each.before.get("param_low"),
+        }
+        found.append(each)
+    return found
 
 
 def verified_step(run: Run, grads: Any, options: StepOptions, masked: Masked | None = None) -> StepReport:
@@ -114,34 +112,25 @@ def verified_step(run: Run, grads: Any, options: StepOptions, masked: Masked | N
     If the comparison cannot be made, for want of memory or because of Ctrl-C, the step is taken back.
     """
     run.check_groups()
-    core, loss = run.core, options.loss
-    before = core.last_loss
-    groups = [group for group, names in zip(run.groups, run.names, strict=True) for _ in names]
+    core = run.core
     found = core.gradients(grads, bool(options.zero_grads))
-    frozen, zeroed = masked or ([None] * len(found), [])
+    frozen, zeroed = masked or (None, [])
     # The step gets these very arrays, because a container may make new ones at each read.
     given = run.contained(found)
-    snapshots = [
-        Snapshot(
-            run.schema, name, array, run.state[name], grad, group, count + 1, _worse(group, loss, before), key, still
-        )
-        for (name, array), group, count, key, grad, still in zip(
-            run.params.items(), groups, core.counts, run.keys(), found, frozen, strict=True
-        )
-    ]
+    snapshots = snapshots_of(run, found, options.loss, frozen)
     saved = [(array, np.copy(array, order="K")) for each in snapshots for array in each.live.values()]
     for each in snapshots:
         if options.zero_grads and each.live_grad is not None and each.grad is not None:
             saved.append((each.live_grad, each.grad))
     saved += [(array, np.copy(array, order="K")) for array in zeroed if array is not None]
     back: list[Call] = [partial(np.ndarray.__setitem__, array, ..., values) for array, values in saved]
-    counters = {"steps": core.steps, "counts": core.counts, "last_loss": before}
+    counters = {"steps": core.steps, "counts": core.counts, "last_loss": core.last_loss}
     back += [partial(setattr, core, name, value) for name, value in counters.items()]
     take_back = in_one_call(back)
     report = run.step(given, options, masked)
     try:
         with default_floating_point():
-            _check(run.schema, snapshots, report, options)
+            _check(run.schema.rule, snapshots, report, options)
     except VerificationError:
         raise
     except BaseException:
@@ -157,22 +146,13 @@ def _worse(group: Mapping[str, Any], loss: float | None, before: float | None) -
     return loss < before if group.get("maximize") else loss > before
 
 
-def _check(schema: Schema, snapshots: list[Snapshot], report: StepReport, options: StepOptions) -> None:
-    prologue = {"grad_scale": options.grad_scale, "clip_value": options.clip_value}
-    clip_norm, clip_norm_each = options.clip_norm, options.clip_norm_each
+def _check(rule: str, snapshots: list[Snapshot], report: StepReport, options: StepOptions) -> None:
     present = [snapshot for snapshot in snapshots if snapshot.grad is not None]
-    clip_coefs = [1.0] * len(present)
-    if report.grad_norm is not None:
-        grads = [reference.widened(each.summed(), reference.compute_type(each.live["param"])) for each in present]
-        norm = reference.norm(grads, **prologue)
+    norm, prologues = prologues_of(present, options)
+    if norm is not None:
         _compare("the norm", np.asarray(report.grad_norm), np.asarray(norm))
-        if clip_norm is not None and not math.isinf(clip_norm):
-            clip_coefs = [clip_norm / max(norm, clip_norm)] * len(present)
-        if clip_norm_each is not None and not math.isinf(clip_norm_each):
-            norms = [reference.norm([grad], **prologue) for grad in grads]
-            clip_coefs = [clip_norm_each / max(own, clip_norm_each) for own in norms]
     if not report.skipped:
-        apply_reference(schema, present, [{**prologue, "clip_coef": coef} for coef in clip_coefs])
+        apply_reference(rule, present, prologues)
     for snapshot in snapshots:
         snapshot.restore_frozen()
         for key, array in snapshot.live.items():
@@ -183,9 +163,24 @@ def _check(schema: Schema, snapshots: list[Snapshot], report: StepReport, option
             _compare(f"the gradient of parameter {snapshot.name!r}", snapshot.live_grad, expected)
 
 
-def apply_reference(schema: Schema, snapshots: list[Snapshot], prologues: list[dict[str, Any]]) -> None:
+def prologues_of(present: list[Snapshot], options: StepOptions) -> tuple[float | None, list[dict[str, Any]]]:
+    """Return the norm of all gradients, if a step asks for it, and what it does to each gradient before the rule."""
+    prologue = {"grad_scale": options.grad_scale, "clip_value": options.clip_value}
+    clip_norm, clip_norm_each = options.clip_norm, options.clip_norm_each
+    if clip_norm is None and clip_norm_each is None and options.nonfinite == "propagate":
+        return None, [prologue] * len(present)
+    grads = [reference.widened(each.summed(), reference.compute_type(each.live["param"])) for each in present]
+    norm = reference.norm(grads, **prologue)
+    limit = clip_norm if clip_norm_each is None else clip_norm_each
+    norms = [norm if clip_norm_each is None else reference.norm([grad], **prologue) for grad in grads]
+    if limit is None or math.isinf(limit):
+        return norm, [prologue] * len(present)
+    return norm, [{**prologue, "clip_coef": limit / max(own, limit)} for own in norms]
+
+
+def apply_reference(rule: str, snapshots: list[Snapshot], prologues: list[dict[str, Any]]) -> None:
     """Apply the reference to what the snapshots hold; each has a gradient."""
-    arguments = [each.arguments(schema) | prologue for each, prologue in zip(snapshots, prologues, strict=True)]
+    arguments = [each.arguments | prologue for each, prologue in zip(snapshots, prologues, strict=True)]
     # GRprop's sum runs over all parameters that follow it.
     asking = [k for k, each in enumerate(arguments) if str(each.get("variant", "")).startswith("grprop")]
     members: list[Any] = []
@@ -195,7 +190,7 @@ def apply_reference(schema: Schema, snapshots: list[Snapshot], prologues: list[d
         members.append((snapshots[k].before["param"], snapshots[k].grad, *states, options))
     for k, chosen in zip(asking, reference.grprop_choice(members), strict=True):
         arguments[k]["chosen"] = chosen
-    update = getattr(reference, f"{schema.rule}_")
+    update = getattr(reference, f"{rule}_")
     for snapshot, each in zip(snapshots, arguments, strict=True):
         update(snapshot.before["param"], snapshot.grad, **each)
 
