@@ -16,7 +16,7 @@ from typing import Any
 from .._run import LoadReport, Run
 from ._containers import BLANK, CONTAINERS, Container, Stored
 from ._extra import packed, unpacked
-from ._state import Restore, checked, description, write
+from ._state import Restore, checked, description, value_errors, write
 
 _PIECE = 2**20
 """Bytes of a file that are read at once where all of it is read."""
@@ -24,6 +24,7 @@ _FLAGS = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_BINARY", "O_NONBL
 """Where the system knows them: closed in programs that we start, bytes as they are, and no waiting for a pipe."""
 _NO_SYNC = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
 """How systems say that a folder can't be synced."""
+_NOT_OURS = "not a checkpoint of fusedstep"
 
 
 def save(run: Run, path: str | os.PathLike[str], extra: Any = None) -> None:
@@ -54,9 +55,8 @@ def _save(container: Container, path: str, about: dict[str, Any], arrays: dict[s
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600 if old else 0o666)
         with open(descriptor, "wb+") as file:
             try:
-                container.write(file, about, arrays)
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from error
+                with value_errors(f"{path}: ", (ValueError,)):
+                    container.write(file, about, arrays)
             except ImportError as error:
                 raise ImportError(f"{path}: {error}", name=error.name) from error
             file.flush()
@@ -106,20 +106,17 @@ def read(run: Run, path: str | os.PathLike[str], strict: bool = True) -> tuple[R
     """Return what loading ``path`` writes, the caller's own data, and the file's checksum."""
     path = os.fsdecode(path)
     container = _container(path)
-    with _opened(path) as file:
-        try:
-            before = _version(file)
-            checksum, about, arrays = _parsed(container, file)
-            values, found = about.pop("extra", None), _by_kind(arrays)
-            if of_groups := found.pop("groups"):
-                about["groups"] = _unpacked("groups", about.get("groups"), of_groups)
-            of_extra = found.pop("extra")
-            restore = checked(run, about | found, strict).read()
-            extra = _unpacked("extra", values, of_extra)
-            if _version(file) != before:
-                raise ValueError("the file was changed while it was read")
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+    with _opened(path) as file, value_errors(f"{path}: ", (ValueError,)):
+        before = _version(file)
+        checksum, about, arrays = _parsed(container, file)
+        values, found = about.pop("extra", None), _by_kind(arrays)
+        if of_groups := found.pop("groups"):
+            about["groups"] = _unpacked("groups", about.get("groups"), of_groups)
+        of_extra = found.pop("extra")
+        restore = checked(run, about | found, strict).read()
+        extra = _unpacked("extra", values, of_extra)
+        if _version(file) != before:
+            raise ValueError("the file was changed while it was read")
     return restore, extra, checksum
 
 
@@ -131,7 +128,7 @@ def _opened(path: str) -> BufferedIOBase:
         os.close(descriptor)
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-        raise ValueError(f"{path}: not a checkpoint of fusedstep: it is not a regular file")
+        raise ValueError(f"{path}: {_NOT_OURS}: it is not a regular file")
     return open(descriptor, "rb")
 
 
@@ -152,7 +149,7 @@ def _parsed(container: Container, file: BufferedIOBase) -> tuple[str, dict[str, 
     size = os.fstat(file.fileno()).st_size
     place = container.place_of_checksum(file, size)
     if place < 0:
-        raise ValueError("not a checkpoint of fusedstep")
+        raise ValueError(_NOT_OURS)
     checksum = _checksum(file, place, size)
     if checksum is None or checksum[0] != checksum[1]:
         raise ValueError("the checksum is wrong: the file was cut, damaged or altered, or is not a checkpoint")
@@ -162,14 +159,12 @@ def _parsed(container: Container, file: BufferedIOBase) -> tuple[str, dict[str, 
     except (MemoryError, ImportError):
         raise
     except Exception as error:  # of any kind: whoever made this file knows how to make checksums
-        raise ValueError(f"not a checkpoint of fusedstep: {error}") from error
+        raise ValueError(f"{_NOT_OURS}: {error}") from error
 
 
 def _unpacked(kind: str, values: Any, pointers: Mapping[str, Stored]) -> Any:
-    try:
+    with value_errors(f"{_NOT_OURS}: {kind}: ", (LookupError, TypeError)):
         return unpacked(values, {pointer: stored.read() for pointer, stored in pointers.items()})
-    except (LookupError, TypeError) as error:
-        raise ValueError(f"not a checkpoint of fusedstep: {kind}: {error}") from error
 
 
 def _by_kind(arrays: Mapping[str, Stored]) -> dict[str, dict[str, Any]]:
@@ -183,7 +178,7 @@ def _by_kind(arrays: Mapping[str, Stored]) -> dict[str, dict[str, Any]]:
         elif kind in found:
             found[kind][_name(name)] = array
         else:
-            raise ValueError(f"not a checkpoint of fusedstep: unknown array {key!r}")
+            raise ValueError(f"{_NOT_OURS}: unknown array {key!r}")
     found["state"] = {**{name: {} for name in found["params"]}, **found["state"]}
     return found
 
@@ -201,11 +196,9 @@ def _name(key: str) -> str:
     if "\\" not in key and key.isascii():
         return key
     if not _ESCAPES.fullmatch(key):
-        raise ValueError(f"not a checkpoint of fusedstep: {key!r} is no name's key")
-    try:
+        raise ValueError(f"{_NOT_OURS}: {key!r} is no name's key")
+    with value_errors(f"{_NOT_OURS}: ", (UnicodeError,)):
         return key.encode("ascii").decode("unicode_escape")
-    except UnicodeError as error:
-        raise ValueError(f"not a checkpoint of fusedstep: {error}") from error
 
 
 def _checksum(file: BufferedIOBase, place: int, size: int) -> tuple[bytes, bytes] | None:

@@ -91,7 +91,7 @@ def description(run: Run) -> dict[str, Any]:
 
 
 def _hyperparameters(run: Run, index: int, group: Mapping[str, Any]) -> dict[str, Any]:
-    with _value_errors(f"group {index}: "):
+    with value_errors(f"group {index}: "):
         return run.checked(index, group)
 
 
@@ -102,7 +102,7 @@ def _restored(run: Run, index: int, saved: Mapping[str, Any]) -> dict[str, Any]:
     values, mask = _hyperparameters(run, index, options), saved.get("mask")
     if mask is None:
         return values
-    with _value_errors(f"group {index}: "):
+    with value_errors(f"group {index}: "):
         for name in run.names[index]:
             frozen_in(name, run.params[name], [mask])
     return {**values, "mask": np.array(mask)}
@@ -232,7 +232,7 @@ def _matched(run: Run, saved: Mapping[str, Any], strict: bool) -> Restore:
     used = set(loaded)
     unused = tuple(name for name in saved["params"] if name not in used)
     step, last_loss = _count("step", saved["step"]), _loss(saved["last_loss"])
-    with _value_errors():
+    with value_errors():
         seed = checked_seed(saved["seed"])
     report = LoadReport(tuple(loaded), tuple(fresh), unused)
     return Restore(arrays, groups, step, times, last_loss, seed, report)
@@ -317,7 +317,7 @@ def _listed(names: list[Any]) -> str:
 
 def _count(what: str, value: Any) -> int:
     """Return a count up to which doubles, and so the JSON of every language, hold all whole numbers."""
-    with _value_errors():
+    with value_errors():
         return whole(what, value, 0, 2**53, "2^53")
 
 
@@ -326,16 +326,18 @@ def _loss(value: Any) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise ValueError(f"last_loss: expected a real number or None, got {value!r}")
-    with _value_errors("last_loss: "):
+    with value_errors("last_loss: "):
         return float(value)
 
 
 @contextlib.contextmanager
-def _value_errors(place: str = "") -> Iterator[None]:
-    """Raise ValueError for what is wrong with values that somebody saved, and say where."""
+def value_errors(
+    place: str = "", kinds: tuple[type[Exception], ...] = (TypeError, ValueError, OverflowError)
+) -> Iterator[None]:
+    """Raise ValueError for what is wrong with something that was saved, and say where."""
     try:
         yield
-    except (TypeError, ValueError, OverflowError) as error:
+    except kinds as error:
         raise ValueError(f"{place}{error}") from error
 
 
