@@ -93,20 +93,6 @@ class Optimizer:
         Which steps to check against the NumPy reference: none, the first, or all. A difference in a single bit raises
         ``VerificationError``.
 
-    Attributes
-    ----------
-    param_groups : list of dict
-        The parameters (``params``) and the hyperparameters of each group. The hyperparameters may be changed between
-        steps.
-    parameters : mapping
-        ``{parameter name: ndarray}``, your arrays.
-    state : mapping
-        ``{parameter name: {state name: ndarray}}``, the live arrays.
-    nbytes : int
-        The bytes of all states.
-    steps : int
-        The number of steps taken.
-
     Raises
     ------
     TypeError
@@ -264,7 +250,7 @@ class Optimizer:
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The parameters (``params``) and the hyperparameters of each group."""
+        """The parameters (``params``) and the hyperparameters of each group, which may be changed between steps."""
         return self._run.groups
 
     @property

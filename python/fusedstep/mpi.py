@@ -62,18 +62,6 @@ class Sharded:
     **options
         Hyperparameters of ``cls``.
 
-    Attributes
-    ----------
-    lanes : range
-        The lanes of this rank; empty without lanes.
-    parameters, param_groups, steps
-        As in ``Optimizer``. ``param_groups[k]["params"]`` has this rank's flat pieces. Change hyperparameters on all
-        ranks alike.
-    state : mapping
-        ``{parameter name: {state name: ndarray}}``: this rank's flat pieces, which may be empty. Live arrays.
-    nbytes : int
-        The bytes of this rank's states.
-
     Raises
     ------
     TypeError, ValueError
@@ -167,17 +155,17 @@ class Sharded:
 
     @property
     def lanes(self) -> range:
-        """The lanes whose gradients this rank adds in each step."""
+        """The lanes whose gradients this rank adds in each step; empty without lanes."""
         return self._held[self._peers.rank] if self._has_lanes else range(0)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The groups with the pieces of this rank (``params``) and the hyperparameters of each group."""
+        """The rank's flat pieces (``params``) and hyperparameters of each group; change these on all ranks alike."""
         return self._own.param_groups
 
     @property
     def state(self) -> Mapping[str, Mapping[str, Array]]:
-        """Live states, the flat pieces of this rank: ``{parameter name: {state name: ndarray}}``."""
+        """Live states, this rank's flat pieces, which may be empty: ``{parameter name: {state name: ndarray}}``."""
         return self._own.state
 
     @property

@@ -100,17 +100,6 @@ def cases(quick: bool = False) -> Iterator[Case]:
                 yield Case(schema, merged, step_options, count > 1)
 
 
-class Outcome(NamedTuple):
-    """What one run of a case compared: arrays, elements, elements that differ, and where the first of those are."""
-
-    isa: str
-    rule: str
-    arrays: int
-    elements: int
-    differing: int
-    where: list[str]
-
-
 class Layout(NamedTuple):
     """A parameter as a view of an array around it, which must not change elsewhere."""
 
@@ -241,8 +230,11 @@ def compare(found: Written, expected: Written) -> tuple[int, list[str]]:
     return count, [f"{name}, element {first}" for name, first in firsts.items() if first]
 
 
-def check(selected: Iterable[Case]) -> Iterator[Outcome]:
-    """Run each case with each dtype, instruction set and number of threads, and yield the outcomes."""
+def check(selected: Iterable[Case]) -> Iterator[tuple[str, str, Counter[str], list[str]]]:
+    """Run each case with each dtype, instruction set and number of threads.
+
+    Yield the instruction set and the rule, how much was compared and differs, and where arrays first differ.
+    """
     draw = random.Random(0)
     before = get_num_threads()
     shared = _core.share_all_work(True)  # threads share even these small arrays
@@ -251,28 +243,20 @@ def check(selected: Iterable[Case]) -> Iterator[Outcome]:
             inputs = Inputs(dtype)
             for case in selected:
                 expected = run_reference(case, inputs)
-                arrays, elements = len(expected.arrays), expected.elements
                 for isa in available_isas():
                     # One number for combined options, because all take a minute.
                     for threads in (draw.choice(THREADS),) if case.combined else THREADS:
                         set_num_threads(threads)
                         with use_isa(isa):
                             count, places = compare(run_fused(case, inputs), expected)
+                        total = Counter(
+                            runs=1, arrays=len(expected.arrays), elements=expected.elements, differing=count
+                        )
                         where = [f"{isa}, threads: {threads}, {dtype}, {case}: {place}" for place in places]
-                        yield Outcome(isa, case.schema.rule, arrays, elements, count, where)
+                        yield isa, case.schema.rule, total, where
     finally:
         _core.share_all_work(shared)
         set_num_threads(before)
-
-
-def show_table(isa: str, totals: dict[tuple[str, str], Counter[str]]) -> None:
-    """Print what was compared with the kernels of one instruction set."""
-    print(f"{isa:<19}{'runs':>7}{'arrays':>11}{'elements':>16}{'differing':>11}")
-    for (own, rule), total in totals.items():
-        if own == isa:
-            numbers = f"{total['runs']:>7,}{total['arrays']:>11,}{total['elements']:>16,}{total['differing']:>11,}"
-            print(f"  {rule:<17}{numbers}")
-    print()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -292,30 +276,30 @@ def run(options: argparse.Namespace) -> int:
         flush=True,
     )
     totals: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    where: list[str] = []
+    differences: list[str] = []
     per_isa = sum(1 if case.combined else len(THREADS) for case in selected)
     runs, say = len(DTYPES) * len(available_isas()) * per_isa, progress()
-    for done, outcome in enumerate(check(selected)):
-        say(done / runs, outcome.rule)
-        totals[outcome.isa, outcome.rule].update(
-            runs=1, arrays=outcome.arrays, elements=outcome.elements, differing=outcome.differing
-        )
-        where.extend(outcome.where)
+    for done, (isa, rule, total, where) in enumerate(check(selected)):
+        say(done / runs, rule)
+        totals[isa, rule].update(total)
+        differences += where
     say(1, "")
     for isa in available_isas():
-        show_table(isa, totals)
-    return conclude(sum(totals.values(), Counter()), where, time.perf_counter() - start)
-
-
-def conclude(total: Counter[str], where: list[str], seconds: float) -> int:
-    """Print the totals and the first differences, and return the exit code."""
+        print(f"{isa:<19}{'runs':>7}{'arrays':>11}{'elements':>16}{'differing':>11}")
+        for (own, rule), total in totals.items():
+            if own == isa:
+                numbers = f"{total['runs']:>7,}{total['arrays']:>11,}{total['elements']:>16,}{total['differing']:>11,}"
+                print(f"  {rule:<17}{numbers}")
+        print()
+    total = sum(totals.values(), Counter())
+    seconds = time.perf_counter() - start
     compared = f"{total['arrays']:,} arrays of {total['elements']:,} elements compared in {seconds:.1f} s"
-    if not where:
+    if not differences:
         print(f"{compared}: equal bit for bit")
         return 0
-    print(f"{compared}: {total['differing']:,} elements in {len(where):,} arrays DIFFER")
-    for line in where[:SHOWN]:
+    print(f"{compared}: {total['differing']:,} elements in {len(differences):,} arrays DIFFER")
+    for line in differences[:SHOWN]:
         print(f"  {line}")
-    if len(where) > SHOWN:
-        print(f"  and {len(where) - SHOWN:,} more arrays")
+    if len(differences) > SHOWN:
+        print(f"  and {len(differences) - SHOWN:,} more arrays")
     return 1
