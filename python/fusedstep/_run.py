@@ -26,7 +26,7 @@ from ._tree import Leaves, entries, filled, no_params, parse, parse_all, split
 Array = NDArray[Any]
 Call = Callable[[], object]
 
-_KEPT = ("name", "_defaults", "groups", "names", "trees", "grouped", "_unnamed", "begun", "masks", "masked", "storage")
+_KEPT = ("name", "_defaults", "groups", "members", "trees", "grouped", "masked", "_unnamed")
 _COUNTED = ("seed", "steps", "counts", "last_loss")
 """Attributes of a run and of its core that a copy has, too."""
 
@@ -74,6 +74,19 @@ def in_one_call(calls: Iterable[Call]) -> Call:
     return partial(deque, map(operator.call, calls), 0)
 
 
+class Members(NamedTuple):
+    """The parameters of a group, and what is fixed about them."""
+
+    names: list[str]
+    params: tuple[Array, ...]
+    begun: dict[str, Any]
+    """Arguments that are where states started, and are no options."""
+    storage: dict[str, Any]
+    """How arrays are stored, as arguments of the core's ``add_group``."""
+    mask: Any
+    """Which elements are updated: an array of bool, or None for all."""
+
+
 class Masked(NamedTuple):
     """What a step with a mask takes besides gradients, in the core's order: for each parameter an array or None."""
 
@@ -110,23 +123,17 @@ class Run:
         """The array, and the states by name, of each parameter. Both are read-only and live."""
         self.groups: list[dict[str, Any]] = []
         """The optimizer's ``param_groups``."""
-        self.names: list[list[str]] = []
+        self.members: list[Members] = []
+        """What is fixed about each group."""
         self.trees: list[Any] = []
-        """The names of the parameters, and their containers, of each group."""
+        """The containers of each group's parameters."""
         self.grouped = False
         """Whether gradients come in groups."""
-        self.begun: list[dict[str, Any]] = []
-        """The arguments of each group that are where its states started, and are no options."""
         self.starts: list[tuple[dict[str, Any], str, Any]] = []
         """Options of the groups at which states started, where a later change is without effect."""
-        self.masks: list[Any] = []
-        """Which elements of each group are updated: an array of bool, or None for all."""
         self.masked = False
         """Whether a group has a mask."""
-        self.storage: list[dict[str, Any]] = []
-        """How the arrays of each group are stored, as arguments of the core's ``add_group``."""
         self._unnamed = 0
-        self._members: list[tuple[Array, ...]] = []
 
     # -------------------------------------------------------------------------------------------------------- groups
 
@@ -173,13 +180,9 @@ class Run:
             partial(self.core.add_group, leaves.names, arrays, arguments, into=states, **storage),
             partial(self._params.update, zip(leaves.names, arrays, strict=True)),
             partial(self._state.update, zip(leaves.names, map(MappingProxyType, states), strict=True)),
-            partial(self.storage.append, storage),
-            partial(self.names.append, leaves.names),
             partial(self.trees.append, leaves.tree),
-            partial(self.masks.append, mask),
             partial(self.groups.append, group),
-            partial(self.begun.append, begun),
-            partial(self._members.append, group["params"]),
+            partial(self.members.append, Members(leaves.names, group["params"], begun, storage, mask)),
             partial(self.starts.extend, self._starts_of([group])),
             partial(setattr, self, "masked", self.masked or mask is not None),
             partial(setattr, self, "_unnamed", leaves.unnamed),
@@ -203,13 +206,13 @@ class Run:
 
     def check_groups(self) -> None:
         """Raise ValueError unless the groups are those that the optimizer was made with."""
-        if len(self.groups) != len(self._members):
+        if len(self.groups) != len(self.members):
             raise ValueError(
-                f"param_groups: expected the list of {len(self._members)} groups that the optimizer was made with, "
+                f"param_groups: expected the list of {len(self.members)} groups that the optimizer was made with, "
                 f"got {len(self.groups)}"
             )
-        for index, (group, members) in enumerate(zip(self.groups, self._members, strict=True)):
-            if not isinstance(group, dict) or group.get("params") is not members:
+        for index, (group, members) in enumerate(zip(self.groups, self.members, strict=True)):
+            if not isinstance(group, dict) or group.get("params") is not members.params:
                 raise ValueError(f"param_groups[{index}]: expected the group that the optimizer was made with")
 
     def checked(self, index: int, group: Mapping[str, Any]) -> dict[str, Any]:
@@ -257,7 +260,8 @@ class Run:
             now = group.get(key, value)
             if _same(now, value) or _decays_decoupled(group):
                 continue
-            index = next(index for index, each in enumerate(self._members) if each is group.get("params", each))
+            its = group.get("params")
+            index = next(k for k, each in enumerate(self.members) if its is None or each.params is its)
             self.core.check_options(index, {key: now})
             raise ValueError(
                 f"param_groups[{index}]: {key} was changed from {value!r} to {now!r}; {self._only_a_start(key)}"
@@ -306,9 +310,9 @@ class Run:
             if given.keys() != self.params.keys():
                 raise ValueError(f"mask: expected one for each of {list(self.params)}, got those of {list(given)}")
         return [
-            frozen_in(name, self.params[name], [each for each in (given[name], of_group) if each is not None])
-            for of_group, names in zip(self.masks, self.names, strict=True)
-            for name in names
+            frozen_in(name, self.params[name], [each for each in (given[name], group.mask) if each is not None])
+            for group in self.members
+            for name in group.names
         ]
 
     def sync_master(self, name: str | None) -> None:
@@ -321,10 +325,11 @@ class Run:
 
     def keys(self) -> list[int | None]:
         """Return the key of each parameter's noise in the next step; None where it is rounded to nearest."""
-        groups = [storage for storage, names in zip(self.storage, self.names, strict=True) for _ in names]
+        counts = iter(self.core.counts)
         return [
-            None if storage["nearest"] else _core.noise_key(self.core.seed, count + 1, name)
-            for name, count, storage in zip(self._params, self.core.counts, groups, strict=True)
+            None if group.storage["nearest"] else _core.noise_key(self.core.seed, count + 1, name)
+            for group in self.members
+            for name, count in zip(group.names, counts, strict=False)
         ]
 
     # -------------------------------------------------------------------------------------------------------- copies
@@ -352,17 +357,18 @@ class Run:
         run = cls.__new__(cls)
         run._begin(SCHEMAS[parts["rule"]], parts["own"]["name"])
         vars(run).update(parts["own"])
-        for group, names, storage in zip(run.groups, run.names, run.storage, strict=True):
+        for k, (group, members) in enumerate(zip(run.groups, run.members, strict=True)):
+            names, storage = members.names, members.storage
             saved = [parts["state"][name] for name in names]
             options = run._options_with(saved[0] if saved else {}, group)
             group["params"] = tuple(map(_usable, group["params"]))
+            run.members[k] = members._replace(params=group["params"])
             arrays, states = run.core.add_group(names, list(group["params"]), options, **storage)
             for live, values in zip(states, saved, strict=True):
                 for key, array in live.items():
                     np.copyto(array, values[key])
             run._params.update(zip(names, arrays, strict=True))
             run._state.update(zip(names, map(MappingProxyType, states), strict=True))
-            run._members.append(group["params"])
         run._bind()
         starts = run._starts_of(run.groups)
         run.starts = [(*start[:2], value) for start, value in zip(starts, parts["starts"], strict=True)]

@@ -320,7 +320,7 @@ class Sharded:
                 name: None if kind is None else summed
                 for name, kind, summed in zip(front.names, kinds, self._summed, strict=True)
             }
-            shared = [{name: given[name] for name in names} for names in self._run.names]
+            shared = [{name: given[name] for name in names} for names in front.names_of_groups]
             report = self._own.step(shared if front.grouped else shared[0], **options)
         if not report.skipped:
             for array, piece, (begin, end) in self._copies():

@@ -55,9 +55,9 @@ def reset(run: Run) -> None:
         run.check_starts()
         run.core.check_states(written=True)
         arrays: list[tuple[Array, Any]] = []
-        for index, (group, names) in enumerate(zip(run.groups, run.names, strict=True)):
+        for index, (group, members) in enumerate(zip(run.groups, run.members, strict=True)):
             options = {**group, **{key: value for each, key, value in run.starts if each is group}}
-            for name in names:
+            for name in members.names:
                 states = {key: array for key, array in run.state[name].items() if key != "param_low"}  # the parameter's
                 arrays += [(array, _start(run, index, key, options)) for key, array in states.items()]
         nothing = LoadReport((), tuple(run.params), ())
@@ -77,11 +77,11 @@ def description(run: Run) -> dict[str, Any]:
         "class": run.schema.class_name,
         "groups": [
             {
-                "params": list(names),
+                "params": list(members.names),
                 **_hyperparameters(run, index, group),
-                **({} if mask is None else {"mask": np.array(mask)}),
+                **({} if members.mask is None else {"mask": np.array(members.mask)}),
             }
-            for index, (names, group, mask) in enumerate(zip(run.names, run.groups, run.masks, strict=True))
+            for index, (group, members) in enumerate(zip(run.groups, run.members, strict=True))
         ],
         "step": run.core.steps,
         "times": dict(zip(run.params, run.core.counts, strict=True)),
@@ -103,7 +103,7 @@ def _restored(run: Run, index: int, saved: Mapping[str, Any]) -> dict[str, Any]:
     if mask is None:
         return values
     with value_errors(f"group {index}: "):
-        for name in run.names[index]:
+        for name in run.members[index].names:
             frozen_in(name, run.params[name], [mask])
     return {**values, "mask": np.array(mask)}
 
@@ -212,9 +212,9 @@ def _matched(run: Run, saved: Mapping[str, Any], strict: bool) -> Restore:
         _check_names(key, run.params, saved[key])
     arrays: list[tuple[Array, Any]] = []
     times, loaded, fresh = [], [], []
-    for index, names in enumerate(run.names):
+    for index, members in enumerate(run.members):
         options = {**run.groups[index], **(groups[index] or {})}
-        for name in names:
+        for name in members.names:
             states = run.state[name]
             try:
                 found = _pairs("params", {name: run.params[name]}, {name: saved["params"].get(name)})
@@ -244,7 +244,7 @@ def _start(run: Run, index: int, state: str, options: Mapping[str, Any]) -> Any:
     if state == "param_low":
         return 0
     at = schema.states[schema.argument.get(state, state)]["starts_at"]
-    return 0 if at is None else {**run.begun[index], **options}[at]
+    return 0 if at is None else {**run.members[index].begun, **options}[at]
 
 
 def _groups(run: Run, saved: Mapping[str, Any], strict: bool) -> list[dict[str, Any] | None]:
@@ -259,7 +259,8 @@ def _groups(run: Run, saved: Mapping[str, Any], strict: bool) -> list[dict[str, 
     if strict:
         _check_names("groups", run.params, dict.fromkeys(name for names in by_names for name in names))
     found: list[dict[str, Any] | None] = []
-    for index, own in enumerate(run.names):
+    for index, members in enumerate(run.members):
+        own = members.names
         matches = by_names.get(frozenset(own))
         if strict and not matches:
             raise ValueError(f"groups: expected one of {_listed(own)}, as group {index} of this optimizer is")
@@ -349,17 +350,17 @@ def write(run: Run, restore: Restore) -> None:
     """
     writes: list[Call] = [partial(np.ndarray.__setitem__, live, ..., value) for live, value in restore.arrays]
     starts = {(id(group), key): value for group, key, value in run.starts}
-    masks = list(run.masks)
+    members = list(run.members)
     for index, (group, restored) in enumerate(zip(run.groups, restore.groups, strict=True)):
         if restored is not None:
             values = dict(restored)
-            masks[index] = values.pop("mask", masks[index])
+            members[index] = members[index]._replace(mask=values.pop("mask", members[index].mask))
             writes.append(partial(dict.update, group, values))
             starts |= {(id(group), key): values[key] for key in run.schema.starting}
     writes += [
         partial(run.core.own, run.groups, False),
-        partial(setattr, run, "masks", masks),
-        partial(setattr, run, "masked", any(mask is not None for mask in masks)),
+        partial(setattr, run, "members", members),
+        partial(setattr, run, "masked", any(each.mask is not None for each in members)),
         partial(setattr, run, "starts", [(group, key, starts[id(group), key]) for group, key, _ in run.starts]),
         partial(setattr, run.core, "steps", restore.step),
         partial(setattr, run.core, "counts", restore.times),

@@ -84,7 +84,7 @@ def snapshots_of(
 ) -> list[Snapshot]:
     """Return all parameters as they are before a step with these gradients, or values and indices of rows."""
     schema = run.schema
-    groups = [group for group, names in zip(run.groups, run.names, strict=True) for _ in names]
+    groups = [group for group, members in zip(run.groups, run.members, strict=True) for _ in members.names]
     functions = reference.gradient, getattr(reference, f"{schema.rule}_")
     takes = {argument for function in functions for argument in inspect.signature(function).parameters}
     found = []
