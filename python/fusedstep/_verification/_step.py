@@ -93,12 +93,13 @@ def snapshots_of(
     ):
         each = Snapshot(name, {"param": run.params[name], **run.state[name]}, grad, still)
         options = {option: group.get(option) for option in schema.options}  # what is missing, the step will name
-        asked = {**options, "loss_increased": _worse(group, loss, run.core.last_loss), "rows": each.rows}
+        asked = {**options, "loss_increased": _worse(group, loss, run.core.last_loss)}
         used = _core.used_states(schema.rule, options)
         each.arguments = {
             **{argument: value for argument, value in asked.items() if argument in takes},
             **{schema.argument.get(state, state): each.before[state] for state in used},
             **({"step": count + 1} if schema.uses_step(options) else {}),
+            **({"rows": each.rows} if each.rows is not None else {}),
             "key": key,
             "param_low": each.before.get("param_low"),
         }
