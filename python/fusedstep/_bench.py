@@ -187,10 +187,7 @@ class Data:
 
 
 def streaming(data: Data) -> Contender:
-    """Return a pass over the arrays by the rules' own loops: it adds a gradient of zeros, and flips a sign.
-
-    A rule that moves more, or more states than these loops, takes the time of as many bytes.
-    """
+    """Return a pass over as many bytes by the rules' own loops: it adds a gradient of zeros, and flips a sign."""
     streams = [state for name, state in data.states.items() if data.case.storage[name] == "parameter"][:3]
     rule, options = "traffic", {"states": ("none", "one", "two", "three")[len(streams)]}
     if signs := [state for state in data.states.values() if state.dtype == np.int8]:

@@ -47,10 +47,7 @@ def _parts(row: Mapping[str, Any]) -> dict[str, Any]:
 def dialect_arguments(
     rule: str, class_name: str, name: str, overrides: Mapping[str, Any], groups: Iterable[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Return the optimizer's arguments for the dialect ``name`` of ``rule``.
-
-    ``overrides`` are arguments for all parameters, ``groups`` the arguments that each group of parameters has.
-    """
+    """Return the optimizer's arguments for a dialect, given ``overrides`` for all and arguments of ``groups``."""
     table = {row["name"]: row for row in _core.dialects().get(rule, ())}
     if name not in table:
         known = ", ".join(table) or "none"

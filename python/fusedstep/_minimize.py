@@ -362,11 +362,8 @@ class _Run:
         self._reference = loss if improved else self._reference
 
     def _step_sizes(self, rprop: Rprop, moves: list[Array], outside: list[Array]) -> list[Array]:
-        """Shorten the step sizes of moves that were cut short; return all, 0 for elements that are held at a bound.
-
-        The length of a move stands even if it is below the smallest step size, so that iRprop+ takes back no more than
-        was made. The next step raises it.
-        """
+        """Shorten the step sizes of moves that were cut short; return all, 0 for elements that are held at a bound."""
+        # Even below the smallest size, which the next step restores: iRprop+ takes back no more than was made.
         smallest = rprop.step_sizes[0]
         sizes = []
         for i, state in enumerate(rprop.state.values()):

@@ -216,10 +216,7 @@ class Run:
                 raise ValueError(f"param_groups[{index}]: expected the group that the optimizer was made with")
 
     def checked(self, index: int, group: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the hyperparameters of ``group`` as plain values, checked for the group ``index``.
-
-        Types, ranges and shapes, and whether the states are there, are checked as in a step.
-        """
+        """Return the hyperparameters of ``group`` as plain values, checked as in a step of the group ``index``."""
         schema = self.schema
         if missing := [key for key in schema.options if key not in group]:
             raise ValueError(f"expected a value for {missing[0]!r}, got none")
@@ -287,10 +284,7 @@ class Run:
         return self.core.step(grads, self.groups, *options, *(masked or ()))
 
     def masked_gradients(self, grads: Any, mask: Any, zero_grads: bool) -> tuple[Any, Masked]:
-        """Return gradients in which frozen elements are 0, and what else a step with a mask needs.
-
-        So a frozen element adds nothing to a norm and is never the one that GRprop chooses.
-        """
+        """Return gradients with 0 where they are frozen, for norms and GRprop's choice, and what else a step needs."""
         own = self.core.gradients(grads, zero_grads)
         frozen = self._frozen(mask)
         given = list(map(without_frozen, own, frozen))
@@ -349,11 +343,7 @@ class Run:
 
     @classmethod
     def from_parts(cls, parts: Mapping[str, Any]) -> Self:
-        """Make a run from a copy of ``parts()``, with its own states.
-
-        So are parameters that can't be written where they are: what unpickles may hand out memory of a message, or a
-        file's, that is read-only or not aligned.
-        """
+        """Make a run from a copy of ``parts()``, with its own states."""
         run = cls.__new__(cls)
         run._begin(SCHEMAS[parts["rule"]], parts["own"]["name"])
         vars(run).update(parts["own"])
@@ -393,6 +383,7 @@ def _values(grad: Any) -> Any:
 
 
 def _usable(array: Array) -> Array:
+    """Return an array that was unpickled, or a copy if it lies in memory of a message or file that can't be used."""
     if array.flags.writeable and array.flags.aligned:
         return array
     return np.array(array, order="K", subok=not isinstance(array, np.memmap))  # a copy in memory is no map of a file

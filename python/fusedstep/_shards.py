@@ -197,10 +197,7 @@ def _within(node: Node, lanes: range) -> list[Node]:
 
 
 class Exchange:
-    """What travels in a step whose gradients have certain types, None where there is no gradient.
-
-    ``cut`` is what each rank has, ``params`` and ``grads`` are the types, ``lanes`` are those of each rank.
-    """
+    """What travels in a step whose parameters and gradients have certain types, None where there is no gradient."""
 
     def __init__(
         self, peers: Peers, cut: Cut, params: Sequence[np.dtype[Any]], grads: Sequence[np.dtype[Any] | None],
@@ -239,10 +236,7 @@ class Exchange:
         return lone if lone is not None and node[1] == 1 else self._sums[i]
 
     def sum_gradients(self, sums: Mapping[Node, Sequence[Flat]], divisor: int, out: Sequence[Array]) -> None:
-        """Add the gradients of all lanes, each rank those of its own elements, and divide.
-
-        ``sums`` are this rank's nodes; ``out`` are this rank's pieces.
-        """
+        """Add the gradients of all lanes, given this rank's nodes, into this rank's pieces, and divide."""
         me = self._peers.rank
 
         def parts(segments: list[list[Segment]], rank: int, owner: int) -> Iterator[tuple[Any, ...]]:
@@ -310,11 +304,7 @@ class Exchange:
     def _in_rounds(
         self, post: Callable[[list[list[Segment]]], Travelling], use: Callable[[list[list[Segment]], Array], None]
     ) -> None:
-        """Send and receive in rounds; the next one travels while one is used.
-
-        All has been checked before. An error here, as for want of memory, ends all ranks: the others wait for bytes,
-        and can't be told.
-        """
+        """Send and receive in rounds; the next one travels while one is used. An error now ends all ranks."""
         if self._peers.size == 1:
             post = _nothing_travels
         try:
@@ -327,7 +317,7 @@ class Exchange:
         except BaseException:
             if self._peers.size == 1:
                 raise
-            traceback.print_exc()
+            traceback.print_exc()  # the others wait for bytes, and can't be told
             self._peers.comm.Abort(1)
 
 

@@ -65,11 +65,7 @@ def no_params(where: str, group: Mapping[Any, Any]) -> str:
 
 
 def parse(members: Any, taken: Collection[str] = (), first: int = 0, unnamed: int = 0) -> Leaves:
-    """Find the leaves of ``members``: an array, or nested containers of arrays.
-
-    ``taken`` are the names in use, ``first`` is the number of the first leaf, and ``unnamed`` continues the numbers of
-    groups that have no names.
-    """
+    """Find the leaves of containers; names in use, the first leaf's number and that of unnamed ones are given."""
     walker = _Walker(taken, first)
     tree = walker.walk(members, "", unnamed)
     unnamed += 1 if isinstance(tree, int) else len(tree) if isinstance(tree, list) else 0
@@ -175,10 +171,7 @@ def _array(value: Any) -> Any:
 
 
 def ungrouped(grads: Any, trees: list[Any], leaves: int) -> Any:
-    """Return the gradients of grouped parameters as a list with the containers of each group.
-
-    They come as such a list, as a list of ``{"params": ...}``, or as one flat list of all leaves.
-    """
+    """Return a list of containers, given as such, as a list of ``{"params": ...}``, or as one flat list of leaves."""
     if not isinstance(grads, list | tuple):
         raise TypeError(
             f"grads: expected a list with one entry for each of the {len(trees)} groups, or for each of the {leaves} "

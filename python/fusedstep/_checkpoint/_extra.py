@@ -31,7 +31,11 @@ def _pack(value: Any, pointer: str, where: str, arrays: dict[str, Array], depth:
     if depth > _DEEPEST:
         raise ValueError(f"{where[:80]}...: nested more than {_DEEPEST} deep, or inside itself")
     if isinstance(value, np.ndarray):
-        arrays[pointer] = _checked_array(value, where)
+        if is_masked(value):
+            raise TypeError(f"{where}: expected an array without a mask, got {type(value).__name__}")
+        if value.dtype not in _DTYPES:
+            raise TypeError(f"{where}: expected an array of bool, integers or float16 to float64, got {value.dtype}")
+        arrays[pointer] = value
         return None
     if isinstance(value, dict):
         packed = {}
@@ -52,14 +56,6 @@ def _pack(value: Any, pointer: str, where: str, arrays: dict[str, Array], depth:
         f"{where}: expected None, a bool, int, float or str, a NumPy array, or dicts and lists of these, "
         f"got {type(value).__name__}{hint}"
     )
-
-
-def _checked_array(array: Array, where: str) -> Array:
-    if is_masked(array):
-        raise TypeError(f"{where}: expected an array without a mask, got {type(array).__name__}")
-    if array.dtype not in _DTYPES:
-        raise TypeError(f"{where}: expected an array of bool, integers or float16 to float64, got {array.dtype}")
-    return array
 
 
 def unpacked(value: Any, arrays: Mapping[str, Array]) -> Any:

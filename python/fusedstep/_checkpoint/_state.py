@@ -167,10 +167,7 @@ def _read(live: Array | Piece, value: Any) -> tuple[Array, Array]:
 
 
 def checked(run: Run, saved: Any, strict: bool = True) -> Restore:
-    """Return what loading ``saved`` writes; ValueError if something in it does not fit ``run``.
-
-    Not strict, other names and shapes are left out.
-    """
+    """Return what loading ``saved`` writes; ValueError if it does not fit, in names and shapes only where strict."""
     if not isinstance(saved, Mapping):
         raise TypeError(f"state dict: expected a mapping, as state_dict() returns, got {type(saved).__name__}")
     version = saved.get("format_version")
@@ -248,10 +245,7 @@ def _start(run: Run, index: int, state: str, options: Mapping[str, Any]) -> Any:
 
 
 def _groups(run: Run, saved: Mapping[str, Any], strict: bool) -> list[dict[str, Any] | None]:
-    """Return the hyperparameters for each group of ``run``: those of the saved group with the same parameters.
-
-    Not strict, None where no group has the same parameters and states.
-    """
+    """Return the hyperparameters of the saved group with the same parameters, for each; not strict, perhaps None."""
     older = {key: value for key, value in _LATER.items() if key in run.schema.options}
     by_names: dict[frozenset[str], list[Mapping[str, Any]]] = {}
     for group in saved["groups"]:
@@ -343,11 +337,7 @@ def value_errors(
 
 
 def write(run: Run, restore: Restore) -> None:
-    """Write all of ``restore``, which has been read.
-
-    The writes are one call, so that Ctrl-C finds the run all old or all new. None of it is Python code, not even in a
-    subclass of an array or a dict.
-    """
+    """Write all of ``restore``, which has been read; none of it runs Python code, not even of an array's subclass."""
     writes: list[Call] = [partial(np.ndarray.__setitem__, live, ..., value) for live, value in restore.arrays]
     starts = {(id(group), key): value for group, key, value in run.starts}
     members = list(run.members)

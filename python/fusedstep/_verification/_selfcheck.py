@@ -65,11 +65,7 @@ class Case(NamedTuple):
 
 
 def choices(schema: Schema) -> Iterator[list[Options]]:
-    """Yield the choices for each hyperparameter of a rule; the first is its default, {}.
-
-    A flag is off or on, a choice is each of its words, and a number that is 0 by default is that or not. Other numbers
-    keep their defaults.
-    """
+    """Yield the choices for each flag, word, and number that is 0 by default; the first is its default, {}."""
     for name, default in schema.options.items():
         field = schema.fields[name]
         if name in SHARED:
@@ -231,10 +227,7 @@ def compare(found: Written, expected: Written) -> tuple[int, list[str]]:
 
 
 def check(selected: Iterable[Case]) -> Iterator[tuple[str, str, Counter[str], list[str]]]:
-    """Run each case with each dtype, instruction set and number of threads.
-
-    Yield the instruction set and the rule, how much was compared and differs, and where arrays first differ.
-    """
+    """Yield instruction set and rule of each run, how much was compared and differs, and where arrays first differ."""
     draw = random.Random(0)
     before = get_num_threads()
     shared = _core.share_all_work(True)  # threads share even these small arrays

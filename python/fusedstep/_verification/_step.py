@@ -108,10 +108,7 @@ def snapshots_of(
 
 
 def verified_step(run: Run, grads: Any, options: StepOptions, masked: Masked | None = None) -> StepReport:
-    """Take a step like ``Run.step``, and raise ``VerificationError`` if a bit differs from the reference.
-
-    If the comparison cannot be made, for want of memory or because of Ctrl-C, the step is taken back.
-    """
+    """Take a step and compare it with the reference; take it back if memory runs out or Ctrl-C comes meanwhile."""
     run.check_groups()
     core = run.core
     found = core.gradients(grads, bool(options.zero_grads))
