@@ -167,8 +167,8 @@ class Run:
         storage = _storage.checked(options)
         arguments = {key: options[key] for key in self.schema.arguments}
         place = len(self.groups) or -1
-        arrays = [
-            _core.check_parameter(array, name, place, **storage)
+        arrays = [  # what is no array itself may make another one each time
+            array if type(array) is np.ndarray else _core.check_parameter(array, name, place, **storage)
             for name, array in zip(leaves.names, leaves.arrays, strict=True)
         ]
         for name, array in zip(leaves.names, arrays, strict=True) if mask is not None else ():
