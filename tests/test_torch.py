@@ -15,6 +15,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,7 @@ torch = pytest.importorskip("torch")
 
 import fusedstep as fs  # noqa: E402
 import fusedstep.torch as ft  # noqa: E402
-from checks import difference  # noqa: E402
+from checks import difference, interrupted  # noqa: E402
 from registry import BFLOAT16, ENTRIES, STORAGES, Entry, Storage  # noqa: E402
 
 Tensor = torch.Tensor
@@ -521,6 +522,20 @@ def test_loading_frees_the_states_before(name: str) -> None:
     optimizer.load_state_dict(copy.deepcopy(other.state_dict()))
     gc.collect()
     assert not any(ref() is not None for ref in before)
+
+
+def test_ctrl_c_while_a_group_is_added() -> None:
+    """At the k-th line of it, for each k: the group is not there, or was checked."""
+    pytest.importorskip("ml_dtypes")
+    ends: list[bool] = []
+    reached = True
+    while reached:
+        optimizer = ft.RMSprop([torch.ones(2, requires_grad=True)])
+        late = {"params": [torch.ones(3, requires_grad=True)], "state_dtype": torch.bfloat16}
+        reached = interrupted(len(ends), partial(optimizer.add_param_group, late))
+        ends.append(len(optimizer.param_groups) == 2)
+        assert not ends[-1] or optimizer.param_groups[1]["state_dtype"] == "bfloat16"
+    assert {*ends[:-1]} == {False, True}, "no interrupt came after the group was added"
 
 
 def test_signs_of_rprop() -> None:

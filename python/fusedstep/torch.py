@@ -64,9 +64,9 @@ class _Bound:
     """The parameters with a state, bound to a core. Valid while the memory of all their tensors stays in place."""
 
     def __init__(
-        self, rule: str, states: Sequence[str], groups: list[Group], params: list[Tensor], entries: list[Entry | None],
-        options: list[Group],
-    ) -> None:  # fmt: skip
+        self, optimizer: _Optimizer, params: list[Tensor], entries: list[Entry | None], options: list[Group]
+    ) -> None:
+        groups, states = optimizer.param_groups, optimizer._states
         self._params = params
         self._entries = entries
         self._held = (*states, _LOW)
@@ -78,7 +78,7 @@ class _Bound:
         steps = torch.tensor(list(map(float, counts)), dtype=torch.float64 if double else torch.float32)
         self._steps = steps.numpy()
         """The memory of the states ``step``."""
-        self._core = _core.OptimizerCore(rule)
+        self._core = _core.OptimizerCore(optimizer._rule)
         self._core.seed = groups[0]["seed"] if groups else 0
         self._places: list[tuple[str, int]] = []
         """The name and the group of each member."""
@@ -424,7 +424,7 @@ class _Optimizer(torch.optim.Optimizer):
         bound = self._bound
         if bound is None or not bound.is_current(self.param_groups, params, entries):
             with torch.inference_mode(False):
-                bound = self._bound = _Bound(self._rule, self._states, self.param_groups, params, entries, options)
+                bound = self._bound = _Bound(self, params, entries, options)
         bound.step(grads, options, None if grad_scale is None else float(grad_scale))
         self._again = bound.again(self._lock, self.param_groups, self.state)
 
@@ -464,16 +464,17 @@ class _Optimizer(torch.optim.Optimizer):
             A tensor that is not dense, not on the CPU or of another type, or whose elements share memory; a
             hyperparameter out of range; an option of torch that does not exist here.
         """
-        super().add_param_group(param_group)
+        before = len(self.param_groups)
         try:
+            super().add_param_group(param_group)
             stored = self._check(self.param_groups[-1], self.param_groups[0])
             params = self.param_groups[-1]["params"]
             names = _names(self.param_groups)
             label = len(self.param_groups) - 1 or -1  # none for the first, which may be the only one
             for name, param in zip(names[len(names) - len(params) :], params, strict=True):
                 _core.check_parameter(_array(param, f"parameter {name!r}"), name, label, **stored)
-        except (TypeError, ValueError, RuntimeError, ImportError):
-            self.param_groups.pop()
+        except BaseException:
+            del self.param_groups[before:]
             raise
 
     def _check(self, group: Group, first: Group) -> dict[str, Any]:
