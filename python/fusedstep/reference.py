@@ -591,7 +591,7 @@ def _block_sums(terms: Array) -> list[float]:
     padded = np.concatenate([terms.ravel(), np.zeros(-terms.size % BLOCK)])
     x = padded.reshape(-1, BLOCK // LANES, LANES)
     sums = np.zeros((x.shape[0], LANES))
-    for row in range(BLOCK // LANES):
+    for row in range(min(-(-terms.size // LANES), BLOCK // LANES)):  # the others would add 0
         sums = sums + x[:, row]
     while sums.shape[1] > 1:
         half = sums.shape[1] // 2

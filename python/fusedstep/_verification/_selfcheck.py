@@ -253,7 +253,7 @@ def check(selected: Iterable[Case]) -> Iterator[tuple[str, str, Counter[str], li
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    quick = "try one option at a time; takes seconds instead of half a minute"
+    quick = "try one option at a time; takes seconds instead of minutes"
     parser.add_argument("--quick", action="store_true", help=quick)
     add_rules(parser)
 
