@@ -17,8 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
+import attrs
 import ml_dtypes
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -1150,6 +1151,29 @@ def _list(x: list[Any]) -> Any:
     return x
 
 
+class Layer(NamedTuple):
+    w: Any
+    b: Any
+
+
+@dataclass
+class Fields:
+    w: Any
+    b: Any
+
+
+_FIELDED = (Layer, Fields, attrs.make_class("Attributes", ["w", "b"]))
+
+
+def _fields(make: Any, x: list[Any]) -> Any:
+    return {"deep": [make(w=x[0], b=x[1])], "top": make(w=x[2], b=make(w=x[3], b=[]))}
+
+
+def _fields_backwards(make: Any, x: list[Any]) -> Any:
+    return {"top": make(b=make(b=[], w=x[3]), w=x[2]), "deep": [make(b=x[1], w=x[0])]}
+
+
+_FIELD_NAMES = ("deep.0.w", "deep.0.b", "top.w", "top.b.w")
 _NESTED_NAMES = ("layers.0.w", "layers.0.b", "layers.1.w", "layers.1.b", "scale")
 
 
@@ -1176,6 +1200,10 @@ CONTAINERS: tuple[Container, ...] = (
     Container("groups, gradients in groups", _GROUP_NAMES, _groups,
               lambda x: [{"params": _pair(x)}, {"params": [x[2], [x[3]]]}, {"params": x[4]}]),
     Container("groups, gradients in one list", _GROUP_NAMES, _groups, _list),
+    *(Container(f"{make.__name__}, nested", _FIELD_NAMES, functools.partial(_fields, make),
+                functools.partial(_fields_backwards, make)) for make in _FIELDED),
+    *(Container(f"{make.__name__} in a group", ("w", "b"), lambda x, make=make: [{"params": make(*x)}],
+                lambda x, make=make: [make(*x)]) for make in _FIELDED),
 )  # fmt: skip
 
 

@@ -155,9 +155,3 @@ def test_a_package_is_missing(module: str, missing: str, says: str) -> None:
         "except ImportError as error: print(repr((str(error), error.name, type(error).__name__)))"
     )
     assert run(code) == (says, missing, "ImportError")
-
-
-def test_hints_name_what_can_be_installed() -> None:
-    """No index has this package yet, nor its extras."""
-    for path in SOURCES:
-        assert 'install "fusedstep' not in path.read_text(encoding="utf-8"), path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import itertools
 import math
@@ -37,6 +36,8 @@ from registry import (
     C,
     Case,
     Container,
+    Fields,
+    Layer,
     OwnMapping,
     loss,
 )
@@ -201,47 +202,9 @@ def test_gradients_of_groups_in_other_containers() -> None:
     assert optimizer.step([grads[:2], grads[2:3]]).step == 1
 
 
-class Layer(NamedTuple):
-    w: Any
-    b: Any
-
-
 class Swapped(NamedTuple):
     b: Any
     w: Any
-
-
-@dataclasses.dataclass
-class Fields:
-    w: Any
-    b: Any
-
-
-def attrs_class() -> Any:
-    attrs = pytest.importorskip("attrs")
-    return attrs.make_class("Attributes", ["w", "b"])
-
-
-FIELDED: dict[str, Callable[[], Any]] = {"NamedTuple": lambda: Layer, "dataclass": lambda: Fields, "attrs": attrs_class}
-
-
-@pytest.mark.parametrize("kind", FIELDED)
-@pytest.mark.parametrize("grouped", [False, True])
-def test_containers_with_fields(kind: str, grouped: bool) -> None:
-    """Name leaves by their fields and give each its gradient: plain, nested, with and in groups."""
-    make = FIELDED[kind]()
-    arrays = [np.zeros(n) for n in (2, 3, 4, 5)]
-    tree: Any = {"deep": [make(w=arrays[0], b=arrays[1])], "top": make(w=arrays[2], b=make(w=arrays[3], b=[]))}
-    names = ["deep.0.w", "deep.0.b", "top.w", "top.b.w"]
-    optimizer = fs.Adagrad([{"params": tree}] if grouped else tree, lr=1.0, eps=1e-300, verify="every")
-    assert list(optimizer.state) == names
-    grads = [np.full(array.shape, sign) for array, sign in zip(arrays, (1.0, -1.0, 2.0, -2.0), strict=True)]
-    nested: Any = {"top": make(b=make(b=[], w=grads[3]), w=grads[2]), "deep": [make(b=grads[1], w=None)]}
-    optimizer.step([nested] if grouped else nested)
-    assert [float(array[0]) for array in arrays] == [0, 1, -1, 1]
-    if grouped:
-        optimizer.step(grads)  # one flat list of all leaves
-        assert [round(float(array[0]), 3) for array in arrays] == [-1, 1.707, -1.707, 1.707]
 
 
 def test_a_named_tuple_of_another_type_is_refused() -> None:

@@ -161,22 +161,16 @@ class Gradients:
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_data_loaders(method: str) -> None:
-    """PyTorch's loaders work in their own processes, while this one steps with a warm pool."""
+    """PyTorch's loaders step in their own processes, beside a warm pool here."""
     torch = pytest.importorskip("torch")
-    case = FULLEST_OF_RULE[0]
-    data = Gradients(case)
+    data = Gradients(FULLEST_OF_RULE[0])
     wanted = [data[i] for i in range(len(data))]
-    optimizer, mirror = started(case), started(case)
     loader = torch.utils.data.DataLoader(
         data, batch_size=None, num_workers=2, multiprocessing_context=method, persistent_workers=True
     )
     for _ in range(2):
-        for i, batch in enumerate(loader):
-            assert not difference(batch.numpy(), wanted[i])
-            grads = gradients(i) | {"w": batch.numpy()}
-            optimizer.step(grads, loss=loss(i))
-            mirror.step(gradients(i) | {"w": wanted[i]}, loss=loss(i))
-    assert digest(optimizer) == digest(mirror)
+        for batch, one in zip(loader, wanted, strict=True):
+            assert not difference(batch.numpy(), one)
 
 
 # ------------------------------------------------------------------------------------------------- out-of-band buffers
