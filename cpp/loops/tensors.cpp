@@ -157,15 +157,16 @@ struct Copied {
 };
 
 // The processor can't predict where the next tile begins. So row `r` of a tile fetches its share of the next one (transposed
-// gradient in memory: 1.4 times faster).
+// gradient in memory: 1.4 times faster). Of a run it asks for the beginning, and the processor fetches the rest itself.
 void prefetch_share(const Layout& layout, const Work& work, Tile tile, char* const* next, std::int64_t r) {
+  constexpr std::int64_t most_fetched = 8 * cache_line;
   for (int s = 0; s < max_arrays; ++s) {
     const std::int64_t item = work.storage.item_size[s];
     if (item == 0) continue;
     const std::int64_t across = layout.dimensions[0].stride[s];
     const std::int64_t down = layout.dimensions[1].stride[s];
     if (!layout.transposed[s]) {
-      prefetch<2>(next[s] + r * down, tile.columns * item);
+      prefetch<2>(next[s] + r * down, std::min(tile.columns * item, most_fetched));
       continue;
     }
     const char* const first = down > 0 ? next[s] : next[s] + (tile.rows - 1) * down;
