@@ -25,7 +25,7 @@ def test_page(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(plt, "show", lambda: None)
     try:
-        runpy.run_path(str(page))
+        names = runpy.run_path(str(page))
         figures = [plt.figure(number) for number in plt.get_fignums()]
         assert figures
         for figure in figures:
@@ -36,3 +36,9 @@ def test_page(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 assert (edge == 255).all(), "something is cut off"
     finally:
         plt.close("all")
+
+    if "gradient" in names and "surface" in names:  # the gradient is the slope of the surface
+        for point in np.array([(1.0, 2.0), (-0.5, 0.25), (3.0, -1.0)]):
+            steps = 1e-5 * np.eye(2)
+            slopes = [(names["surface"](*(point + d)) - names["surface"](*(point - d))) / 2e-5 for d in steps]
+            np.testing.assert_allclose(names["gradient"](point), slopes, rtol=1e-7, atol=1e-7)
