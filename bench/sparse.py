@@ -136,6 +136,9 @@ def torch_sparse(table: Array, total: Array) -> Update:
     return update
 
 
+COLUMNS, WORDS = 1_000_000, 100
+"""Of a logistic regression: its weights, and how many of them a document touches."""
+
 PEERS = {
     "numba over argsort": numba_argsort,
     "unique + add.at": unique_add_at,
@@ -179,17 +182,17 @@ def seconds_of(update: Update, batches: list[tuple[Array, Array]], seconds: floa
     return statistics.median(times)
 
 
-def logistic_regression(columns: int, documents: int, words: int = 100) -> tuple[float, dict[str, Update], Any]:
-    """Return the share of columns that a batch touches, and two ways from the errors of its documents to a step."""
+def logistic_regression(weights: Array, documents: int) -> tuple[float, dict[str, Update], Any]:
+    """Return the share of columns that a batch touches, two ways from its errors to a step, and batches."""
     from scipy.sparse import csr_array
 
     rng = np.random.default_rng(0)
     batches = []
     for _ in range(8):
-        index = rng.integers(0, columns, documents * words)
+        index = rng.integers(0, weights.size, documents * WORDS)
         counts = rng.standard_normal(index.size, dtype=np.float32)
-        batches.append((csr_array((counts, index, np.arange(documents + 1) * words), (documents, columns)), None))
-    optimizer = fs.Adagrad(np.zeros(columns, np.float32), lr=float(LR))
+        batches.append((csr_array((counts, index, np.arange(documents + 1) * WORDS), (documents, weights.size)), None))
+    optimizer = fs.Adagrad(weights, lr=float(LR))
     error = rng.standard_normal(documents, dtype=np.float32)
 
     def by_rows(batch: Any, _: object) -> None:
@@ -198,8 +201,14 @@ def logistic_regression(columns: int, documents: int, words: int = 100) -> tuple
     def dense(batch: Any, _: object) -> None:
         optimizer.step(batch.T @ error)
 
-    touched = np.mean([np.unique(batch.indices).size for batch, _ in batches]) / columns
+    touched = np.mean([np.unique(batch.indices).size for batch, _ in batches]) / weights.size
     return float(touched), {"rows": by_rows, "dense": dense}, batches
+
+
+def alternated(ways: dict[str, Update], batches: Any, seconds: float) -> dict[str, float]:
+    """Return the median time of each way, of three rounds in which they take turns."""
+    rounds = [[seconds_of(update, batches, seconds / 3) for update in ways.values()] for _ in range(3)]
+    return dict(zip(ways, map(statistics.median, zip(*rounds, strict=True)), strict=True))
 
 
 def report(seconds: float) -> Iterator[str]:
@@ -209,21 +218,18 @@ def report(seconds: float) -> Iterator[str]:
         batches = job.made()
         yield f"\n{job.name}, {np.mean([np.unique(index).size for index, _ in batches]):,.0f} distinct"
         fs.set_num_threads(1)
-        ours = 0.0
-        for name, update in contenders(job, 1):
-            rounds = [seconds_of(update, batches, seconds / 3) for _ in range(3)]
-            found = min(rounds)
-            ours = found if name == "fusedstep" else ours
-            yield f"  {name:<20} {1e6 * found:>10,.0f} us   {ours / found:.3f}"
+        found = alternated(dict(contenders(job, 1)), batches, seconds)
+        ours = found["fusedstep"]
+        for name, time_of in found.items():
+            yield f"  {name:<20} {1e6 * time_of:>10,.0f} us   {ours / time_of:.3f}"
         fs.set_num_threads(most)
         if most > 1:
-            name, update = next(contenders(job, most))
-            found = min(seconds_of(update, batches, seconds / 3) for _ in range(3))
-            yield f"  {f'{most} threads':<20} {1e6 * found:>10,.0f} us   {ours / found:.2f} times as fast as one"
-    yield "\nlogistic regression on documents of 100 of 1,000,000 words (CSR), one thread: the gradient and the step"
+            shared = alternated(dict(contenders(job, most)), batches, seconds)["fusedstep"]
+            yield f"  {f'{most} threads':<20} {1e6 * shared:>10,.0f} us   {ours / shared:.2f} times as fast as one"
+    yield f"\nlogistic regression on documents of {WORDS} of {COLUMNS:,} words (CSR), one thread: gradient and step"
     fs.set_num_threads(1)
     for documents in (10, 100, 300, 1_000, 3_000, 10_000):
-        touched, ways, batches = logistic_regression(1_000_000, documents)
-        rows, dense = (seconds_of(update, batches, seconds / 2) for update in ways.values())
+        touched, ways, batches = logistic_regression(np.zeros(COLUMNS, np.float32), documents)
+        rows, dense = alternated(ways, batches, seconds).values()
         yield f"  {touched:>6.1%} touched {1e6 * rows:>12,.0f} us   dense {1e6 * dense:>10,.0f} us   {rows / dense:.2f}"
     fs.set_num_threads(most)

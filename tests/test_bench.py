@@ -16,7 +16,7 @@ from fusedstep._bench import Case, repeated
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `bench`, which is not installed
 
-from bench import cases, history, narrow, peers, report, rows
+from bench import cases, history, narrow, peers, report, rows, sparse
 from bench.__main__ import main
 from bench.cases import CASES, LAYOUTS, RIGHT, WRONG, Arrays
 
@@ -225,3 +225,31 @@ def test_narrow_storage_is_timed_beside_float32(monkeypatch, capsys):
         assert narrow.STORAGES.keys() <= found.keys()
         assert found["float32"][1] == 1
         assert all(nanoseconds > 0 for nanoseconds, _, _ in found.values())
+
+
+@pytest.mark.slow
+def test_rows_are_timed_beside_a_dense_step(monkeypatch):
+    monkeypatch.setattr(
+        sparse, "JOBS", [replace(job, shape=(1_000, *job.shape[1:]), entries=64) for job in sparse.JOBS]
+    )
+    monkeypatch.setattr(sparse, "COLUMNS", 100_000)
+    monkeypatch.delitem(sparse.PEERS, "torch, sparse")  # torch warns of its own call
+    *jobs, logistic = "\n".join(sparse.report(0.01)).strip().split("\n\n")
+    assert len(jobs) == len(sparse.JOBS)
+    for job in jobs:
+        found = {line[:22].strip(): float(line[22:].split()[0].replace(",", "")) for line in job.splitlines()[1:]}
+        assert found.keys() >= {"fusedstep", "fusedstep, dense"}
+        assert min(found.values()) >= 0
+    shares = [float(line.split("%")[0]) for line in logistic.splitlines()[1:]]
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < 2 < 90 < shares[-1]
+
+
+def test_both_ways_of_a_logistic_regression_are_one():
+    weights = {}
+    for way in ("rows", "dense"):
+        weights[way] = np.zeros(5_000, np.float32)
+        _, ways, [batch, *_] = sparse.logistic_regression(weights[way], documents=20)
+        ways[way](*batch)
+    assert np.count_nonzero(weights["rows"]) > 1_000
+    np.testing.assert_allclose(weights["rows"], weights["dense"], rtol=1e-4, atol=1e-6)

@@ -16,9 +16,35 @@ import pytest
 import fusedstep as fs
 from checks import assert_same, difference, python, reference_step, threads
 from fusedstep import _core
-from registry import DECLARED, FIRST_OF_RULE, Array, Case
+from registry import BFLOAT16, DECLARED, FIRST_OF_RULE, Array, Case
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("columns", [1000, 1007])
+def test_noise_past_2_32(columns: int) -> None:
+    """An index has 64 bits, and the row that is updated has elements on both sides of 2^32."""
+    rows = 2**32 // columns + 1
+    row = rows - 1
+
+    def table() -> Array:  # of which only the pages of one row are in memory
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+        return np.frombuffer(mmap.mmap(-1, rows * columns * 2, flags), BFLOAT16).reshape(rows, columns)
+
+    rng = np.random.default_rng(0)
+    param, square_sum = table(), table()
+    for key in range(20):  # a wrong bit of noise may not show in what is rounded
+        param[row], square_sum[row] = rng.standard_normal(columns), 0
+        grad = rng.standard_normal((1, columns)).astype(BFLOAT16)
+        wide = {name: array[row].astype(np.float32) for name, array in (("param", param), ("square_sum", square_sum))}
+        fs.reference.adagrad_(wide["param"], grad[0].astype(np.float32), wide["square_sum"], lr=0.1)
+        bits = fs.reference.noise(key, row * columns + np.arange(columns))
+        halves = {"param": bits & 0xFFFF, "square_sum": bits >> 16}
+        expected = {name: fs.reference.to_bfloat16(wide[name], half) for name, half in halves.items()}
+
+        fs.adagrad_(param, grad, square_sum, lr=0.1, rows=np.array([row]), key=key)
+        assert_same({"param": param[row], "square_sum": square_sum[row]}, expected, f"row {row}, key {key}")
+
 
 # ------------------------------------------------------------------------------------------------------ past 2^31
 
